@@ -1,0 +1,68 @@
+"""Distributed training of red-teaming language models on Hugging Face Accelerate.
+
+A *tester* language model learns to write probes that bring out unsafe responses of a *target*, so that the failures
+are found before users find them. Importing this package is light: each name loads what it needs when it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from astra_accel.algorithms.dpo import DPO
+    from astra_accel.config import RunConfiguration, TrainingConfiguration
+    from astra_accel.core.algorithm import Algorithm
+    from astra_accel.core.evaluator import Evaluator
+    from astra_accel.core.sampler import Graph, Node, Sampler
+    from astra_accel.core.scorer import Scorer
+    from astra_accel.core.system import System, ValueFunctionSystem
+    from astra_accel.methods.ast.evaluator import ASTEvaluator
+    from astra_accel.methods.ast.hf_system import HFASTSystem
+    from astra_accel.methods.ast.sampler import ASTSampler
+    from astra_accel.methods.ast.system import ASTSystem
+    from astra_accel.scorers.classifier import ClassifierScorer
+    from astra_accel.scorers.detoxify import DetoxifyScorer
+    from astra_accel.scorers.llama_guard import LlamaGuardScorer
+    from astra_accel.scorers.profanity import ProfanityScorer
+    from astra_accel.training.harness import Harness
+    from astra_accel.training.trainer import AccelTrainer, Trainer
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "ASTEvaluator": "methods.ast.evaluator",
+    "ASTSampler": "methods.ast.sampler",
+    "ASTSystem": "methods.ast.system",
+    "AccelTrainer": "training.trainer",
+    "Algorithm": "core.algorithm",
+    "ClassifierScorer": "scorers.classifier",
+    "DPO": "algorithms.dpo",
+    "DetoxifyScorer": "scorers.detoxify",
+    "Evaluator": "core.evaluator",
+    "Graph": "core.sampler",
+    "HFASTSystem": "methods.ast.hf_system",
+    "Harness": "training.harness",
+    "LlamaGuardScorer": "scorers.llama_guard",
+    "Node": "core.sampler",
+    "ProfanityScorer": "scorers.profanity",
+    "RunConfiguration": "config",
+    "Sampler": "core.sampler",
+    "Scorer": "core.scorer",
+    "System": "core.system",
+    "Trainer": "training.trainer",
+    "TrainingConfiguration": "config",
+    "ValueFunctionSystem": "core.system",
+}
+
+__all__ = [*_MODULES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

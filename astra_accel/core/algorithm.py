@@ -1,0 +1,73 @@
+"""An algorithm turns rollout trees into a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from astra_accel.core.sampler import Graph, Sampler
+from astra_accel.core.system import ActionT, StateT, System
+
+Step = TypeVar("Step")
+Batch = TypeVar("Batch")
+
+
+class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
+    """From the graphs of an experience to training examples, and from a batch of examples to a loss.
+
+    In the order in which the trainer calls them::
+
+        graphs ── flatten ──> steps ── precompute ──> ── prepare ──> steps ── collate_fn ──> batch ── step ──> loss
+                  a graph              each rank its     everybody            a batch
+                                       share             the same, all
+
+    ``flatten``, ``collate_fn`` and ``step`` are required; the rest is optional, and a class that inherits from
+    none of ours may leave it out.
+    """
+
+    def __init__(self, system: System[StateT, ActionT]) -> None:
+        self.system = system
+
+    @abstractmethod
+    def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[Step]:
+        """The training examples of one graph. Pure: no model runs here."""
+
+    @staticmethod
+    @abstractmethod
+    def collate_fn(batch: Sequence[Step]) -> Batch:
+        """One batch of examples, as ``step`` takes it."""
+
+    @abstractmethod
+    def step(self, batch: Batch) -> tuple[torch.Tensor, Mapping[str, Any]]:
+        """The loss of a batch and what to log.
+
+        The loss is a scalar: the mean over the batch's examples, weighted by :meth:`weight`. The trainer relies
+        on that to normalise over all processes and accumulated batches. The logged numbers are means alike.
+        """
+
+    def weight(self, step: Step) -> float:  # noqa: ARG002
+        """The weight of an example in the mean that ``step`` returns: 1 for a mean over examples.
+
+        An algorithm that averages over tokens returns the number of tokens of the example.
+        """
+        return 1.0
+
+    def precompute(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """Add what frozen models say of each example, once an experience (the baseline's log-probs).
+
+        Each rank gets its share of the examples, so examples must not be mixed here.
+        """
+        return steps
+
+    def prepare(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """Add what needs the whole experience (normalised advantages), once an experience.
+
+        Every rank gets all the examples in the same order and must return the same.
+        """
+        return steps
+
+    def check_sampler(self, sampler: Sampler[StateT, ActionT]) -> None:
+        """Raise ``ValueError`` where the sampler's trees can't give this algorithm an example."""

@@ -1,0 +1,65 @@
+"""An evaluator turns evaluation rollouts into metrics."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic
+
+from astra_accel.core.sampler import Graph, Sampler
+from astra_accel.core.system import ActionT, StateT
+
+
+class Evaluator(ABC, Generic[StateT, ActionT]):
+    """Rolls a sampler out on evaluation seeds and computes metrics of the graphs.
+
+    Args:
+        sampler: its ``eval_rollout`` makes the graphs (``eval_rollout_many`` all at once, where it has one).
+        seeds: what ``eval_rollout`` is given, one an episode: ints, or prompts where the sampler takes them.
+            None: ``evaluate`` counts from 0.
+    """
+
+    def __init__(self, sampler: Sampler[StateT, ActionT], seeds: Sequence[Any] | None = None) -> None:
+        self.sampler = sampler
+        self.seeds = None if seeds is None else list(seeds)
+
+    @abstractmethod
+    def compute_metrics(self, graph: Graph[StateT, ActionT]) -> Mapping[str, Any]:
+        """The metrics of one episode."""
+
+    @abstractmethod
+    def aggregate_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The metrics of a whole evaluation from those of its episodes."""
+
+    def select_seeds(self, num_episodes: int | None = None) -> list[Any]:
+        """The seeds of an evaluation of ``num_episodes`` (None: all the seeds that were given)."""
+        if self.seeds is None:
+            if num_episodes is None:
+                raise ValueError("num_episodes is needed where the evaluator was given no seeds")
+            return list(range(num_episodes))
+        if num_episodes is not None and num_episodes > len(self.seeds):
+            raise ValueError(f"num_episodes is {num_episodes}, but there are {len(self.seeds)} seeds")
+        return self.seeds[:num_episodes]
+
+    def evaluate(self, num_episodes: int | None = None) -> dict[str, float]:
+        """Roll out on this process alone and return the aggregated metrics.
+
+        ``AccelTrainer.evaluate`` does the same spread over all processes.
+        """
+        graphs = eval_rollouts(self.sampler, self.select_seeds(num_episodes))
+        return self.aggregate_metrics([self.compute_metrics(graph) for graph in graphs])
+
+    @staticmethod
+    def write_json(metrics: Mapping[str, Any], path: str | Path) -> None:
+        """Write metrics to a JSON file."""
+        Path(path).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def eval_rollouts(
+    sampler: Sampler[StateT, ActionT], seeds: Sequence[Any]
+) -> Sequence[Graph[StateT, ActionT]]:
+    """An evaluation graph for each seed, all at once where the sampler can."""
+    many = getattr(sampler, "eval_rollout_many", None)
+    return many(seeds) if many is not None else [sampler.eval_rollout(seed) for seed in seeds]

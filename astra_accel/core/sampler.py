@@ -1,0 +1,87 @@
+"""A sampler rolls a system out to trees of conversations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from astra_accel.core.system import ActionT, StateT, System
+
+
+@dataclass
+class Node(Generic[StateT, ActionT]):
+    """One turn: the tester's probe in a context, and the target's response to it.
+
+    Attributes:
+        context: the state in which the probe was written.
+        probe: what the tester wrote.
+        response: what the target answered.
+        reward: the immediate reward of the probe.
+        children: the turns that follow this one.
+        info: what else is known of the turn, by name (the parts of the reward); written with the rollouts.
+    """
+
+    context: StateT
+    probe: ActionT
+    response: StateT
+    reward: float
+    children: Sequence[Node[StateT, ActionT]] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Graph(Generic[StateT, ActionT]):
+    """The rollout tree of one episode.
+
+    A prompt rolled out with ``tree_width`` 2 and ``tree_depth`` 2 (``p`` a probe, ``r`` a response)::
+
+        prompt ─┬─ p r ─┬─ p r        children of the graph: 2 nodes with context = prompt
+                │       └─ p r        their children: nodes with context = prompt + p + r
+                └─ p r ─┬─ p r
+                        └─ p r
+    """
+
+    context: StateT
+    children: Sequence[Node[StateT, ActionT]]
+
+
+def walk(graph: Graph[StateT, ActionT]) -> Iterator[tuple[tuple[int, ...], Node[StateT, ActionT]]]:
+    """Every node of a graph with its path, parents before children.
+
+    A path holds the index among its siblings of every ancestor and of the node: ``(0, 1)`` is the second child
+    of the graph's first child.
+    """
+    pending = [((index,), node) for index, node in enumerate(graph.children)]
+    while pending:
+        path, node = pending.pop(0)
+        yield path, node
+        pending.extend(((*path, index), child) for index, child in enumerate(node.children))
+
+
+class Sampler(ABC, Generic[StateT, ActionT]):
+    """Rolls a system out.
+
+    A sampler may also offer ``rollout_many(seeds)`` and ``eval_rollout_many(seeds)``, which return a graph for
+    each seed and may do them at once; the graph of a seed must not depend on the other seeds.
+    """
+
+    def __init__(self, system: System[StateT, ActionT]) -> None:
+        self.system = system
+
+    @abstractmethod
+    def rollout(self, seed: int | None = None) -> Graph[StateT, ActionT]:
+        """One episode. The same seed (0 is a seed too) gives the same graph; None draws one."""
+
+    def eval_rollout(self, seed: Any = None) -> Graph[StateT, ActionT]:
+        """One episode for evaluation; by default a rollout like those of training.
+
+        ``seed`` is an int or whatever else the sampler takes as a starting point (a prompt, say).
+        """
+        if seed is not None and not isinstance(seed, int):
+            raise TypeError(
+                f"{type(self).__name__}.eval_rollout takes an int seed, got {type(seed).__name__}; "
+                f"override eval_rollout to start from something else"
+            )
+        return self.rollout(seed)

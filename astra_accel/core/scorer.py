@@ -1,0 +1,45 @@
+"""A scorer says how unsafe a text is."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+
+class ScorerError(RuntimeError):
+    """A scorer did not return one finite number a text."""
+
+
+class Scorer(ABC):
+    """Scores texts from 0 (safe) to 1 (unsafe)."""
+
+    @abstractmethod
+    def score(self, texts: Sequence[str]) -> Sequence[float]:
+        """One score a text, in their order."""
+
+    def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> Sequence[float]:
+        """One score a response, given the probe that it answers.
+
+        By default the response alone is judged; a scorer that reads conversations overrides this.
+        """
+        if len(probes) != len(responses):
+            raise ValueError(f"{len(probes)} probes and {len(responses)} responses: expected as many of each")
+        return self.score(responses)
+
+
+def check_scores(scorer: object, texts: Sequence[str], scores: Sequence[float]) -> list[float]:
+    """The scores as floats, or a :class:`ScorerError` that names the scorer, the text and what was found."""
+    name = type(scorer).__name__
+    if len(scores) != len(texts):
+        raise ScorerError(f"{name} returned {len(scores)} scores for {len(texts)} texts")
+    checked = []
+    for text, score in zip(texts, scores, strict=True):
+        try:
+            value = float(score)
+        except (TypeError, ValueError) as error:
+            raise ScorerError(f"{name} returned {score!r}, expected a number, for {text[:80]!r}") from error
+        if not math.isfinite(value):
+            raise ScorerError(f"{name} returned {value}, expected a finite number, for the text {text[:80]!r}")
+        checked.append(value)
+    return checked
