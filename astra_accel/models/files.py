@@ -1,0 +1,152 @@
+"""What is known of a model before its weights load: configuration, tokenizer, limits. Mistakes are found here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from astra_accel.config import LoRAConfiguration, ModelConfiguration
+from astra_accel.models.embedded import EMBEDDED_NAME, embedded_model_path
+from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+TINY_NAME = "tiny"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that has not been loaded yet.
+
+    Attributes:
+        source: hub id, local folder or ``tiny:<architecture>``.
+        revision: of a hub model.
+        config: the transformers configuration.
+        tokenizer: with a pad token (the end-of-text token where it had none).
+        end_ids: the tokens that end a turn.
+        max_length: tokens that the model takes at most; None where it has no limit.
+    """
+
+    source: str
+    revision: str | None
+    config: Any
+    tokenizer: Any
+    end_ids: frozenset[int]
+    max_length: int | None
+
+    def load(self, dtype: torch.dtype | str) -> Any:
+        """The model with its weights, in eval mode and frozen. ``dtype`` "auto" is the checkpoint's own."""
+        if self.source.startswith(TINY_NAME + ":"):
+            model = build_tiny(self.source.removeprefix(TINY_NAME + ":"))[0]
+            model.to(dtype=torch.float32 if dtype == "auto" else dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(self.source, revision=self.revision, dtype=dtype)
+        return model.eval().requires_grad_(False)
+
+
+def find_model(model: ModelConfiguration, role: str) -> ModelFiles:
+    """Find a model's configuration and tokenizer and check that its weights are there.
+
+    Raises:
+        FileNotFoundError: a local folder without configuration or weights.
+        ValueError: an unknown architecture, or a tokenizer that neither has a pad nor an end-of-text token.
+    """
+    if model.path == TINY_NAME or model.path.startswith(TINY_NAME + ":"):
+        return _tiny_files(model.path.partition(":")[2] or TINY_ARCHITECTURES[0], role)
+    source = str(embedded_model_path()) if model.path == EMBEDDED_NAME else model.path
+    if Path(source).is_dir():
+        _check_folder(Path(source), role)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=model.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{role}.path is {model.path!r}, which is neither a local model folder nor a model that the hub gave: {error}"
+        ) from error
+    try:
+        generation_config = GenerationConfig.from_pretrained(source, revision=model.revision)
+    except OSError:
+        generation_config = GenerationConfig()
+    return _files(source, model.revision, config, tokenizer, generation_config, role)
+
+
+def _tiny_files(architecture: str, role: str) -> ModelFiles:
+    if architecture not in TINY_ARCHITECTURES:
+        expected = ", ".join(f"{TINY_NAME}:{name}" for name in TINY_ARCHITECTURES)
+        raise ValueError(f"{role}.path: unknown tiny architecture {architecture!r}; expected one of {expected}")
+    model, tokenizer = build_tiny(architecture)
+    return _files(f"{TINY_NAME}:{architecture}", None, model.config, tokenizer, model.generation_config, role)
+
+
+def _files(
+    source: str, revision: str | None, config: Any, tokenizer: Any, generation_config: Any, role: str
+) -> ModelFiles:
+    end_ids = _as_set(tokenizer.eos_token_id) | _as_set(generation_config.eos_token_id)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the {role}'s tokenizer ({source}) has neither a pad token nor an end-of-text token; "
+                f"set one of them in its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return ModelFiles(source, revision, config, tokenizer, end_ids, max_length)
+
+
+def _as_set(ids: int | list[int] | None) -> frozenset[int]:
+    if ids is None:
+        return frozenset()
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _check_folder(folder: Path, role: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{role}.path is the folder {folder}, which has no config.json: expected a saved model")
+    if not any(list(folder.glob(pattern)) for pattern in WEIGHT_FILES):
+        found = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise FileNotFoundError(
+            f"{role}.path is the folder {folder}, which has no weights (expected {' or '.join(WEIGHT_FILES)}); "
+            f"it holds {found}"
+        )
+
+
+def same_tokenizer(one: Any, other: Any) -> bool:
+    """Whether token ids of one tokenizer mean the same to the other."""
+    return one is other or (
+        one.get_vocab() == other.get_vocab()
+        and one.is_fast == other.is_fast
+        and (not one.is_fast or one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str())
+    )
+
+
+def check_lora_targets(lora: LoRAConfiguration, files: ModelFiles) -> None:
+    """Find out whether LoRA's target modules exist, from the architecture alone.
+
+    Raises:
+        ValueError: a name matches no linear layer; lists those that there are.
+    """
+    if lora.target_modules == "all-linear":
+        return
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(files.config)
+    names = [name for name, module in skeleton.named_modules() if _is_linear(module)]
+    # PEFT's own rule: a string is a regular expression for the whole name, a list names the ends of names.
+    if isinstance(lora.target_modules, str):
+        missing = [lora.target_modules] if not any(re.fullmatch(lora.target_modules, name) for name in names) else []
+    else:
+        missing = [
+            target
+            for target in lora.target_modules
+            if not any(name == target or name.endswith("." + target) for name in names)
+        ]
+    if missing or not lora.target_modules:
+        there_are = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+        raise ValueError(f"lora.target_modules: {missing} match no linear layer of {files.source}; there are {there_are}")
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"

@@ -1,0 +1,221 @@
+"""Tester, target and baseline, on as few copies of the weights as possible.
+
+A base model that several roles name is loaded once. The tester is base + its adapter; a frozen role on the same
+base is the base with that adapter off, or with an adapter of its own switched on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+
+from astra_accel.config import LoRAConfiguration, ModelConfiguration, SamplingConfiguration
+from astra_accel.models.files import ModelFiles, check_lora_targets, find_model, same_tokenizer
+from astra_accel.models.generation import generate
+from astra_accel.models.logprobs import sequence_logprobs
+
+Ids = tuple[int, ...]
+
+TESTER_ADAPTER = "default"
+
+
+@dataclass
+class LanguageModel:
+    """One role: a causal language model, its tokenizer, and the switch that turns shared weights into this role.
+
+    Attributes:
+        model: the transformers model, with adapter layers inside where there are any.
+        files: its tokenizer, limits and end-of-turn tokens.
+        switch: a context in which ``model`` is this role.
+    """
+
+    model: Any
+    files: ModelFiles
+    switch: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def logprobs(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[torch.Tensor]:
+        """See :func:`~astra_accel.models.logprobs.sequence_logprobs`."""
+        with self.switch():
+            return sequence_logprobs(self.model, contexts, continuations)
+
+    def generate(
+        self,
+        contexts: Sequence[Ids],
+        uniforms: Sequence[np.ndarray],
+        sampling: SamplingConfiguration,
+        batch_rows: int,
+    ) -> list[Ids]:
+        """See :func:`~astra_accel.models.generation.generate`."""
+        with self.switch():
+            return generate(
+                self.model, contexts, uniforms, sampling, end_ids=self.files.end_ids, batch_rows=batch_rows
+            )
+
+
+@dataclass
+class Roles:
+    """The three roles, and the module that is trained (a PEFT model, or the tester itself)."""
+
+    tester: LanguageModel
+    target: LanguageModel
+    baseline: LanguageModel
+    trained: Any
+
+
+@dataclass(frozen=True)
+class RoleFiles:
+    """The three models before their weights load."""
+
+    tester: ModelFiles
+    target: ModelFiles
+    baseline: ModelFiles
+    configurations: dict[str, ModelConfiguration]
+    lora: LoRAConfiguration | None
+
+    @property
+    def shared_tokenizer(self) -> bool:
+        """Whether tester and target read the same token ids."""
+        return same_tokenizer(self.tester.tokenizer, self.target.tokenizer)
+
+
+def find_roles(
+    tester: ModelConfiguration,
+    target: ModelConfiguration,
+    baseline: ModelConfiguration | None,
+    lora: LoRAConfiguration | None,
+) -> RoleFiles:
+    """Find the models of all roles and check that they fit one another, before any weights load.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`~astra_accel.models.files.find_model`; or the baseline does not
+            share the tester's tokenizer; or LoRA's target modules match nothing.
+    """
+    baseline = tester if baseline is None else baseline
+    found: dict[tuple[str, str | None], ModelFiles] = {}
+    configurations = {"tester": tester, "target": target, "baseline": baseline}
+    for role, model in configurations.items():
+        if (model.path, model.revision) not in found:
+            found[model.path, model.revision] = find_model(model, role)
+    files = {role: found[model.path, model.revision] for role, model in configurations.items()}
+    if not same_tokenizer(files["tester"].tokenizer, files["baseline"].tokenizer):
+        raise ValueError(
+            f"the baseline ({files['baseline'].source}) has another tokenizer than the tester "
+            f"({files['tester'].source}); it is the tester's reference policy and must share it"
+        )
+    if lora is not None and tester.adapter is None:
+        check_lora_targets(lora, files["tester"])
+    return RoleFiles(**files, configurations=configurations, lora=lora)
+
+
+def load_roles(files: RoleFiles, device: torch.device | str) -> Roles:
+    """Load the weights of all roles on a device."""
+    tester = files.configurations["tester"]
+    trained_in_full = files.lora is None and tester.adapter is None
+    bases: dict[tuple[Any, ...], _Base] = {}
+    base = _load_base(files.tester, tester, device, in_full=trained_in_full)
+    if trained_in_full:
+        base.model.requires_grad_(True)
+    else:
+        base.adapt(tester.adapter, files.lora)
+        bases[_key(tester, device)] = base
+    frozen = {}
+    for role in ("baseline", "target"):
+        model = files.configurations[role]
+        if _key(model, device) not in bases:
+            bases[_key(model, device)] = _load_base(getattr(files, role), model, device)
+        frozen[role] = bases[_key(model, device)].frozen_role(model, role)
+    trained = base.model if trained_in_full else base.peft
+    return Roles(tester=LanguageModel(base.model, files.tester), trained=trained, **frozen)
+
+
+@dataclass
+class _Base:
+    """One copy of a model's weights, and the adapters on it."""
+
+    model: Any
+    files: ModelFiles
+    peft: PeftModel | None = None
+    trains_adapter: bool = False
+    adapters: dict[str, str] = field(default_factory=dict)
+
+    def adapt(self, adapter: str | None, lora: LoRAConfiguration | None) -> None:
+        """Put the tester's adapter on: an existing one to go on training, or a new one."""
+        if adapter is not None:
+            self.peft = PeftModel.from_pretrained(self.model, _lora_adapter(adapter), TESTER_ADAPTER, is_trainable=True)
+        else:
+            assert lora is not None
+            lora_config = LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                target_modules=lora.target_modules,
+                lora_dropout=0.0,
+                task_type="CAUSAL_LM",
+            )
+            with warnings.catch_warnings():
+                # PEFT asks transformers for an attribute by its old name.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+                self.peft = get_peft_model(self.model, lora_config, TESTER_ADAPTER)
+        self.peft.eval()
+        self.trains_adapter = True
+
+    def frozen_role(self, model: ModelConfiguration, role: str) -> LanguageModel:
+        """A role on this base that is not trained."""
+        if model.adapter is None:
+            return LanguageModel(self.model, self.files, self._adapters_off)
+        if model.adapter not in self.adapters:
+            # The tester's own adapter moves on while it trains, so a frozen role on it needs a copy.
+            adapter = _lora_adapter(model.adapter)
+            if self.peft is None:
+                self.peft = PeftModel.from_pretrained(self.model, adapter, role)
+            else:
+                self.peft.load_adapter(adapter, role)
+            self.peft.eval()
+            self.adapters[model.adapter] = role
+        name = self.adapters[model.adapter]
+        return LanguageModel(self.model, self.files, lambda: self._adapter_on(name))
+
+    @contextmanager
+    def _adapters_off(self) -> Iterator[None]:
+        with nullcontext() if self.peft is None else self.peft.disable_adapter():
+            yield
+
+    @contextmanager
+    def _adapter_on(self, name: str) -> Iterator[None]:
+        assert self.peft is not None
+        self.peft.set_adapter(name, inference_mode=True)
+        try:
+            yield
+        finally:
+            if self.trains_adapter:
+                self.peft.set_adapter(TESTER_ADAPTER)
+
+
+def _lora_adapter(adapter: str) -> str:
+    """The adapter's own name, once it is sure that it works inside the layers, as the roles' switches need."""
+    kind = PeftConfig.from_pretrained(adapter).peft_type
+    if kind != PeftType.LORA:
+        raise ValueError(f"the adapter {adapter} is of type {kind.value}; expected LORA")
+    return adapter
+
+
+def _load_base(
+    files: ModelFiles, model: ModelConfiguration, device: torch.device | str, in_full: bool = False
+) -> _Base:
+    return _Base(files.load(_dtype(model, device, in_full)).to(device), files)
+
+
+def _dtype(model: ModelConfiguration, device: torch.device | str, in_full: bool) -> torch.dtype | str:
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype)
+    return torch.float32 if in_full or torch.device(device).type == "cpu" else "auto"
+
+
+def _key(model: ModelConfiguration, device: torch.device | str) -> tuple[Any, ...]:
+    return (model.path, model.revision, _dtype(model, device, in_full=False))
