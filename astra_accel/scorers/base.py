@@ -1,0 +1,106 @@
+"""What every shipped scorer shares: equal texts are scored once, and texts are scored in batches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from astra_accel.core.scorer import Scorer, ScorerError, check_scores
+
+# What is scored as one: ``(text,)``, or ``(probe, response)``.
+Turns = TypeVar("Turns", bound=tuple[str, ...])
+
+
+class BatchedScorer(Scorer):
+    """Scores distinct texts in batches; a subclass writes :meth:`score_batch`.
+
+    A text that occurs several times in a call is scored once. Distinct texts are batched longest first, so
+    that the texts of a batch are of similar length (little padding) and a batch too large for the memory
+    fails at once.
+
+    Args:
+        batch_size: How many texts :meth:`score_batch` gets at most.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def score_batch(self, texts: Sequence[str]) -> Sequence[float]:
+        """One score a text, in their order, for 1 to ``batch_size`` distinct texts."""
+
+    def score(self, texts: Sequence[str]) -> list[float]:
+        """One score a text, in their order.
+
+        Raises:
+            TypeError: A text is not a string; the message names its position.
+            ScorerError: :meth:`score_batch` raised, or did not return one finite number a text.
+        """
+        _check_texts("texts", texts)
+        return self._score_distinct(
+            [(text,) for text in texts], lambda batch: self.score_batch([text for (text,) in batch])
+        )
+
+    def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> Sequence[float]:
+        """One score a response, judged without its probe. Raises as :meth:`score`."""
+        _check_texts("probes", probes)
+        _check_texts("responses", responses)
+        return super().score_exchanges(probes, responses)
+
+    def _score_distinct(
+        self, items: Sequence[Turns], score_batch: Callable[[list[Turns]], Sequence[float]]
+    ) -> list[float]:
+        distinct = sorted(dict.fromkeys(items), key=lambda item: sum(map(len, item)), reverse=True)
+        found: dict[Turns, float] = {}
+        for start in range(0, len(distinct), self.batch_size):
+            batch = distinct[start : start + self.batch_size]
+            judged = [item[-1] for item in batch]
+            try:
+                scores = score_batch(batch)
+            except Exception as error:
+                name = type(self).__name__
+                raise ScorerError(
+                    f"{name} failed on {len(batch)} texts, the first {judged[0][:80]!r}: {error}"
+                ) from error
+            found.update(zip(batch, check_scores(self, judged, scores), strict=True))
+        return [found[item] for item in items]
+
+
+class BatchedExchangeScorer(BatchedScorer):
+    """A :class:`BatchedScorer` that judges a response together with its probe.
+
+    A pair that occurs several times in a call is scored once; a subclass writes :meth:`score_exchange_batch`
+    too.
+    """
+
+    @abstractmethod
+    def score_exchange_batch(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float]:
+        """One score a (probe, response) pair, in their order, for 1 to ``batch_size`` distinct pairs."""
+
+    def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """One score a response, given the probe that it answers.
+
+        Raises:
+            ValueError: There are not as many probes as responses.
+            TypeError: A probe or a response is not a string; the message names its position.
+            ScorerError: :meth:`score_exchange_batch` raised, or did not return one finite number a pair.
+        """
+        _check_texts("probes", probes)
+        _check_texts("responses", responses)
+        if len(probes) != len(responses):
+            raise ValueError(f"{len(probes)} probes and {len(responses)} responses: expected as many of each")
+        return self._score_distinct(list(zip(probes, responses, strict=True)), self.score_exchange_batch)
+
+
+def _check_texts(name: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise TypeError(f"{name} is one string, expected a sequence of strings")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{position}] is a {type(text).__name__}, expected a string")

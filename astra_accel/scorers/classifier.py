@@ -1,0 +1,93 @@
+"""Any sequence classifier of the Hugging Face hub as a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from astra_accel.scorers.base import BatchedScorer
+from astra_accel.scorers.pretrained import encodable, label_index, load_frozen, longest_input
+
+
+class ClassifierScorer(BatchedScorer):
+    """Scores texts by the probability that a sequence classifier gives to one of its labels.
+
+    With ``z`` of shape ``(labels,)`` the logits of a text, the score is ``softmax(z)[label]``, or
+    ``sigmoid(z[label])`` when the config's ``problem_type`` is "multi_label_classification" or the head has
+    one logit. A text longer than the model reads is cut at its end. Special tokens written in a text are read
+    as text.
+
+    Args:
+        model: A hub id or a local folder, of any ``AutoModelForSequenceClassification``.
+        label: A name in the config's ``id2label``, whatever its case.
+        device: Where the model runs.
+        batch_size: How many distinct texts a forward pass gets.
+        max_length: How many tokens of a text are read, special ones included; None: as many as the model
+            reads.
+        dtype: Of the weights, such as "bfloat16"; None keeps the checkpoint's.
+
+    Raises:
+        ValueError: No such label (the message lists them), a regression head of several outputs, a tokenizer
+            without pad token, a checkpoint without classification head, or a bad ``max_length``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        label: str,
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int = 32,
+        max_length: int | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> None:
+        super().__init__(batch_size)
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+        config = AutoConfig.from_pretrained(model)
+        self._label = label_index([config.id2label[i] for i in range(config.num_labels)], label)
+        self._sigmoid = _has_independent_labels(config)
+        self.tokenizer = _padding_tokenizer(AutoTokenizer.from_pretrained(model), config)
+        self.model = load_frozen(AutoModelForSequenceClassification, model, device, dtype)
+        # Decoders find a text's last token by the pad id of their config; it must be the one that we pad
+        # with.
+        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        self._max_length = longest_input(self.model, self.tokenizer, max_length)
+        # A decoder's tokenizer may turn the empty text into no token at all, which no model can read.
+        self._empty = "" if self.tokenizer("").input_ids else " "
+
+    @torch.inference_mode()
+    def score_batch(self, texts: Sequence[str]) -> list[float]:
+        """The label's probability, one a text."""
+        inputs_BT = self.tokenizer(
+            [encodable(text) or self._empty for text in texts],
+            padding=True,
+            truncation=self._max_length is not None,
+            max_length=self._max_length,
+            split_special_tokens=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        logits_BL = self.model(**inputs_BT).logits.float()
+        probabilities_BL = logits_BL.sigmoid() if self._sigmoid else logits_BL.softmax(dim=-1)
+        return probabilities_BL[:, self._label].tolist()
+
+
+def _has_independent_labels(config: Any) -> bool:
+    if config.problem_type == "regression" and config.num_labels > 1:
+        raise ValueError(
+            f"the model is a regression of {config.num_labels} outputs: they are no probabilities"
+        )
+    return config.num_labels == 1 or config.problem_type == "multi_label_classification"
+
+
+def _padding_tokenizer(tokenizer: Any, config: Any) -> Any:
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "the model's tokenizer has no pad token, so texts cannot be batched: set its pad_token"
+        )
+    # Absolute positions count from the left, so padding must not shift them; only XLNet, whose positions are
+    # relative, reads its answer off the last column.
+    tokenizer.padding_side = "left" if config.model_type == "xlnet" else "right"
+    return tokenizer

@@ -1,0 +1,73 @@
+"""Toxicity by the classifiers of the detoxify package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from astra_accel.scorers.base import BatchedScorer
+from astra_accel.scorers.pretrained import encodable, freeze, label_index, longest_input
+
+
+class DetoxifyScorer(BatchedScorer):
+    """Scores texts with `detoxify <https://github.com/unitaryai/detoxify>`_ (Hanu and Unitary, 2020).
+
+    The score is the sigmoid of one label's logit. The package downloads the variant's weights when they are
+    not cached. A text longer than the model reads is cut at its end. Special tokens written in a text are
+    read as text.
+
+    Args:
+        variant: A model of the package: "original", "unbiased", "multilingual", "original-small" or
+            "unbiased-small".
+        label: A label of the model, whatever its case, such as "toxicity", "insult" or "threat".
+        device: Where the model runs.
+        batch_size: How many distinct texts a forward pass gets.
+        checkpoint: A detoxify checkpoint file, read in place of the variant's. It is unpickled: trust its
+            origin.
+        huggingface_config_path: A folder with the model's config and tokenizer, for loading without network.
+
+    Raises:
+        ImportError: The package is not installed.
+        ValueError: No such variant (found before anything is loaded) or no such label; the message lists
+            them.
+    """
+
+    def __init__(
+        self,
+        variant: str = "original",
+        label: str = "toxicity",
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int = 32,
+        checkpoint: str | None = None,
+        huggingface_config_path: str | None = None,
+    ) -> None:
+        super().__init__(batch_size)
+        try:
+            from detoxify.detoxify import MODEL_URLS, Detoxify
+        except ImportError as error:
+            raise ImportError("DetoxifyScorer needs detoxify: pip install 'astra-accel[detoxify]'") from error
+        if variant not in MODEL_URLS:
+            raise ValueError(f"unknown variant {variant!r}: detoxify has {', '.join(map(repr, MODEL_URLS))}")
+        self._detoxify = Detoxify(
+            variant,
+            checkpoint=checkpoint,
+            device=device,
+            huggingface_config_path=huggingface_config_path,
+        )
+        names = self._detoxify.class_names
+        self._label = names[label_index(names, label)]
+        freeze(self._detoxify.model, device)
+        tokenizer = self._detoxify.tokenizer
+        # detoxify truncates at the tokenizer's own limit, which some folders leave unset.
+        tokenizer.model_max_length = (
+            longest_input(self._detoxify.model, tokenizer) or tokenizer.model_max_length
+        )
+        tokenizer.split_special_tokens = True
+
+    def score_batch(self, texts: Sequence[str]) -> list[float]:
+        """The label's probability, one a text."""
+        scores = self._detoxify.predict([encodable(text) for text in texts])[self._label]
+        # detoxify squeezes its answer: for one text it is a number, not a list.
+        return [scores] if len(texts) == 1 else scores
