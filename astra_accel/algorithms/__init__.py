@@ -1,0 +1,30 @@
+"""The algorithms, one file a family. :data:`ALGORITHMS` names them for configurations.
+
+Light to import: the classes themselves load when they are asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from astra_accel.lazy import load_attribute, load_named
+
+if TYPE_CHECKING:
+    from astra_accel.algorithms.dpo import DPO
+    from astra_accel.core.algorithm import Algorithm
+    from astra_accel.core.system import System
+
+__all__ = ["ALGORITHMS", "DPO", "build_algorithm"]
+
+ALGORITHMS: dict[str, str] = {
+    "dpo": "astra_accel.algorithms.dpo:DPO",
+}
+
+
+def build_algorithm(name: str, system: System, **options: Any) -> Algorithm:
+    """The algorithm of that name for a system; unknown names and options are ``ValueError``."""
+    return load_named(ALGORITHMS, name, "algorithm", options)(system, **options)
+
+
+def __getattr__(name: str) -> Any:
+    return load_attribute(__name__, name, {"DPO": ALGORITHMS["dpo"]})

