@@ -1,0 +1,271 @@
+"""Checkpoints that are complete or absent.
+
+Everything is written to a folder with a temporary name, synced to disk and listed in a manifest with sizes and hashes;
+then the folder gets its name in one rename, and only after that are older ones deleted. Reading verifies the
+manifest first. Nothing in a checkpoint needs more than ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from astra_accel.training.distributed import on_every_rank, on_main
+from astra_accel.training.optim import LearningRate
+from astra_accel.training.step_module import StepModule
+
+FORMAT = 1
+MANIFEST, WEIGHTS, OPTIMIZER, STATE, CONFIG = (
+    "manifest.json",
+    "trained.safetensors",
+    "optimizer.pt",
+    "trainer_state.json",
+    "config.yaml",
+)
+
+
+class CheckpointError(RuntimeError):
+    """A folder is no checkpoint, is damaged, or belongs to another model."""
+
+
+@dataclass
+class TrainerState:
+    """How far a run is.
+
+    Attributes:
+        step: training steps done.
+        update: optimizer steps done.
+        empty_in_row: the last experiences in a row that had no example.
+        best_value: the best evaluation so far.
+        best_step: its training step, which has a checkpoint that is not pruned.
+    """
+
+    step: int = 0
+    update: int = 0
+    empty_in_row: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+
+
+@dataclass
+class Training:
+    """What a checkpoint is made of."""
+
+    accelerator: Accelerator
+    module: StepModule
+    optimizer: Any
+    learning_rate: LearningRate
+    state: TrainerState
+    config_yaml: str
+
+
+def checkpoint_name(step: int) -> str:
+    """``step-000100`` for step 100."""
+    return f"step-{step:06d}"
+
+
+def save_checkpoint(training: Training, folder: Path) -> Path:
+    """Write a checkpoint of the current step into the folder of checkpoints. All processes together."""
+    accelerator = training.accelerator
+    name = checkpoint_name(training.state.step)
+    temporary = folder / f".{name}.tmp"
+
+    def prepare() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+    def write() -> None:
+        torch.save(_random_states(), temporary / _random_file(accelerator.process_index))
+        if accelerator.is_main_process:
+            _write_main_files(training, temporary)
+
+    on_main(accelerator, prepare)
+    on_every_rank(accelerator, write)
+    on_main(accelerator, lambda: _publish(temporary, folder / name))
+    return folder / name
+
+
+def load_checkpoint(training: Training, path: Path) -> TrainerState:
+    """Restore weights, optimizer, schedule and random states from a checkpoint, and return how far it was.
+
+    Raises:
+        CheckpointError: it is none, a file of it is damaged (named), or its weights are another model's.
+    """
+    verify_checkpoint(path)
+    _load_weights(training.module, path)
+    saved = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
+    training.optimizer.load_state_dict(saved["optimizer"])
+    training.learning_rate.load_state_dict(saved["learning_rate"])
+    if training.accelerator.scaler is not None and saved["scaler"] is not None:
+        training.accelerator.scaler.load_state_dict(saved["scaler"])
+    own_states = path / _random_file(training.accelerator.process_index)
+    if own_states.exists():  # A run that goes on with more processes has none for the new ones.
+        _restore_random_states(torch.load(own_states, weights_only=True))
+    return TrainerState(**json.loads((path / STATE).read_text(encoding="utf-8")))
+
+
+def load_weights(module: StepModule, path: Path) -> None:
+    """Restore the trained weights alone from a checkpoint."""
+    verify_checkpoint(path)
+    _load_weights(module, path)
+
+
+def read_state(path: Path) -> TrainerState:
+    """How far a checkpoint was, once it is sure that it is whole."""
+    verify_checkpoint(path)
+    return TrainerState(**json.loads((path / STATE).read_text(encoding="utf-8")))
+
+
+def read_config(path: Path) -> str:
+    """The configuration with which a checkpoint was written, as YAML."""
+    return (path / CONFIG).read_text(encoding="utf-8")
+
+
+def prune_checkpoints(folder: Path, keep: int | None, best_step: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints (None: none of them) and the best one."""
+    if keep is None:
+        return
+    checkpoints = list_checkpoints(folder)
+    for path in checkpoints[:-keep]:
+        if best_step is None or path.name != checkpoint_name(best_step):
+            shutil.rmtree(path)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a folder, oldest first."""
+    named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+    return sorted((path for path in named if (path / MANIFEST).is_file()), key=lambda path: int(path.name[5:]))
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Check that a checkpoint is whole.
+
+    Raises:
+        CheckpointError: names the folder that is none, or the file that is missing or damaged.
+    """
+    if not (path / MANIFEST).is_file():
+        near = list_checkpoints(path) or list_checkpoints(path / "checkpoints") or list_checkpoints(path.parent)
+        there_are = f"; there are {', '.join(map(str, near))}" if near else ""
+        raise CheckpointError(f"{path} is no checkpoint (it has no {MANIFEST}){there_are}")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files, format_number = manifest["files"], manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / MANIFEST} is damaged: {error!r}") from error
+    if format_number != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {format_number}; this version reads {FORMAT}")
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing from the checkpoint")
+        if file.stat().st_size != expected["size"]:
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes, expected {expected['size']}: it is damaged")
+        if _sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"{file} has other contents than when it was written: it is damaged")
+
+
+def _write_main_files(training: Training, folder: Path) -> None:
+    write_weights(training.module, folder / WEIGHTS)
+    scaler = training.accelerator.scaler
+    saved = {
+        "optimizer": training.optimizer.state_dict(),
+        "learning_rate": training.learning_rate.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
+    torch.save(saved, folder / OPTIMIZER)
+    (folder / STATE).write_text(json.dumps(asdict(training.state), indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(training.config_yaml, encoding="utf-8")
+
+
+def write_weights(module: StepModule, path: Path) -> None:
+    """The trained parameters and buffers as safetensors, by their names in the step module."""
+    weights = {name: tensor.detach().contiguous() for name, tensor in module.trained_state().items()}
+    save_file(weights, path)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    files = sorted(path for path in temporary.iterdir() if path.name != MANIFEST)
+    manifest = {
+        "format": FORMAT,
+        "files": {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files},
+    }
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    for path in [*files, temporary / MANIFEST, temporary]:
+        _sync(path)
+    if final.exists():  # A resumed run comes to a step that it had saved before.
+        outdated = final.with_name(f".{final.name}.outdated")
+        shutil.rmtree(outdated, ignore_errors=True)
+        os.rename(final, outdated)
+        os.rename(temporary, final)
+        shutil.rmtree(outdated)
+    else:
+        os.rename(temporary, final)
+    _sync(final.parent)
+
+
+def _load_weights(module: StepModule, path: Path) -> None:
+    try:
+        saved = load_file(path / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path / WEIGHTS} can't be read: {error}") from error
+    own = module.trained_state()
+    differing = sorted(set(saved) ^ set(own)) or [name for name in own if own[name].shape != saved[name].shape]
+    if differing:
+        raise CheckpointError(
+            f"{path} holds the weights of another model: {len(differing)} of them differ in name or shape "
+            f"({', '.join(differing[:3])}, …)"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def _random_file(rank: int) -> str:
+    return f"random_states_{rank}.pt"
+
+
+def _random_states() -> dict[str, Any]:
+    _, words, *rest = np.random.get_state()
+    return {
+        "python": list(random.getstate()[1]),
+        "numpy_words": torch.from_numpy(np.asarray(words, dtype=np.int64)),
+        "numpy_rest": [int(rest[0]), int(rest[1]), float(rest[2])],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore_random_states(states: Mapping[str, Any]) -> None:
+    random.setstate((3, tuple(states["python"]), None))
+    words = states["numpy_words"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", words, *states["numpy_rest"]))
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,100 @@
+"""What processes say to one another, and the accelerator that lets them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, gather_object
+
+from astra_accel.config import TrainingConfiguration
+
+T = TypeVar("T")
+
+
+class RankError(RuntimeError):
+    """Another process failed; its own error says why."""
+
+
+def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: bool = True) -> Accelerator:
+    """The accelerator of a run: one global batch split over the processes, gradients accumulated as configured.
+
+    Args:
+        config: batch size, precision, accumulation and trackers.
+        find_unused_parameters: whether a loss may leave a trained parameter out (a value head, say). Under DDP that
+            takes a traversal of the graph each batch, and a loss that does so without it hangs or fails.
+
+    Raises:
+        ValueError, RuntimeError: see :func:`check_accelerator`.
+    """
+    accelerator = Accelerator(
+        # Without this a launch of several CPU processes trains each of them alone.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=config.log_with or None,
+        project_dir=None if config.output_dir is None else str(config.output_dir),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+    )
+    check_accelerator(accelerator, config)
+    return accelerator
+
+
+def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -> None:
+    """Find launches that would train something else than configured.
+
+    Raises:
+        RuntimeError: several processes were launched, but each is alone.
+        ValueError: the global batch can't be split, or the accelerator and the configuration disagree.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise RuntimeError(
+            f"WORLD_SIZE is {launched}, but the accelerator has {accelerator.num_processes} process(es): each would "
+            f"train alone. On CPU make it with Accelerator(cpu=True), or pass no accelerator"
+        )
+    if config.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"training.batch_size is {config.batch_size}, which {accelerator.num_processes} processes can't share "
+            f"evenly; expected a multiple of {accelerator.num_processes}"
+        )
+    asked = {
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "mixed_precision": config.mixed_precision or accelerator.mixed_precision,
+    }
+    for name, value in asked.items():
+        if getattr(accelerator, name) != value:
+            raise ValueError(
+                f"training.{name} is {value!r}, but the accelerator was made with {getattr(accelerator, name)!r}"
+            )
+
+
+def on_every_rank(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
+    """Do something on each process and give all of them everybody's result, in the order of ranks.
+
+    If it fails on any process it fails on all of them, so that none is left waiting for the others: the process
+    that failed raises its own error, the others a :class:`RankError`.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    outcomes: list[tuple[Any, str | None]] = gather_object(
+        [(result, None if error is None else f"{type(error).__name__}: {error}")]
+    )
+    if error is not None:
+        raise error
+    for rank, (_, failure) in enumerate(outcomes):
+        if failure is not None:
+            raise RankError(f"process {rank} failed with {failure}")
+    return [outcome for outcome, _ in outcomes]
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> None:
+    """Do something on the main process alone; if it fails there, it fails everywhere."""
+    on_every_rank(accelerator, work if accelerator.is_main_process else lambda: None)

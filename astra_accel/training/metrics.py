@@ -1,0 +1,83 @@
+"""Figures of an update and of an experience."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from astra_accel.core.sampler import walk
+from astra_accel.training.distributed import on_every_rank
+from astra_accel.training.experience import Experience
+
+
+class UpdateTally:
+    """Adds up what the steps of one update return, weighted by their shares of it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._shares: dict[str, float] = {}
+
+    def add(self, loss: torch.Tensor, logs: Mapping[str, Any], share: float) -> None:
+        """Count one step's means; ``share`` 0 leaves only the names."""
+        for name, value in {"loss": loss.detach(), **logs}.items():
+            number = float(value)
+            # 0 × nan is nan: a placeholder batch must not touch the sum.
+            self._sums[name] = self._sums.get(name, 0.0) + (number * share if share else 0.0)
+            self._shares[name] = self._shares.get(name, 0.0) + share
+
+    def reduce(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all processes, the same on each, in one exchange whatever names each of them has."""
+        parts = on_every_rank(accelerator, lambda: (self._sums, self._shares))
+        means = {}
+        for name in dict.fromkeys(name for sums, _ in parts for name in sums):
+            share = math.fsum(shares.get(name, 0.0) for _, shares in parts)
+            means[name] = math.fsum(sums.get(name, 0.0) for sums, _ in parts) / share if share else math.nan
+        return means
+
+
+class Stopwatch:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what happens inside to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last call, as ``seconds/<phase>``."""
+        taken = {f"seconds/{name}": round(value, 4) for name, value in self.seconds.items()}
+        self.seconds = {}
+        return taken
+
+
+def experience_metrics(experience: Experience) -> dict[str, float]:
+    """Rewards and their terms over all nodes, the number of examples, and tokens where nodes tell them."""
+    nodes = [node for graph in experience.graphs for _, node in walk(graph)]
+    rewards = [float(node.reward) for node in nodes]
+    metrics: dict[str, float] = {"examples": len(experience.steps)}
+    if rewards:
+        metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards), "reward/max": max(rewards)}
+    infos = [getattr(node, "info", {}) for node in nodes]
+    for name in ("combined_score", "response_score", "naturalness"):
+        values = [info[name] for info in infos if info.get(name) is not None]
+        if values:
+            metrics[f"reward/{name}"] = fmean(values)
+    tokens = [info.get(name) or 0 for info in infos for name in ("probe_tokens", "response_tokens")]
+    metrics["tokens"] = sum(tokens)
+    metrics["empty_probes"] = sum(not str(node.probe) for node in nodes)
+    metrics["empty_responses"] = sum(not str(node.response) for node in nodes)
+    return metrics

@@ -1,0 +1,72 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from astra_accel.config import TrainingConfiguration
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+
+
+def build_optimizer(
+    config: TrainingConfiguration, parameters: Iterable[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """torch's optimizer of that name, with its own defaults for all that the configuration leaves open."""
+    options: dict[str, Any] = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
+    return OPTIMIZERS[config.optimizer](parameters, lr=config.lr, **options)
+
+
+class LearningRate:
+    """A schedule of transformers' ``get_scheduler``, advanced once a training step.
+
+    How many updates an experience gives depends on how many pairs come out of it, so a schedule counted in updates
+    would not know its end. Counted in training steps, warm-up and decay fill the run exactly, on any number of
+    processes (Accelerate would step a prepared scheduler once a process).
+    """
+
+    def __init__(self, config: TrainingConfiguration, optimizer: torch.optim.Optimizer) -> None:
+        try:
+            self.scheduler = get_scheduler(
+                config.lr_scheduler,
+                optimizer,
+                num_warmup_steps=config.warmup_steps,
+                num_training_steps=config.training_steps,
+                scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs),
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"training.lr_scheduler {config.lr_scheduler!r} does not take "
+                f"training.lr_scheduler_kwargs {config.lr_scheduler_kwargs}: {error}"
+            ) from error
+        self._optimizer = optimizer
+
+    @property
+    def value(self) -> float:
+        """The learning rate now."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def advance(self, mean_reward: float) -> None:
+        """Go on to the next training step; a plateau schedule watches the mean reward (lower is no progress)."""
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(-mean_reward)
+        else:
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.scheduler.load_state_dict(state)

@@ -1,0 +1,163 @@
+"""The files that a run writes under its output folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from astra_accel.config import TrainingConfiguration
+from astra_accel.core.sampler import Graph, walk
+
+PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datasets", "numpy")
+CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
+PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
+
+
+class OutputFolderError(FileExistsError):
+    """The output folder holds a run that would be mixed with the new one."""
+
+
+def new_output_dir() -> Path:
+    """A folder for a run that was given none."""
+    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def check_output_dir(config: TrainingConfiguration, resuming: bool) -> None:
+    """Find out whether the output folder is free.
+
+    Raises:
+        OutputFolderError: it holds a run; says how to resume or to overwrite it.
+        NotADirectoryError: it is a file.
+    """
+    folder = config.output_dir
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(f"training.output_dir is {folder}, which is a file; expected a folder")
+    found = [part for part in PARTS if (folder / part).exists()]
+    if found and not resuming and not config.overwrite_output_dir:
+        checkpoints = sorted((folder / CHECKPOINTS).glob("step-*"))
+        resume = f"--resume {checkpoints[-1]}" if checkpoints else "(it has no checkpoint to resume from)"
+        raise OutputFolderError(
+            f"training.output_dir {folder} already holds a run ({', '.join(found)}). To go on with it: {resume}. "
+            f"To delete it: --training.overwrite_output_dir true. Or choose another folder"
+        )
+
+
+class RunFolder:
+    """Writes a run's files, on the main process.
+
+    Args:
+        path: the output folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def tester(self) -> Path:
+        """Where the trained tester is."""
+        return self.path / TESTER
+
+    def begin(self, config_yaml: str, overwrite: bool) -> None:
+        """Start a run: delete the one that is there if asked to, and write ``config.yaml``."""
+        if overwrite:
+            for part in PARTS:
+                target = self.path / part
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        comments = "".join(f"# {line}\n" for line in environment())
+        write_atomically(self.path / CONFIG, comments + config_yaml)
+
+    def rewind(self, step: int, update: int) -> None:
+        """Drop what a run that is resumed wrote after its checkpoint; those steps come again."""
+        metrics = self.path / METRICS
+        if metrics.exists():
+            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+            write_atomically(metrics, "".join(kept))
+        for file in (self.path / ROLLOUTS).glob("step-*.parquet"):
+            if int(file.stem.removeprefix("step-")) > step:
+                file.unlink()
+
+    def write_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one update's line to ``metrics.jsonl``; what is not finite becomes null, as JSON has no nan."""
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def write_rollouts(self, step: int, graphs: Sequence[Graph]) -> Path:
+        """Write every node of an experience to ``rollouts/step-<step>.parquet``."""
+        rows = list(rollout_rows(graphs))
+        path = self.path / ROLLOUTS / f"step-{step:06d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+        os.replace(temporary, path)
+        return path
+
+
+def rollout_rows(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:
+    """One row a node: episode, path (child indices from the root), turn, texts, reward and what is known of it."""
+    for episode, graph in enumerate(graphs):
+        for path, node in walk(graph):
+            yield {
+                "episode": episode,
+                "path": list(path),
+                "turn": len(path),
+                "context": valid_text(str(node.context)),
+                "probe": valid_text(str(node.probe)),
+                "response": valid_text(str(node.response)),
+                "reward": float(node.reward),
+                **{name: value for name, value in getattr(node, "info", {}).items() if name != "reward"},
+            }
+
+
+def valid_text(text: str) -> str:
+    """The text with what UTF-8 can't hold (lone surrogates) replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def environment() -> list[str]:
+    """Versions, and the git revision where the working folder has one, a line each."""
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    for package in PACKAGES:
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package} (not installed as a package)")
+    try:
+        revision = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        lines.append(f"git revision {revision}")
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git, or no repository: the line is for where there is one
+    return lines

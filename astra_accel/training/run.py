@@ -1,0 +1,120 @@
+"""One run from its configuration: the job that `examples/train.py` and `astra-accel train` start."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate.utils import set_seed
+from rich.table import Table
+
+from astra_accel.algorithms import build_algorithm
+from astra_accel.config import ConfigurationError, PromptSource, RunConfiguration
+from astra_accel.core.scorer import Scorer
+from astra_accel.data import check_disjoint, load_prompts
+from astra_accel.methods.ast.evaluator import ASTEvaluator
+from astra_accel.methods.ast.hf_system import HFASTSystem
+from astra_accel.methods.ast.sampler import ASTSampler
+from astra_accel.methods.ast.views import Views, check_prompts
+from astra_accel.models.roles import find_roles
+from astra_accel.scorers import build_scorer
+from astra_accel.training.checkpoint import verify_checkpoint
+from astra_accel.training.distributed import make_accelerator
+from astra_accel.training.outputs import check_output_dir
+from astra_accel.training.trainer import AccelTrainer
+
+USAGE = "[--config FILE.yaml] [--resume CHECKPOINT] [--SECTION.FIELD VALUE ...]"
+
+
+class Prompts:
+    """The prompts of a run. Held-out ones are never among those that are trained on.
+
+    Raises:
+        ValueError, FileNotFoundError: a source can't be read, or a held-out prompt is trained on.
+    """
+
+    def __init__(self, config: RunConfiguration) -> None:
+        self.train = _load(config.prompts.train)
+        self.dev = _load(config.prompts.dev)
+        self.test = _load(config.prompts.test)
+        for name, held_out in (("dev", self.dev), ("test", self.test)):
+            check_disjoint(self.train, held_out, ("train", name))
+
+
+def build_trainer(config: RunConfiguration, resume: str | Path | None = None) -> tuple[AccelTrainer, Prompts]:
+    """The trainer of a configuration. Whatever can be found wrong is found before weights load."""
+    check_output_dir(config.training, resuming=resume is not None)
+    if resume is not None:
+        verify_checkpoint(Path(resume))
+    if config.training.eval_steps is not None and config.prompts.dev is None:
+        raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
+    prompts = Prompts(config)
+    accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
+    files = find_roles(config.tester, config.target, config.baseline, config.lora)
+    views = Views.of(files, config.rollout)
+    for name, texts in (("train", prompts.train), ("dev", prompts.dev), ("test", prompts.test)):
+        if texts:
+            check_prompts(texts, views, config.rollout, what=f"prompts.{name}")
+    scorer: Scorer = build_scorer(config.scorer.name, device=accelerator.device, **config.scorer.options)
+    set_seed(config.training.seed)  # a new adapter's weights are random
+    system = HFASTSystem.of(files, scorer, accelerator.device, config.rollout, config.reward)
+    sampler = ASTSampler(
+        system, prompts.train, config.rollout.tree_width, config.rollout.tree_depth, prompts.dev or None
+    )
+    algorithm = build_algorithm(config.algorithm.name, system, **config.algorithm.options)
+    evaluator = ASTEvaluator(sampler, seeds=prompts.dev or None)
+    trainer = AccelTrainer(
+        config.training, sampler, algorithm, accelerator=accelerator, evaluator=evaluator, run_config=config
+    )
+    return trainer, prompts
+
+
+def run(config: RunConfiguration, resume: str | Path | None = None) -> AccelTrainer:
+    """Train, with the figures on the test prompts before and after."""
+    trainer, prompts = build_trainer(config, resume)
+    before = trainer.evaluate(prompts.test) if prompts.test and resume is None else {}
+    trainer.train(resume)
+    after = trainer.evaluate(prompts.test) if prompts.test else {}
+    _show(trainer, before, after, len(prompts.test))
+    return trainer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse a command line and run. Mistakes in it are one message, without a traceback; exit code 2."""
+    parser = argparse.ArgumentParser(prog="train", usage=f"%(prog)s {USAGE}", allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file with the sections of a run (examples/configs)")
+    parser.add_argument("--resume", help="a checkpoint folder to go on from")
+    known, overrides = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        config = RunConfiguration.load(known.config, overrides)
+    except (FileNotFoundError, ConfigurationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    run(config, known.resume)
+    return 0
+
+
+def _load(source: PromptSource | None) -> list[str]:
+    if source is None:
+        return []
+    options = source.model_dump()
+    return load_prompts(options.pop("source"), **options)
+
+
+def _show(trainer: AccelTrainer, before: dict[str, float], after: dict[str, float], num_prompts: int) -> None:
+    if not after:
+        return
+    table = Table("on held-out prompts", "before", "after", title=f"{num_prompts} test prompts, one conversation each")
+    for name, value in after.items():
+        table.add_row(name, f"{before[name]:.4f}" if name in before else "", f"{value:.4f}")
+    trainer.display.console.print(table)
+    trainer.display.say(f"the tester is in {trainer.folder.tester}, all files of the run in {trainer.folder.path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,379 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from astra_accel.config import RunConfiguration, Section, TrainingConfiguration, to_yaml
+from astra_accel.core.evaluator import Evaluator
+from astra_accel.training import checkpoint as checkpoints
+from astra_accel.training.checkpoint import Training, TrainerState
+from astra_accel.training.display import Display
+from astra_accel.training.distributed import check_accelerator, make_accelerator, on_main
+from astra_accel.training.experience import Experience, ExperienceLoader, Shard
+from astra_accel.training.harness import Harness
+from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metrics
+from astra_accel.training.optim import LearningRate, build_optimizer
+from astra_accel.training.outputs import RunFolder, check_output_dir, new_output_dir, valid_text
+from astra_accel.training.step_module import StepModule
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is not finite; the optimizer did not step."""
+
+
+class EmptyExperienceError(RuntimeError):
+    """Too many experiences in a row gave no training example."""
+
+
+class AccelTrainer:
+    """Trains the tester of a system, on any number of processes.
+
+    Works with any system, sampler and algorithm of the contracts' shape, also with those that inherit from none of
+    our classes::
+
+        system = HFASTSystem("tiny", "tiny", scorer=ProfanityScorer())
+        trainer = AccelTrainer(TrainingConfiguration(training_steps=10), ASTSampler(system), DPO(system))
+        trainer.train()
+
+    Args:
+        config: how to train.
+        sampler: rolls its ``system`` out.
+        algorithm: makes examples and losses of the rollouts.
+        accelerator: the processes to train on; None makes one as configured.
+        evaluator: computes the metrics of held-out rollouts, from ``evaluator.seeds`` if it has any; None is
+            an ``ASTEvaluator``, which needs nothing but rewards.
+        run_config: the whole configuration of which ``config`` is a part, for ``config.yaml``.
+
+    Raises:
+        ValueError, RuntimeError: a launch, a sampler or a system that can't be trained as configured.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfiguration,
+        sampler: Any,
+        algorithm: Any,
+        *,
+        accelerator: Accelerator | None = None,
+        evaluator: Evaluator | None = None,
+        run_config: RunConfiguration | None = None,
+    ) -> None:
+        self.config = config
+        if accelerator is None:
+            uses_all = getattr(sampler.system, "uses_every_parameter", False)
+            accelerator = make_accelerator(config, find_unused_parameters=not uses_all)
+        self.accelerator = accelerator
+        check_accelerator(accelerator, config)
+        check_sampler = getattr(algorithm, "check_sampler", None)
+        if check_sampler is not None:
+            check_sampler(sampler)
+        self.evaluator = _default_evaluator(sampler) if evaluator is None else evaluator
+        self.harness = Harness(
+            sampler,
+            algorithm,
+            config.num_episodes_per_experience,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            accelerator=self.accelerator,
+        )
+        self.loader = ExperienceLoader(
+            self.accelerator, algorithm, config.batch_size, config.gradient_accumulation_steps, config.seed
+        )
+        self.module = StepModule(sampler.system, algorithm)
+        optimizer = build_optimizer(config, sampler.system.parameters())
+        self.learning_rate = LearningRate(config, optimizer)
+        self.step_module, self.optimizer = self.accelerator.prepare(self.module, optimizer)
+        self.state = TrainerState()
+        self.display = Display(self.accelerator.is_main_process, config.training_steps)
+        self.folder = RunFolder(self._agree_on_folder())
+        self._config_yaml = _config_yaml(config, run_config)
+        self._stopwatch = Stopwatch()
+
+    def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
+        """Run training to its end, from the beginning or from a checkpoint.
+
+        Afterwards the system holds the weights that ``tester/`` holds: those of the best checkpoint where
+        evaluations chose one and ``load_best_at_end`` is set, else the last.
+
+        Raises:
+            CheckpointError: ``resume_from_checkpoint`` is no whole checkpoint of this model.
+            OutputFolderError: the output folder holds another run.
+            NonFiniteError, EmptyExperienceError: training can't go on.
+        """
+        self._begin(None if resume_from_checkpoint is None else Path(resume_from_checkpoint))
+        with self.display.running(self.state.step):
+            while self.state.step < self.config.training_steps:
+                with self._stopwatch.phase("rollout"):
+                    experience = self.harness.collect(self.state.step)
+                records = self._update_on(experience)
+                self.state.step += 1
+                self.learning_rate.advance(_mean_reward(experience))
+                self._after_step(experience, records)
+        self._end()
+
+    def evaluate(self, seeds: Sequence[Any] | None = None) -> dict[str, float]:
+        """The evaluator's metrics of the tester as it is, on held-out prompts; the same on every process.
+
+        Args:
+            seeds: one an episode; None takes the evaluator's own, up to ``num_eval_episodes``.
+        """
+        if seeds is None:
+            given = self.evaluator.seeds
+            seeds = given[: self.config.num_eval_episodes] if given else range(self.config.num_eval_episodes)
+        graphs = self.harness.evaluate(list(seeds))
+        return self.evaluator.aggregate_metrics([self.evaluator.compute_metrics(graph) for graph in graphs])
+
+    def save_tester(self, folder: str | Path | None = None) -> Path:
+        """Write the tester as it is (None: to ``tester/`` of the run). All processes together."""
+        path = self.folder.tester if folder is None else Path(folder)
+        on_main(self.accelerator, lambda: self._write_tester(path))
+        return path
+
+    def _update_on(self, experience: Experience) -> list[dict[str, Any]]:
+        """Every update of an experience; a record of each."""
+        if not experience.steps:
+            return self._skip(experience)
+        self.state.empty_in_row = 0
+        records, tally, shards = [], UpdateTally(), []
+        with self._stopwatch.phase("update"):
+            for epoch in range(self.config.epochs_per_experience):
+                for shard in self.loader.of(experience, epoch):
+                    with self.accelerator.accumulate(self.step_module):
+                        loss, logs = self.step_module(shard.batch)
+                        self.accelerator.backward(loss * self._scale(shard))
+                        tally.add(loss, logs, shard.share)
+                        shards.append(shard)
+                        if self.accelerator.sync_gradients:
+                            records.append(self._finish_update(tally, shards, experience))
+                            tally, shards = UpdateTally(), []
+        return records
+
+    def _scale(self, shard: Shard) -> float:
+        """What makes of this shard's mean loss its part of the update's mean.
+
+        ``backward`` divides by the accumulation steps and the processes' gradients are averaged; both are undone,
+        since the shares of an update add up to 1 over its batches and processes already.
+        """
+        return shard.share * self.config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _finish_update(
+        self, tally: UpdateTally, shards: Sequence[Shard], experience: Experience
+    ) -> dict[str, Any]:
+        max_norm = float("inf") if self.config.max_grad_norm is None else self.config.max_grad_norm
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.step_module.parameters(), max_norm))
+        means = tally.reduce(self.accelerator)
+        self._check_finite(means["loss"], grad_norm, shards)
+        lr = self.learning_rate.value
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.update += 1
+        return {
+            "step": experience.index + 1,
+            "update": self.state.update,
+            **means,
+            "grad_norm": grad_norm,
+            "lr": lr,
+        }
+
+    def _check_finite(self, loss: float, grad_norm: float, shards: Sequence[Shard]) -> None:
+        # With fp16 an overflow of gradients is the scaler's business: it skips the update and scales less.
+        scaled = self.accelerator.scaler is not None
+        finite = torch.isfinite(torch.tensor([loss, 0.0 if scaled else grad_norm])).all()
+        if finite:
+            return
+        folder = self.folder.path / "non_finite"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"update-{self.state.update + 1:06d}-process-{self.accelerator.process_index}.json"
+        batches = [{"share": shard.share, "batch": repr(shard.batch)} for shard in shards]
+        path.write_text(json.dumps({"loss": repr(loss), "grad_norm": repr(grad_norm), "batches": batches}, indent=2))
+        raise NonFiniteError(
+            f"update {self.state.update + 1} has loss {loss} and gradient norm {grad_norm}; it was not made. "
+            f"Its batches are in {folder}, the last good weights in {self.folder.checkpoints}"
+        )
+
+    def _skip(self, experience: Experience) -> list[dict[str, Any]]:
+        self.state.empty_in_row += 1
+        self.display.say(
+            f"step {experience.index + 1}: no training example came of {len(experience.graphs)} episodes "
+            f"(rewards that tie, or equal probes), so no update"
+        )
+        if self.state.empty_in_row >= self.config.max_empty_experiences:
+            on_main(self.accelerator, lambda: self._write_rollouts(experience))
+            raise EmptyExperienceError(
+                f"{self.state.empty_in_row} experiences in a row gave no training example "
+                f"(training.max_empty_experiences); their episodes are in {self.folder.path / 'rollouts'}"
+            )
+        return []
+
+    def _after_step(self, experience: Experience, records: list[dict[str, Any]]) -> None:
+        step, config = self.state.step, self.config
+        last = step == config.training_steps
+        figures: dict[str, Any] = experience_metrics(experience)
+        improved = False
+        if config.eval_steps is not None and (last or step % config.eval_steps == 0):
+            with self._stopwatch.phase("evaluate"):
+                metrics = self.evaluate()
+            figures |= {f"eval/{name}": value for name, value in metrics.items()}
+            improved = self._note_best(metrics)
+        figures |= self._stopwatch.take()
+        self._report(experience, records, figures)
+        if improved or (config.save_steps is not None and (last or step % config.save_steps == 0)):
+            with self._stopwatch.phase("save"):
+                self._save()
+
+    def _report(self, experience: Experience, records: list[dict[str, Any]], figures: dict[str, Any]) -> None:
+        # A training step without an update still tells its rewards, under the number of the last update.
+        records = records or [{"step": self.state.step, "update": self.state.update, "lr": self.learning_rate.value}]
+        records = [{**record, **figures} for record in records]
+
+        def write() -> None:
+            self._write_rollouts(experience)
+            for record in records:
+                self.folder.write_metrics(record)
+
+        on_main(self.accelerator, write)
+        for record in records:
+            self.accelerator.log(record, step=record["update"])
+        self.display.step(self.state.step, records[-1])
+        every = self.config.sample_steps
+        if every is not None and (self.state.step == 1 or self.state.step % every == 0):
+            self.display.conversations(experience.graphs, self.config.num_sample_conversations)
+
+    def _note_best(self, metrics: Mapping[str, float]) -> bool:
+        name = self.config.best_metric
+        if name not in metrics:
+            raise ValueError(f"training.best_metric is {name!r}; the evaluator gives {', '.join(metrics)}")
+        if self.state.best_value is not None and metrics[name] <= self.state.best_value:
+            return False
+        self.state.best_value, self.state.best_step = metrics[name], self.state.step
+        return True
+
+    def _begin(self, resume: Path | None) -> None:
+        config = self.config.model_copy(update={"output_dir": self.folder.path})
+        on_main(self.accelerator, lambda: check_output_dir(config, resuming=resume is not None))
+        if resume is not None:
+            self._tell_changes(resume)
+            self.state = checkpoints.load_checkpoint(self._training(), resume)
+            self.display.say(f"resumed from {resume} at step {self.state.step}")
+        fresh = resume is None and config.overwrite_output_dir
+        on_main(self.accelerator, lambda: self.folder.begin(self._config_yaml, overwrite=fresh))
+        on_main(self.accelerator, lambda: self.folder.rewind(self.state.step, self.state.update))
+        if self.config.log_with:
+            self.accelerator.init_trackers("astra_accel", config=_flat(self.config.model_dump(mode="json")))
+        self.display.say(f"writing to {self.folder.path}")
+
+    def _end(self) -> None:
+        best = self.state.best_step
+        if self.config.load_best_at_end and best is not None and best != self.state.step:
+            path = self.folder.checkpoints / checkpoints.checkpoint_name(best)
+            checkpoints.load_weights(self.module, path)
+            self.display.say(f"took the weights of {path}, the best by {self.config.best_metric}")
+        self.save_tester()
+        if self.config.log_with:
+            self.accelerator.end_training()
+        self.display.say(f"tester saved to {self.folder.tester}")
+
+    def _save(self) -> None:
+        checkpoints.save_checkpoint(self._training(), self.folder.checkpoints)
+        on_main(
+            self.accelerator,
+            lambda: checkpoints.prune_checkpoints(
+                self.folder.checkpoints, self.config.save_total_limit, self.state.best_step
+            ),
+        )
+
+    def _training(self) -> Training:
+        return Training(
+            self.accelerator, self.module, self.optimizer, self.learning_rate, self.state, self._config_yaml
+        )
+
+    def _tell_changes(self, checkpoint: Path) -> None:
+        checkpoints.verify_checkpoint(checkpoint)
+        for change in changed_fields(checkpoints.read_config(checkpoint), self._config_yaml):
+            self.display.say(f"changed since {checkpoint.name}: {change}")
+
+    def _write_rollouts(self, experience: Experience) -> None:
+        self.folder.write_rollouts(experience.index + 1, experience.graphs)
+
+    def _write_tester(self, path: Path) -> None:
+        save_pretrained = getattr(self.harness.sampler.system, "save_pretrained", None)
+        path.mkdir(parents=True, exist_ok=True)
+        if save_pretrained is not None:
+            save_pretrained(path)
+        else:
+            checkpoints.write_weights(self.module, path / checkpoints.WEIGHTS)
+        card = tester_card(self._config_yaml, self.state)
+        (path / "README.md").write_text(card, encoding="utf-8")
+
+    def _agree_on_folder(self) -> Path:
+        """The output folder; where none is given, the one that the main process names."""
+        chosen = [str(self.config.output_dir or new_output_dir())]
+        broadcast_object_list(chosen)
+        return Path(chosen[0])
+
+
+Trainer = AccelTrainer
+
+
+def changed_fields(before: str, after: str) -> list[str]:
+    """The fields that differ between two configurations in YAML: ``training.lr: 0.001, now 0.01``."""
+    import yaml
+
+    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(after))
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    return [f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names]
+
+
+def tester_card(config_yaml: str, state: TrainerState) -> str:
+    """The README of a trained tester: what it is, what it is for, how it came about."""
+    figures = "\n".join(f"- {name}: {value}" for name, value in asdict(state).items() if value is not None)
+    return (
+        "---\nlibrary_name: peft\ntags: [red-teaming, adaptive-stress-testing, astra_accel]\n---\n\n"
+        "# A tester for red-teaming\n\n"
+        "This language model was trained with astra_accel to write probes that bring out unsafe responses of a "
+        "target model, so that its failures are found before users find them.\n\n"
+        "**Intended use:** testing models that you are allowed to test. **Not for:** producing harmful text for any "
+        "other purpose, or attacking systems of others. Its output can be offensive.\n\n"
+        f"## Training\n\n{figures}\n\n```yaml\n{valid_text(config_yaml)}```\n"
+    )
+
+
+def _default_evaluator(sampler: Any) -> Evaluator:
+    from astra_accel.methods.ast.evaluator import ASTEvaluator
+
+    return ASTEvaluator(sampler)
+
+
+def _config_yaml(config: TrainingConfiguration, run_config: RunConfiguration | None) -> str:
+    return to_yaml(_Training(training=config) if run_config is None else run_config)
+
+
+class _Training(Section):
+    training: TrainingConfiguration
+
+
+def _mean_reward(experience: Experience) -> float:
+    return experience_metrics(experience).get("reward/mean", 0.0)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names; lists as text, which every tracker takes."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat

@@ -1,0 +1,16 @@
+"""Train a tester as a YAML file says, on any number of processes.
+
+    python examples/train.py --config examples/configs/tiny_dpo.yaml
+    accelerate launch --config_file accelerate_configs/multi_gpu.yaml examples/train.py \
+        --config examples/configs/llama3_8b_lora_dpo.yaml --training.lr 1e-4
+
+Any field of the configuration can be set on the command line by its section and name; ``--resume`` takes a checkpoint
+folder to go on from.
+"""
+
+import sys
+
+from astra_accel.training.run import main
+
+if __name__ == "__main__":
+    sys.exit(main())
