@@ -281,11 +281,11 @@ class RunConfiguration(BaseSettings):
     algorithm: AlgorithmConfiguration = AlgorithmConfiguration()
 
     @classmethod
-    def settings_customise_sources(
+    def settings_customise_sources(  # type: ignore[override]
         cls,
         settings_cls: type[BaseSettings],  # noqa: ARG003
         init_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
+        **_: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Values come from the file and the command line alone, never from stray environment variables."""
         return (init_settings,)

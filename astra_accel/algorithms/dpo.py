@@ -141,9 +141,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
 
     @torch.no_grad()
     def _baseline_logprobs(self, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, torch.Tensor]:
-        return _halves(
-            self.system.get_baseline_logprobs([*batch.prefixes] * 2, [*batch.suffix_pos, *batch.suffix_neg])
-        )
+        return _halves(self.system.get_baseline_logprobs([*batch.prefixes] * 2, [*batch.suffix_pos, *batch.suffix_neg]))
 
 
 def _pair(siblings: Sequence[Node[StateT, ActionT]]) -> DPOStep[StateT, ActionT] | None:

@@ -57,9 +57,7 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         Path(path).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
-def eval_rollouts(
-    sampler: Sampler[StateT, ActionT], seeds: Sequence[Any]
-) -> Sequence[Graph[StateT, ActionT]]:
+def eval_rollouts(sampler: Sampler[StateT, ActionT], seeds: Sequence[Any]) -> Sequence[Graph[StateT, ActionT]]:
     """An evaluation graph for each seed, all at once where the sampler can."""
     many = getattr(sampler, "eval_rollout_many", None)
     return many(seeds) if many is not None else [sampler.eval_rollout(seed) for seed in seeds]

@@ -53,7 +53,7 @@ def walk(graph: Graph[StateT, ActionT]) -> Iterator[tuple[tuple[int, ...], Node[
     A path holds the index among its siblings of every ancestor and of the node: ``(0, 1)`` is the second child
     of the graph's first child.
     """
-    pending = [((index,), node) for index, node in enumerate(graph.children)]
+    pending: list[tuple[tuple[int, ...], Node]] = [((index,), node) for index, node in enumerate(graph.children)]
     while pending:
         path, node = pending.pop(0)
         yield path, node

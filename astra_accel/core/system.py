@@ -33,9 +33,7 @@ class System(ABC, Generic[StateT, ActionT]):
         """``log p_target(continuation | context)`` a token, ``[batch, tokens]``, without gradient."""
 
     @abstractmethod
-    def get_baseline_logprobs(
-        self, context: Sequence[StateT], continuation: Sequence[ActionT]
-    ) -> torch.Tensor:
+    def get_baseline_logprobs(self, context: Sequence[StateT], continuation: Sequence[ActionT]) -> torch.Tensor:
         """``log p_baseline(continuation | context)`` a token, ``[batch, tokens]``, without gradient."""
 
     @abstractmethod

@@ -103,10 +103,7 @@ def _is_file_name(name: str) -> bool:
     if path.is_dir():
         return False
     return (
-        path.is_file()
-        or path.suffix.lower() in FILE_SUFFIXES
-        or path.is_absolute()
-        or name.startswith(("./", "../"))
+        path.is_file() or path.suffix.lower() in FILE_SUFFIXES or path.is_absolute() or name.startswith(("./", "../"))
     )
 
 
@@ -121,9 +118,7 @@ def _bundled_splits(column: str | None) -> dict[str, list[Any]]:
 def _file_column(path: Path, column: str | None) -> Sequence[Any]:
     name, suffix = str(path), path.suffix.lower()
     if not path.exists():
-        raise FileNotFoundError(
-            f"prompts {name!r}: no such file or folder (looked for {str(path.resolve())!r})"
-        )
+        raise FileNotFoundError(f"prompts {name!r}: no such file or folder (looked for {str(path.resolve())!r})")
     if suffix not in FILE_SUFFIXES:
         expected = ", ".join(FILE_SUFFIXES)
         raise ValueError(f"prompts {name!r}: found the file suffix {suffix!r}, expected one of {expected}")
@@ -230,9 +225,7 @@ def _load_dataset_column(
 
 def _column_of_dataset(dataset: Any, column: str | None, name: str) -> Sequence[Any]:
     string_types = ("string", "large_string", "string_view")
-    holds_strings = {
-        key: getattr(feature, "dtype", None) in string_types for key, feature in dataset.features.items()
-    }
+    holds_strings = {key: getattr(feature, "dtype", None) in string_types for key, feature in dataset.features.items()}
     chosen = _chosen_column(holds_strings, column, name)
     return dataset.select_columns([chosen])[:][chosen]
 

@@ -65,13 +65,13 @@ def find_model(model: ModelConfiguration, role: str) -> ModelFiles:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{role}.path is {model.path!r}, which is neither a local model folder nor a model that the hub gave: {error}"
+            f"{role}.path is {model.path!r}, which is neither a local model folder nor one that the hub gave: {error}"
         ) from error
     try:
         generation_config = GenerationConfig.from_pretrained(source, revision=model.revision)
     except OSError:
         generation_config = GenerationConfig()
-    return _files(source, model.revision, config, tokenizer, generation_config, role)
+    return _files(role, source, model.revision, config=config, tokenizer=tokenizer, generation_config=generation_config)
 
 
 def _tiny_files(architecture: str, role: str) -> ModelFiles:
@@ -79,11 +79,18 @@ def _tiny_files(architecture: str, role: str) -> ModelFiles:
         expected = ", ".join(f"{TINY_NAME}:{name}" for name in TINY_ARCHITECTURES)
         raise ValueError(f"{role}.path: unknown tiny architecture {architecture!r}; expected one of {expected}")
     model, tokenizer = build_tiny(architecture)
-    return _files(f"{TINY_NAME}:{architecture}", None, model.config, tokenizer, model.generation_config, role)
+    return _files(
+        role,
+        f"{TINY_NAME}:{architecture}",
+        None,
+        config=model.config,
+        tokenizer=tokenizer,
+        generation_config=model.generation_config,
+    )
 
 
 def _files(
-    source: str, revision: str | None, config: Any, tokenizer: Any, generation_config: Any, role: str
+    role: str, source: str, revision: str | None, *, config: Any, tokenizer: Any, generation_config: Any
 ) -> ModelFiles:
     end_ids = _as_set(tokenizer.eos_token_id) | _as_set(generation_config.eos_token_id)
     if tokenizer.pad_token_id is None:
@@ -145,7 +152,9 @@ def check_lora_targets(lora: LoRAConfiguration, files: ModelFiles) -> None:
         ]
     if missing or not lora.target_modules:
         there_are = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-        raise ValueError(f"lora.target_modules: {missing} match no linear layer of {files.source}; there are {there_are}")
+        raise ValueError(
+            f"lora.target_modules: {missing} match no linear layer of {files.source}; there are {there_are}"
+        )
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

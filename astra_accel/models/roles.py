@@ -54,9 +54,7 @@ class LanguageModel:
     ) -> list[Ids]:
         """See :func:`~astra_accel.models.generation.generate`."""
         with self.switch():
-            return generate(
-                self.model, contexts, uniforms, sampling, end_ids=self.files.end_ids, batch_rows=batch_rows
-            )
+            return generate(self.model, contexts, uniforms, sampling, end_ids=self.files.end_ids, batch_rows=batch_rows)
 
 
 @dataclass

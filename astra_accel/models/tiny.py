@@ -82,9 +82,7 @@ def build_tiny(
     return model, tokenizer
 
 
-def save_tiny(
-    folder: str | Path, architecture: str = "llama", *, seed: int = 0, **config_overrides: Any
-) -> Path:
+def save_tiny(folder: str | Path, architecture: str = "llama", *, seed: int = 0, **config_overrides: Any) -> Path:
     """Write what :func:`build_tiny` returns with ``save_pretrained``, and return the folder."""
     model, tokenizer = build_tiny(architecture, seed=seed, **config_overrides)
     model.save_pretrained(folder)

@@ -76,17 +76,13 @@ class ClassifierScorer(BatchedScorer):
 
 def _has_independent_labels(config: Any) -> bool:
     if config.problem_type == "regression" and config.num_labels > 1:
-        raise ValueError(
-            f"the model is a regression of {config.num_labels} outputs: they are no probabilities"
-        )
+        raise ValueError(f"the model is a regression of {config.num_labels} outputs: they are no probabilities")
     return config.num_labels == 1 or config.problem_type == "multi_label_classification"
 
 
 def _padding_tokenizer(tokenizer: Any, config: Any) -> Any:
     if tokenizer.pad_token_id is None:
-        raise ValueError(
-            "the model's tokenizer has no pad token, so texts cannot be batched: set its pad_token"
-        )
+        raise ValueError("the model's tokenizer has no pad token, so texts cannot be batched: set its pad_token")
     # Absolute positions count from the left, so padding must not shift them; only XLNet, whose positions are
     # relative, reads its answer off the last column.
     tokenizer.padding_side = "left" if config.model_type == "xlnet" else "right"

@@ -61,9 +61,7 @@ class DetoxifyScorer(BatchedScorer):
         freeze(self._detoxify.model, device)
         tokenizer = self._detoxify.tokenizer
         # detoxify truncates at the tokenizer's own limit, which some folders leave unset.
-        tokenizer.model_max_length = (
-            longest_input(self._detoxify.model, tokenizer) or tokenizer.model_max_length
-        )
+        tokenizer.model_max_length = longest_input(self._detoxify.model, tokenizer) or tokenizer.model_max_length
         tokenizer.split_special_tokens = True
 
     def score_batch(self, texts: Sequence[str]) -> list[float]:

@@ -159,9 +159,7 @@ class LlamaGuardScorer(BatchedExchangeScorer):
     def _render(self, turns: int) -> str:
         slots = [_SLOT.format(turn) for turn in range(turns)]
         for contents in (slots, [[{"type": "text", "text": slot}] for slot in slots]):
-            messages = [
-                {"role": role, "content": content} for role, content in zip(_ROLES, contents, strict=False)
-            ]
+            messages = [{"role": role, "content": content} for role, content in zip(_ROLES, contents, strict=False)]
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             if _SLOT_PATTERN.findall(text) == [str(turn) for turn in range(turns)]:
                 return text

@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 
-def load_frozen(
-    auto_class: Any, name: str, device: str | torch.device, dtype: str | torch.dtype | None
-) -> Any:
+def load_frozen(auto_class: Any, name: str, device: str | torch.device, dtype: str | torch.dtype | None) -> Any:
     """The model of a hub id or folder on a device, in eval mode and without gradients.
 
     Args:
@@ -24,9 +22,7 @@ def load_frozen(
         ValueError: The checkpoint lacks weights of this architecture. Transformers would draw them at random,
             and the scores of a random head are noise.
     """
-    model, info = auto_class.from_pretrained(
-        name, dtype="auto" if dtype is None else dtype, output_loading_info=True
-    )
+    model, info = auto_class.from_pretrained(name, dtype="auto" if dtype is None else dtype, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(
             f"{name} has no weights for {', '.join(sorted(info['missing_keys']))} of {type(model).__name__}"
@@ -63,9 +59,7 @@ def _table_positions(model: Any) -> list[int]:
     return [
         module.num_embeddings - module.padding_idx - 1
         for name, module in model.named_modules()
-        if name.endswith("position_embeddings")
-        and isinstance(module, nn.Embedding)
-        and module.padding_idx is not None
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None
     ]
 
 

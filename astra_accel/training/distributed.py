@@ -79,6 +79,8 @@ def on_every_rank(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     If it fails on any process it fails on all of them, so that none is left waiting for the others: the process
     that failed raises its own error, the others a :class:`RankError`.
     """
+    if accelerator.num_processes == 1:
+        return [work()]
     result, error = None, None
     try:
         result = work()

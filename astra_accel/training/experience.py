@@ -97,9 +97,7 @@ class ExperienceLoader:
         seed: of the order of examples.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, algorithm: Any, batch_size: int, accumulation: int, seed: int
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, algorithm: Any, batch_size: int, accumulation: int, seed: int) -> None:
         self._examples = _Examples()
         self._batches = _Batches(batch_size, accelerator.num_processes, whole=accelerator.split_batches)
         self._algorithm = algorithm
@@ -111,10 +109,8 @@ class ExperienceLoader:
 
     def of(self, experience: Experience, epoch: int) -> Iterator[Shard]:
         """This process's shards of one pass over an experience, in an order that seed, index and epoch give."""
-        weigh = getattr(self._algorithm, "weight", lambda step: 1.0)
-        generator = torch.Generator().manual_seed(
-            derive_seed(self._seed, SHUFFLE_STREAM, experience.index, epoch)
-        )
+        weigh = getattr(self._algorithm, "weight", _one)
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, SHUFFLE_STREAM, experience.index, epoch))
         order = torch.randperm(len(experience.steps), generator=generator).tolist()
         batches, shares = plan_batches(
             [weigh(step) for step in experience.steps],
@@ -124,9 +120,7 @@ class ExperienceLoader:
             self._num_processes,
         )
         self._batches.plan = batches
-        self._examples.items = [
-            Example(step, share) for step, share in zip(experience.steps, shares, strict=True)
-        ]
+        self._examples.items = [Example(step, share) for step, share in zip(experience.steps, shares, strict=True)]
         yield from self.prepared
 
     def _collate(self, items: Sequence[Example]) -> Shard:
@@ -163,3 +157,7 @@ class _Batches(Sampler[list[int]]):
         for batch in self.plan:
             for start in range(0, len(batch), self.batch_size):
                 yield batch[start : start + self.batch_size]
+
+
+def _one(step: Any) -> float:  # noqa: ARG001
+    return 1.0

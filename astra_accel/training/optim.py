@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from transformers import get_scheduler
 
 from astra_accel.config import TrainingConfiguration
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
@@ -19,9 +19,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimizer(
-    config: TrainingConfiguration, parameters: Iterable[torch.nn.Parameter]
-) -> torch.optim.Optimizer:
+def build_optimizer(config: TrainingConfiguration, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """torch's optimizer of that name, with its own defaults for all that the configuration leaves open."""
     options: dict[str, Any] = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
     return OPTIMIZERS[config.optimizer](parameters, lr=config.lr, **options)

@@ -23,8 +23,8 @@ class StepModule(torch.nn.Module):
 
     def __init__(self, system: Any, algorithm: Any) -> None:
         super().__init__()
-        # Kept out of the module's own attributes: a system that is a module would register its frozen parts too.
-        object.__setattr__(self, "algorithm", algorithm)
+        # The method and not the algorithm: an algorithm that is a module would register its system's frozen parts.
+        self._step = algorithm.step
         wanted = [parameter for parameter in system.parameters() if parameter.requires_grad]
         if not wanted:
             raise ValueError(f"{type(system).__name__}.parameters() yields no parameter that requires a gradient")
@@ -45,7 +45,7 @@ class StepModule(torch.nn.Module):
 
     def forward(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
         """The loss of a batch and what to log."""
-        return self.algorithm.step(batch)
+        return self._step(batch)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained parameters and the buffers by name, without copying: what a checkpoint must hold."""

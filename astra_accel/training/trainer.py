@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from astra_accel.config import RunConfiguration, Section, TrainingConfiguration, to_yaml
 from astra_accel.core.evaluator import Evaluator
 from astra_accel.training import checkpoint as checkpoints
-from astra_accel.training.checkpoint import Training, TrainerState
+from astra_accel.training.checkpoint import TrainerState, Training
 from astra_accel.training.display import Display
 from astra_accel.training.distributed import check_accelerator, make_accelerator, on_main
 from astra_accel.training.experience import Experience, ExperienceLoader, Shard
@@ -168,9 +168,7 @@ class AccelTrainer:
         """
         return shard.share * self.config.gradient_accumulation_steps * self.accelerator.num_processes
 
-    def _finish_update(
-        self, tally: UpdateTally, shards: Sequence[Shard], experience: Experience
-    ) -> dict[str, Any]:
+    def _finish_update(self, tally: UpdateTally, shards: Sequence[Shard], experience: Experience) -> dict[str, Any]:
         max_norm = float("inf") if self.config.max_grad_norm is None else self.config.max_grad_norm
         grad_norm = float(self.accelerator.clip_grad_norm_(self.step_module.parameters(), max_norm))
         means = tally.reduce(self.accelerator)

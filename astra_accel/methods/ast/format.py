@@ -51,9 +51,11 @@ class RawFormat(Format):
         self.head = _leading_specials(tokenizer)
 
     def units(self, segments: Sequence[Segment], reader: Reader) -> list[Ids]:
+        """A unit for each segment."""
         return [segment.ids(reader) for segment in segments]
 
     def join(self, units: Sequence[Ids], *, ended: bool = True) -> Ids:  # noqa: ARG002
+        """The units end to end; nothing marks the end of one."""
         return sum(units, self.head)
 
 
@@ -82,6 +84,7 @@ class ChatFormat(Format):
         self.between = encode_text(tokenizer, self.separator)
 
     def units(self, segments: Sequence[Segment], reader: Reader) -> list[Ids]:
+        """A unit for each exchange of a user and an assistant message, and one for the last user message."""
         messages = [segment.ids(reader) for segment in segments]
         if reader == "target" and len(messages) > 1:
             messages[:2] = [messages[0] + self.between + messages[1]]
@@ -90,6 +93,7 @@ class ChatFormat(Format):
         return [*exchanges, messages[-1]]
 
     def join(self, units: Sequence[Ids], *, ended: bool = True) -> Ids:
+        """The exchanges, then the header of the assistant's next message where the last one has ended."""
         return sum(units, self.head) + (self.tail if ended else ())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ Seed = Sequence[int]
 TESTER_STREAM, TARGET_STREAM = 0, 1
 
 
-class HFASTSystem(ASTSystem[Transcript, Segment]):
+class HFASTSystem(ASTSystem[Any, Any]):
     """Adaptive stress testing with transformers models in the three roles.
 
     States are transcripts, probes and responses segments of them; every model method also takes plain strings.
@@ -157,7 +158,8 @@ class HFASTSystem(ASTSystem[Transcript, Segment]):
         """Log-probs of the probes' content as the target hears it, ``[batch, tokens]``, without gradient."""
         probes = [self._probe(item).target_ids for item in continuation]
         contexts = [
-            self.views.target.other_turn(self._state(state), len(ids)) for state, ids in zip(context, probes, strict=True)
+            self.views.target.other_turn(self._state(state), len(ids))
+            for state, ids in zip(context, probes, strict=True)
         ]
         return pad_logprobs(self.roles.target.logprobs(contexts, probes))
 

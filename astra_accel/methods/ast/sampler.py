@@ -92,7 +92,7 @@ class ASTSampler(Sampler):
 
     def _grow(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]], width: int) -> list[Graph]:
         start = getattr(self.system, "start", lambda prompt: prompt)
-        graphs = [Graph(start(prompt), []) for prompt in prompts]
+        graphs: list[Graph] = [Graph(start(prompt), []) for prompt in prompts]
         level = [
             _Branch(graph.context, seed, graph.children)  # type: ignore[arg-type]
             for graph, seed in zip(graphs, seeds, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 
@@ -34,11 +34,12 @@ class ASTSystem(System[StateT, ActionT]):
         min_naturalness: where naturalness is clipped, in nats a token.
     """
 
-    def __new__(cls, *_: Any, **__: Any) -> ASTSystem:
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """An ``HFASTSystem`` where no subclass is named."""
         if cls is ASTSystem:
             from astra_accel.methods.ast.hf_system import HFASTSystem
 
-            cls = HFASTSystem  # noqa: PLW0642
+            return super().__new__(cast(type[Self], HFASTSystem))
         return super().__new__(cls)
 
     def __init__(
