@@ -1,0 +1,35 @@
+# Every target sets up what it needs in .venv (pinned by constraints.txt) and is quick when that is already there.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all checks bench setup clean
+
+demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled prompts
+	$(BIN)/python examples/train.py --config examples/configs/smollm2_dpo.yaml \
+		--training.output_dir runs/demo --training.overwrite_output_dir true
+
+test: $(READY)  ## The tests of every change
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)  ## All tests, the long ones too
+	$(BIN)/python -m pytest
+
+checks: $(READY)  ## Lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## Every benchmark
+	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+setup: $(READY)  ## The environment alone
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+clean:  ## Remove the environment and caches (runs stay)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,99 @@
+"""What one process meets, all of them learn; nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astra_accel import AccelTrainer, TrainingConfiguration
+from astra_accel.core.scorer import ScorerError
+from astra_accel.training.distributed import RankError, make_accelerator
+from tests.helpers.plain import build_plain
+from tests.helpers.processes import ProcessFailure, run_processes
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def _train_with_failing_rollout(output_dir: Path) -> str:
+    sampler, algorithm = build_plain()
+    rollout = sampler.rollout
+
+    def failing(seed: int) -> Any:
+        if _rank() == 1:
+            raise ScorerError("the scorer of process 1 is gone")
+        return rollout(seed)
+
+    sampler.rollout = failing
+    config = TrainingConfiguration(output_dir=output_dir, batch_size=4, training_steps=2, sample_steps=None)
+    with pytest.raises(ScorerError if _rank() == 1 else RankError) as caught:
+        AccelTrainer(config, sampler, algorithm).train()
+    return str(caught.value)
+
+
+def test_a_process_that_raises_in_a_rollout_ends_all_of_them(tmp_path: Path) -> None:
+    """The one that failed raises its own error, the other one that names it, at once."""
+    other, own = run_processes(2, _train_with_failing_rollout, tmp_path)
+    assert own == "the scorer of process 1 is gone"
+    assert other == "process 1 failed with ScorerError: the scorer of process 1 is gone"
+
+
+def _train_with_nan(output_dir: Path) -> list[str]:
+    sampler, algorithm = build_plain()
+    step = algorithm.step
+
+    def poisoned(batch: Any) -> Any:
+        loss, logs = step(batch)
+        return (loss * float("nan") if _rank() == 1 else loss), logs
+
+    algorithm.step = poisoned
+    before = [parameter.detach().clone() for parameter in sampler.system.parameters()]
+    config = TrainingConfiguration(output_dir=output_dir, batch_size=4, training_steps=2, sample_steps=None)
+    with pytest.raises(RuntimeError, match="update 1 has loss nan") as caught:
+        AccelTrainer(config, sampler, algorithm).train()
+    after = list(sampler.system.parameters())
+    unchanged = all(bool((a == b).all()) for a, b in zip(before, after, strict=True))
+    return [type(caught.value).__name__, str(unchanged)]
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_all_before_the_update(tmp_path: Path) -> None:
+    assert run_processes(2, _train_with_nan, tmp_path) == [["NonFiniteError", "True"]] * 2
+    saved = sorted(path.name for path in (tmp_path / "non_finite").iterdir())
+    assert saved == ["update-000001-process-0.json", "update-000001-process-1.json"]
+
+
+def _indivisible() -> None:
+    make_accelerator(TrainingConfiguration(batch_size=3))
+
+
+def test_a_batch_that_processes_cannot_share_is_an_error_before_anything_loads() -> None:
+    with pytest.raises(ProcessFailure, match=r"training\.batch_size is 3.*expected a multiple of 2"):
+        run_processes(2, _indivisible)
+
+
+def _save_on_full_disk(output_dir: Path) -> str:
+    from astra_accel.training import checkpoint
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpoint.save_file = full
+    sampler, algorithm = build_plain()
+    config = TrainingConfiguration(
+        output_dir=output_dir, batch_size=4, training_steps=1, save_steps=1, sample_steps=None
+    )
+    started = time.monotonic()
+    with pytest.raises(OSError if _rank() == 0 else RankError, match="No space left on device"):
+        AccelTrainer(config, sampler, algorithm).train()
+    assert time.monotonic() - started < 60
+    return "both"
+
+
+def test_a_disk_that_fills_while_the_main_process_saves_ends_all_of_them(tmp_path: Path) -> None:
+    assert run_processes(2, _save_on_full_disk, tmp_path) == ["both"] * 2
+    assert list((tmp_path / "checkpoints").glob("step-*")) == []

@@ -1,0 +1,67 @@
+"""Runs that the tests compare, and how to read what they wrote."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+
+from astra_accel import AccelTrainer, TrainingConfiguration
+from tests.helpers.plain import build_plain
+
+ROOT = Path(__file__).parents[2]
+TINY_DPO = ROOT / "examples" / "configs" / "tiny_dpo.yaml"
+
+Weights = dict[str, torch.Tensor]
+
+
+def train_plain(output_dir: Path, resume: Path | None = None, **settings: Any) -> Weights:
+    """Train the plain system with ``AccelTrainer`` on the processes that there are; its weights afterwards."""
+    config = TrainingConfiguration(
+        **{"output_dir": output_dir, "lr": 0.05, "batch_size": 4, "training_steps": 6, "sample_steps": None} | settings
+    )
+    sampler, algorithm = build_plain()
+    AccelTrainer(config, sampler, algorithm).train(resume)
+    return {str(index): parameter.detach().clone() for index, parameter in enumerate(sampler.system.parameters())}
+
+
+def launch(
+    script: str, *arguments: str | Path, accelerate_config: str | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run an example as a user would, in a process of its own; its output as text."""
+    command = [sys.executable, str(ROOT / "examples" / script)]
+    if accelerate_config is not None:
+        config_file = ROOT / "accelerate_configs" / f"{accelerate_config}.yaml"
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
+        command = [*launcher, "--config_file", str(config_file), *command[1:]]
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT
+    )
+
+
+def checkpoint_weights(run: Path, step: int) -> Weights:
+    """The trained weights of a checkpoint of a run."""
+    return load_file(run / "checkpoints" / f"step-{step:06d}" / "trained.safetensors")
+
+
+def largest_difference(one: Weights, other: Weights) -> float:
+    """The largest absolute difference between two sets of weights of the same names."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def rollouts(run: Path, columns: Sequence[str] = ("episode", "path", "context", "probe", "response")) -> list[Any]:
+    """The rollouts of every training step of a run, in order."""
+    return [pq.read_table(file, columns=list(columns)).to_pylist() for file in sorted((run / "rollouts").glob("*"))]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

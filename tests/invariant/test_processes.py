@@ -1,0 +1,71 @@
+"""The same run on any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import run_processes
+from tests.helpers.runs import (
+    TINY_DPO,
+    checkpoint_weights,
+    largest_difference,
+    launch,
+    metrics,
+    rollouts,
+    train_plain,
+)
+
+
+def test_tiny_dpo_is_the_same_run_on_one_and_on_two_processes(tmp_path: Path) -> None:
+    """The launches of the README: the same rollouts to the letter, the same weights within 1e-5."""
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        result = launch(
+            "train.py", "--config", TINY_DPO, "--training.output_dir", run, accelerate_config=f"cpu_{processes}"
+        )
+        assert result.returncode == 0, result.stderr
+    one, two = tmp_path / "1", tmp_path / "2"
+    assert len(rollouts(one)) == 6
+    assert rollouts(one) == rollouts(two)
+    for step in (3, 6):
+        assert largest_difference(checkpoint_weights(one, step), checkpoint_weights(two, step)) < 1e-5
+    # The weights did move, or their equality would say nothing.
+    assert largest_difference(checkpoint_weights(one, 3), checkpoint_weights(one, 6)) > 1e-4
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        assert first.keys() == second.keys()
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
+        assert first["reward/mean"] == pytest.approx(second["reward/mean"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The reference trajectory: the plain system, six training steps, on one process."""
+    return run_processes(1, train_plain, tmp_path_factory.mktemp("plain"))[0]
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_system_of_no_class_of_ours_trains_alike_on_several_processes(
+    processes: int, one_process: dict, tmp_path: Path
+) -> None:
+    """A plain object with two modules, a sampler and an algorithm with the bare methods; uneven examples.
+
+    Batches of 4 on up to 4 processes: the last batch of an experience leaves ranks without an example.
+    """
+    for weights in run_processes(processes, train_plain, tmp_path):
+        assert largest_difference(weights, one_process) < 1e-5
+
+
+def test_accumulation_is_a_larger_batch(one_process: dict, tmp_path: Path) -> None:
+    """Four batches of one example make the update of one batch of four, also where the last has fewer."""
+    settings = {"batch_size": 1, "gradient_accumulation_steps": 4}
+    (weights,) = run_processes(1, _train_plain_with, tmp_path / "1", settings)
+    assert largest_difference(weights, one_process) < 1e-5
+    settings = {"batch_size": 2, "gradient_accumulation_steps": 2}
+    for weights in run_processes(2, _train_plain_with, tmp_path / "2", settings):
+        assert largest_difference(weights, one_process) < 1e-5
+
+
+def _train_plain_with(output_dir: Path, settings: dict) -> dict:
+    return train_plain(output_dir, **settings)
