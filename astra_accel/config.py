@@ -180,7 +180,9 @@ class RolloutConfiguration(Section):
     batch_rows: Count = 64
     """Conversations that one process generates for at once."""
     tester: SamplingConfiguration = SamplingConfiguration()
+    """How probes are drawn."""
     target: SamplingConfiguration = SamplingConfiguration()
+    """How responses are drawn."""
 
     @model_validator(mode="after")
     def _check_instructions(self) -> RolloutConfiguration:
@@ -236,6 +238,7 @@ class PromptsConfiguration(Section):
     """The conversation openings."""
 
     train: PromptSource = PromptSource(split="train")
+    """To train on."""
     dev: PromptSource | None = PromptSource(split="dev")
     """For the evaluations during training, which choose the best checkpoint."""
     test: PromptSource | None = PromptSource(split="test")
@@ -264,7 +267,6 @@ class RunConfiguration(BaseSettings):
         validate_default=True,
         use_attribute_docstrings=True,
         cli_exit_on_error=False,
-        cli_implicit_flags=True,
     )
 
     training: TrainingConfiguration = TrainingConfiguration()
@@ -273,7 +275,7 @@ class RunConfiguration(BaseSettings):
     baseline: ModelConfiguration | None = None
     """The tester's frozen reference policy; None is the tester's own starting point."""
     lora: LoRAConfiguration | None = LoRAConfiguration()
-    """The tester's adapter; null trains all of its weights."""
+    """The tester's adapter; null (on the command line `--lora null`) trains all of its weights."""
     rollout: RolloutConfiguration = RolloutConfiguration()
     reward: RewardConfiguration = RewardConfiguration()
     scorer: ScorerConfiguration = ScorerConfiguration()
@@ -321,7 +323,7 @@ class RunConfiguration(BaseSettings):
 
 def to_yaml(section: BaseModel) -> str:
     """A section or a whole configuration as YAML, in the order of its fields."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(section.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def describe(error: ValidationError, where: str) -> str:
@@ -343,12 +345,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no configuration file at {path}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no valid YAML: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: expected sections (training, tester, …), found {type(values).__name__}")
+    for name in values:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{path}: {name!r}: unknown field")
     return values
 
 
@@ -356,8 +361,13 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's floats: ``1e-4`` without a dot is a number, not a string."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the strings which :class:`_Loader` takes for numbers (a revision ``1234e56``)."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
+        list("-+0123456789."),
+    )

@@ -21,7 +21,7 @@ ALGORITHMS: dict[str, str] = {
 }
 
 
-def build_algorithm(name: str, system: System, **options: Any) -> Algorithm:
+def build_algorithm(name: str, system: System | None, **options: Any) -> Algorithm:
     """The algorithm of that name for a system; unknown names and options are ``ValueError``."""
     return load_named(ALGORITHMS, name, "algorithm", options)(system, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
@@ -53,9 +54,9 @@ def walk(graph: Graph[StateT, ActionT]) -> Iterator[tuple[tuple[int, ...], Node[
     A path holds the index among its siblings of every ancestor and of the node: ``(0, 1)`` is the second child
     of the graph's first child.
     """
-    pending: list[tuple[tuple[int, ...], Node]] = [((index,), node) for index, node in enumerate(graph.children)]
+    pending: deque[tuple[tuple[int, ...], Node]] = deque(((index,), node) for index, node in enumerate(graph.children))
     while pending:
-        path, node = pending.pop(0)
+        path, node = pending.popleft()
         yield path, node
         pending.extend(((*path, index), child) for index, child in enumerate(node.children))
 

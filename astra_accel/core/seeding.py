@@ -10,9 +10,18 @@ import numpy as np
 import torch
 
 
+def seed_sequence(numbers: Sequence[int]) -> np.random.SeedSequence:
+    """NumPy's sequence of ints in ``[0, 2**64)``, another for each sequence of them.
+
+    By itself NumPy takes ``[7]`` for ``[7, 0]``, and ``[2**32]`` for ``[0, 1]``.
+    """
+    words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
+    return np.random.SeedSequence([len(words), *words])
+
+
 def derive_seed(*numbers: int) -> int:
-    """A seed in ``[0, 2**63)`` that follows from non-negative ints; different ints give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    """A seed in ``[0, 2**63)`` that follows from ints in ``[0, 2**64)``; different ints give unrelated seeds."""
+    return int(seed_sequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager

@@ -49,7 +49,9 @@ def forward_logits(model: Any, num_last: int, **inputs: Any) -> torch.Tensor:
     The head runs at those positions alone where the model can do that, and models without ``position_ids`` (whose
     positions follow from the attention mask) are not given them.
     """
-    accepted = _accepted(type(model).forward)
+    # PEFT's wrapper takes and hands on anything; what it wraps says what it takes.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    accepted = _accepted(type(inner).forward)
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = num_last
     if "position_ids" not in accepted:

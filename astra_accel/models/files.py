@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,14 @@ def same_tokenizer(one: Any, other: Any) -> bool:
     return one is other or (
         one.get_vocab() == other.get_vocab()
         and one.is_fast == other.is_fast
-        and (not one.is_fast or one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str())
+        and (not one.is_fast or _rules(one) == _rules(other))
     )
+
+
+def _rules(tokenizer: Any) -> dict[str, Any]:
+    """What a tokenizer does with text; how it padded and cut its last batch is stored beside it."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
 
 
 def check_lora_targets(lora: LoRAConfiguration, files: ModelFiles) -> None:

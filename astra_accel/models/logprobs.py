@@ -32,7 +32,8 @@ def sequence_logprobs(
         model: a causal language model of transformers.
         contexts: token ids, at least one each.
         continuations: token ids, none at all allowed.
-        token_budget: tokens of one forward, padding included. It bounds memory where no gradient is kept.
+        token_budget: tokens of one forward, padding included, where gradients are off. With gradients there is one
+            forward: the graphs of several would be kept all the same, and every process has to run as many.
 
     Returns:
         A float32 vector for each continuation, on the model's device, with gradient where the model's parameters
@@ -50,7 +51,8 @@ def sequence_logprobs(
     results = [empty] * len(contexts)
     scored = [index for index, continuation in enumerate(continuations) if len(continuation) > 0]
     lengths = [len(contexts[index]) + len(continuations[index]) for index in scored]
-    for group in by_length(lengths, max_rows=len(scored), max_tokens=token_budget):
+    max_tokens = None if torch.is_grad_enabled() else token_budget
+    for group in by_length(lengths, max_rows=len(scored), max_tokens=max_tokens):
         rows = [scored[index] for index in group]
         logprobs = _padded_logprobs(model, [contexts[row] for row in rows], [continuations[row] for row in rows])
         for row, values in zip(rows, logprobs, strict=True):

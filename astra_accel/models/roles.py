@@ -146,7 +146,10 @@ class _Base:
     def adapt(self, adapter: str | None, lora: LoRAConfiguration | None) -> None:
         """Put the tester's adapter on: an existing one to go on training, or a new one."""
         if adapter is not None:
-            self.peft = PeftModel.from_pretrained(self.model, _lora_adapter(adapter), TESTER_ADAPTER, is_trainable=True)
+            with _peft_asks_by_old_names():
+                self.peft = PeftModel.from_pretrained(
+                    self.model, _lora_adapter(adapter), TESTER_ADAPTER, is_trainable=True
+                )
         else:
             assert lora is not None
             lora_config = LoraConfig(
@@ -156,9 +159,7 @@ class _Base:
                 lora_dropout=0.0,
                 task_type="CAUSAL_LM",
             )
-            with warnings.catch_warnings():
-                # PEFT asks transformers for an attribute by its old name.
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            with _peft_asks_by_old_names():
                 self.peft = get_peft_model(self.model, lora_config, TESTER_ADAPTER)
         self.peft.eval()
         self.trains_adapter = True
@@ -170,10 +171,11 @@ class _Base:
         if model.adapter not in self.adapters:
             # The tester's own adapter moves on while it trains, so a frozen role on it needs a copy.
             adapter = _lora_adapter(model.adapter)
-            if self.peft is None:
-                self.peft = PeftModel.from_pretrained(self.model, adapter, role)
-            else:
-                self.peft.load_adapter(adapter, role)
+            with _peft_asks_by_old_names():
+                if self.peft is None:
+                    self.peft = PeftModel.from_pretrained(self.model, adapter, role)
+                else:
+                    self.peft.load_adapter(adapter, role)
             self.peft.eval()
             self.adapters[model.adapter] = role
         name = self.adapters[model.adapter]
@@ -181,8 +183,13 @@ class _Base:
 
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:
-        with nullcontext() if self.peft is None else self.peft.disable_adapter():
-            yield
+        try:
+            with nullcontext() if self.peft is None else self.peft.disable_adapter():
+                yield
+        finally:
+            if not self.trains_adapter:
+                # PEFT lets an adapter that it switches on again be trained.
+                self.model.requires_grad_(False)
 
     @contextmanager
     def _adapter_on(self, name: str) -> Iterator[None]:
@@ -193,6 +200,14 @@ class _Base:
         finally:
             if self.trains_adapter:
                 self.peft.set_adapter(TESTER_ADAPTER)
+
+
+@contextmanager
+def _peft_asks_by_old_names() -> Iterator[None]:
+    """Silence what transformers says to PEFT, not to us, about a renamed attribute."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _lora_adapter(adapter: str) -> str:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from astra_accel.config import SamplingConfiguration
+from astra_accel.core.seeding import seed_sequence
 
 
 def uniforms(seed: Sequence[int], count: int) -> np.ndarray:
-    """``count`` numbers in [0, 1), float64, that follow from ``seed`` (non-negative ints) alone."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(seed)))).random(count)
+    """``count`` numbers in [0, 1), float64, that follow from ``seed`` (ints in [0, 2**64)) alone."""
+    return np.random.Generator(np.random.Philox(seed_sequence(seed))).random(count)
 
 
 def filtered_probs(logits_BV: torch.Tensor, sampling: SamplingConfiguration) -> torch.Tensor:
@@ -38,6 +39,7 @@ def filtered_probs(logits_BV: torch.Tensor, sampling: SamplingConfiguration) -> 
         # A token stays while those before it hold less than top_p, so the first always does.
         drop_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p
         probs_BV = probs_BV.masked_fill(torch.zeros_like(drop_BV).scatter_(-1, order_BV, drop_BV), 0.0)
+        probs_BV = probs_BV / probs_BV.sum(-1, keepdim=True)
     return probs_BV
 
 

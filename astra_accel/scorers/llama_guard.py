@@ -138,6 +138,7 @@ class LlamaGuardScorer(BatchedExchangeScorer):
             ).offset_mapping
             dropped = min(num_tokens, len(spans))
             num_tokens -= dropped
+            # A tokenizer may leave a leading space out of its token's span; the cut must take it all the same.
             start = max(1, spans[dropped - 1][1]) if dropped else 0
             kept.append("" if dropped == len(spans) else text[start:])
         return kept
@@ -184,7 +185,7 @@ def _special_ids(tokenizer: Any) -> dict[str, int]:
         raise ValueError("LlamaGuardScorer needs a fast tokenizer: it cuts long texts by character offsets")
     ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     read = tokenizer("".join(ids), add_special_tokens=False, split_special_tokens=True).input_ids
-    forged = set(read) & set(ids.values()) - {tokenizer.unk_token_id}
+    forged = set(read) & set(ids.values())
     if not ids or forged:
         raise ValueError(f"the tokenizer must have special tokens and read none out of text, found {forged}")
     return ids

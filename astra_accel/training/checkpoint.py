@@ -135,14 +135,20 @@ def read_config(path: Path) -> str:
     return (path / CONFIG).read_text(encoding="utf-8")
 
 
-def prune_checkpoints(folder: Path, keep: int | None, best_step: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints (None: none of them) and the best one."""
+def prune_checkpoints(folder: Path, keep: int | None, step: int, best_step: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints up to training step ``step`` (None: delete none) and the best.
+
+    Those of later steps are what a run left that was resumed from before them; they must not pass for the newest.
+    """
     if keep is None:
         return
-    checkpoints = list_checkpoints(folder)
-    for path in checkpoints[:-keep]:
-        if best_step is None or path.name != checkpoint_name(best_step):
-            shutil.rmtree(path)
+    names = [path.name for path in list_checkpoints(folder)]
+    kept = [name for name in names if int(name[5:]) <= step][-keep:]
+    if best_step is not None:
+        kept.append(checkpoint_name(best_step))
+    for name in names:
+        if name not in kept:
+            shutil.rmtree(folder / name)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -163,18 +169,19 @@ def verify_checkpoint(path: Path) -> None:
         raise CheckpointError(f"{path} is no checkpoint (it has no {MANIFEST}){there_are}")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files, format_number = manifest["files"], manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        format_number = manifest["format"]
+        files = [(name, expected["size"], expected["sha256"]) for name, expected in manifest["files"].items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged: {error!r}") from error
     if format_number != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {format_number}; this version reads {FORMAT}")
-    for name, expected in files.items():
+    for name, size, sha256 in files:
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing from the checkpoint")
-        if file.stat().st_size != expected["size"]:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes, expected {expected['size']}: it is damaged")
-        if _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size:
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes, expected {size}: it is damaged")
+        if _sha256(file) != sha256:
             raise CheckpointError(f"{file} has other contents than when it was written: it is damaged")
 
 
@@ -242,6 +249,7 @@ def _random_states() -> dict[str, Any]:
     _, words, *rest = np.random.get_state()
     return {
         "python": list(random.getstate()[1]),
+        "python_gauss": random.getstate()[2],
         "numpy_words": torch.from_numpy(np.asarray(words, dtype=np.int64)),
         "numpy_rest": [int(rest[0]), int(rest[1]), float(rest[2])],
         "torch": torch.get_rng_state(),
@@ -250,7 +258,7 @@ def _random_states() -> dict[str, Any]:
 
 
 def _restore_random_states(states: Mapping[str, Any]) -> None:
-    random.setstate((3, tuple(states["python"]), None))
+    random.setstate((3, tuple(states["python"]), states["python_gauss"]))
     words = states["numpy_words"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", words, *states["numpy_rest"]))
     torch.set_rng_state(states["torch"])

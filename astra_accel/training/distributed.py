@@ -8,11 +8,20 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, gather_object
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    LoggerType,
+    gather_object,
+)
 
 from astra_accel.config import TrainingConfiguration
 
 T = TypeVar("T")
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class RankError(RuntimeError):
@@ -28,8 +37,10 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
             takes a traversal of the graph each batch, and a loss that does so without it hangs or fails.
 
     Raises:
-        ValueError, RuntimeError: see :func:`check_accelerator`.
+        ValueError, RuntimeError: see :func:`check_accelerator`; or a tracker is unknown, is not installed, or has no
+            folder to write to.
     """
+    _check_trackers(config)
     accelerator = Accelerator(
         # Without this a launch of several CPU processes trains each of them alone.
         cpu=not torch.accelerator.is_available(),
@@ -57,6 +68,16 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
             f"WORLD_SIZE is {launched}, but the accelerator has {accelerator.num_processes} process(es): each would "
             f"train alone. On CPU make it with Accelerator(cpu=True), or pass no accelerator"
         )
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"the launch shards the weights ({accelerator.distributed_type.value}), but rollouts and checkpoints of "
+            f"sharded weights are not supported yet; expected one process, or several with DDP (multi_gpu, multi_node)"
+        )
+    if not accelerator.gradient_state.sync_with_dataloader:
+        raise ValueError(
+            "the accelerator accumulates gradients over the ends of loaders (sync_with_dataloader is False), but an "
+            "update must not span two experiences; expected True"
+        )
     if config.batch_size % accelerator.num_processes:
         raise ValueError(
             f"training.batch_size is {config.batch_size}, which {accelerator.num_processes} processes can't share "
@@ -71,6 +92,22 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
             raise ValueError(
                 f"training.{name} is {value!r}, but the accelerator was made with {getattr(accelerator, name)!r}"
             )
+
+
+def _check_trackers(config: TrainingConfiguration) -> None:
+    """Accelerate drops a tracker that is not installed and says nothing."""
+    of_accelerate, installed = LoggerType.list(), [str(name) for name in get_available_trackers()]
+    for name in config.log_with:
+        if name not in of_accelerate and name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"training.log_with has {name!r}; expected some of {', '.join(of_accelerate)}")
+        if name in of_accelerate and name not in ("all", *installed):
+            raise ValueError(
+                f"training.log_with has {name!r}, whose package is not installed; "
+                f"installed are: {', '.join(installed) or 'none'} (pip install 'astra-accel[trackers]' for tensorboard)"
+            )
+    for name in installed if "all" in config.log_with else config.log_with:
+        if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and config.output_dir is None:
+            raise ValueError(f"training.log_with has {name!r}, which writes files; expected a training.output_dir")
 
 
 def on_every_rank(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:

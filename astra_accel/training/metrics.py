@@ -26,8 +26,8 @@ class UpdateTally:
 
     def add(self, loss: torch.Tensor, logs: Mapping[str, Any], share: float) -> None:
         """Count one step's means; ``share`` 0 leaves only the names."""
-        for name, value in {"loss": loss.detach(), **logs}.items():
-            number = float(value)
+        for name, value in {"loss": loss, **logs}.items():
+            number = float(value.detach() if isinstance(value, torch.Tensor) else value)
             # 0 × nan is nan: a placeholder batch must not touch the sum.
             self._sums[name] = self._sums.get(name, 0.0) + (number * share if share else 0.0)
             self._shares[name] = self._shares.get(name, 0.0) + share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -59,7 +60,10 @@ class LearningRate:
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(-mean_reward)
         else:
-            self.scheduler.step()
+            with warnings.catch_warnings():
+                # torch takes it for a mistake if no update came before, as where the first experience is empty.
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -86,12 +86,12 @@ class RunFolder:
         comments = "".join(f"# {line}\n" for line in environment())
         write_atomically(self.path / CONFIG, comments + config_yaml)
 
-    def rewind(self, step: int, update: int) -> None:
-        """Drop what a run that is resumed wrote after its checkpoint; those steps come again."""
+    def rewind(self, step: int) -> None:
+        """Drop what a run that is resumed wrote after its checkpoint's training step; those steps come again."""
         metrics = self.path / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_atomically(metrics, "".join(kept))
         for file in (self.path / ROLLOUTS).glob("step-*.parquet"):
             if int(file.stem.removeprefix("step-")) > step:
@@ -108,11 +108,13 @@ class RunFolder:
 
     def write_rollouts(self, step: int, graphs: Sequence[Graph]) -> Path:
         """Write every node of an experience to ``rollouts/step-<step>.parquet``."""
-        rows = list(rollout_rows(graphs))
+        rows = [{"step": step, **row} for row in rollout_rows(graphs)]
         path = self.path / ROLLOUTS / f"step-{step:06d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
+        names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
+        table = pa.table({name: [row.get(name) for row in rows] for name in names})
+        pq.write_table(table, temporary)
         os.replace(temporary, path)
         return path
 
@@ -121,6 +123,7 @@ def rollout_rows(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:
     """One row a node: episode, path (child indices from the root), turn, texts, reward and what is known of it."""
     for episode, graph in enumerate(graphs):
         for path, node in walk(graph):
+            info = {name: value for name, value in getattr(node, "info", {}).items() if name != "reward"}
             yield {
                 "episode": episode,
                 "path": list(path),
@@ -129,7 +132,7 @@ def rollout_rows(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:
                 "probe": valid_text(str(node.probe)),
                 "response": valid_text(str(node.response)),
                 "reward": float(node.reward),
-                **{name: value for name, value in getattr(node, "info", {}).items() if name != "reward"},
+                **{name: valid_text(value) if isinstance(value, str) else value for name, value in info.items()},
             }
 
 

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate.utils import set_seed
+import torch
 from rich.table import Table
 
 from astra_accel.algorithms import build_algorithm
 from astra_accel.config import ConfigurationError, PromptSource, RunConfiguration
-from astra_accel.core.scorer import Scorer
 from astra_accel.data import check_disjoint, load_prompts
 from astra_accel.methods.ast.evaluator import ASTEvaluator
 from astra_accel.methods.ast.hf_system import HFASTSystem
 from astra_accel.methods.ast.sampler import ASTSampler
-from astra_accel.methods.ast.views import Views, check_prompts
+from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
+from astra_accel.models.embedded import EmbeddedModelError
 from astra_accel.models.roles import find_roles
 from astra_accel.scorers import build_scorer
-from astra_accel.training.checkpoint import verify_checkpoint
+from astra_accel.training.checkpoint import CheckpointError, verify_checkpoint
 from astra_accel.training.distributed import make_accelerator
-from astra_accel.training.outputs import check_output_dir
+from astra_accel.training.outputs import OutputFolderError, check_output_dir
 from astra_accel.training.trainer import AccelTrainer
 
+logger = logging.getLogger(__name__)
+
+MISTAKES = (
+    ValueError,
+    ImportError,
+    FileNotFoundError,
+    NotADirectoryError,
+    OutputFolderError,
+    CheckpointError,
+    EmbeddedModelError,
+)
 USAGE = "[--config FILE.yaml] [--resume CHECKPOINT] [--SECTION.FIELD VALUE ...]"
 
 
@@ -44,27 +56,43 @@ class Prompts:
             check_disjoint(self.train, held_out, ("train", name))
 
 
-def build_trainer(config: RunConfiguration, resume: str | Path | None = None) -> tuple[AccelTrainer, Prompts]:
-    """The trainer of a configuration. Whatever can be found wrong is found before weights load."""
-    check_output_dir(config.training, resuming=resume is not None)
-    if resume is not None:
-        verify_checkpoint(Path(resume))
-    if config.training.eval_steps is not None and config.prompts.dev is None:
-        raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
-    prompts = Prompts(config)
-    accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
+def build_sampler(config: RunConfiguration, device: torch.device, prompts: Prompts) -> ASTSampler:
+    """The models, the scorer and the sampler of a configuration. Mistakes are found before weights load.
+
+    Raises:
+        FileNotFoundError, ValueError: a model, a prompt, a limit or a scorer that does not fit; names the field.
+    """
     files = find_roles(config.tester, config.target, config.baseline, config.lora)
     views = Views.of(files, config.rollout)
     for name, texts in (("train", prompts.train), ("dev", prompts.dev), ("test", prompts.test)):
         if texts:
             check_prompts(texts, views, config.rollout, what=f"prompts.{name}")
-    scorer: Scorer = build_scorer(config.scorer.name, device=accelerator.device, **config.scorer.options)
-    set_seed(config.training.seed)  # a new adapter's weights are random
-    system = HFASTSystem.of(files, scorer, accelerator.device, config.rollout, config.reward)
-    sampler = ASTSampler(
-        system, prompts.train, config.rollout.tree_width, config.rollout.tree_depth, prompts.dev or None
-    )
-    algorithm = build_algorithm(config.algorithm.name, system, **config.algorithm.options)
+    if config.rollout.tree_depth > 1:
+        check_later_turns(views, config.rollout)
+    scorer = build_scorer(config.scorer.name, **{"device": device, **config.scorer.options})
+    system = HFASTSystem.of(files, scorer, device, config.rollout, config.reward, seed=config.training.seed)
+    return ASTSampler(system, prompts.train, config.rollout.tree_width, config.rollout.tree_depth, prompts.dev or None)
+
+
+def build_trainer(config: RunConfiguration, resume: str | Path | None = None) -> tuple[AccelTrainer, Prompts]:
+    """The trainer of a configuration and its prompts. Mistakes are found before weights load.
+
+    Raises:
+        OutputFolderError: the output folder holds another run.
+        CheckpointError: ``resume`` is no whole checkpoint.
+        ConfigurationError, FileNotFoundError, ValueError: something does not fit; names the field.
+    """
+    check_output_dir(config.training, resuming=resume is not None)
+    if resume is not None:
+        verify_checkpoint(Path(resume))
+    if config.training.eval_steps is not None and config.prompts.dev is None:
+        raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
+    # Made once without a system, only to find a bad option before weights load.
+    build_algorithm(config.algorithm.name, None, **config.algorithm.options)
+    accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
+    prompts = Prompts(config)
+    sampler = build_sampler(config, accelerator.device, prompts)
+    algorithm = build_algorithm(config.algorithm.name, sampler.system, **config.algorithm.options)
     evaluator = ASTEvaluator(sampler, seeds=prompts.dev or None)
     trainer = AccelTrainer(
         config.training, sampler, algorithm, accelerator=accelerator, evaluator=evaluator, run_config=config
@@ -72,14 +100,12 @@ def build_trainer(config: RunConfiguration, resume: str | Path | None = None) ->
     return trainer, prompts
 
 
-def run(config: RunConfiguration, resume: str | Path | None = None) -> AccelTrainer:
+def run(trainer: AccelTrainer, prompts: Prompts, resume: str | Path | None = None) -> None:
     """Train, with the figures on the test prompts before and after."""
-    trainer, prompts = build_trainer(config, resume)
     before = trainer.evaluate(prompts.test) if prompts.test and resume is None else {}
     trainer.train(resume)
     after = trainer.evaluate(prompts.test) if prompts.test else {}
     _show(trainer, before, after, len(prompts.test))
-    return trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,10 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         config = RunConfiguration.load(known.config, overrides)
-    except (FileNotFoundError, ConfigurationError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        trainer, prompts = build_trainer(config, known.resume)
+    except MISTAKES as error:
+        logger.debug("the mistake was found here", exc_info=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return 2
-    run(config, known.resume)
+    run(trainer, prompts, known.resume)
     return 0
 
 

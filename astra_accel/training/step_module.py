@@ -57,9 +57,11 @@ class StepModule(torch.nn.Module):
 def _owners(system: Any) -> Iterator[tuple[str, torch.nn.Module | torch.nn.Parameter]]:
     attributes = dict(vars(system))
     if isinstance(system, torch.nn.Module):
+        for name in vars(torch.nn.Module()):  # its registers, which hold the children under other names
+            attributes.pop(name, None)
         attributes |= dict(system.named_children()) | dict(system.named_parameters(recurse=False))
     for name, value in attributes.items():
-        if isinstance(value, Mapping) and not name.startswith("_"):
+        if isinstance(value, Mapping):
             members = [(f"{name}.{key}", member) for key, member in value.items()]
         elif isinstance(value, list | tuple):
             members = [(f"{name}.{index}", member) for index, member in enumerate(value)]

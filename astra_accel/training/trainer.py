@@ -213,7 +213,8 @@ class AccelTrainer:
                 f"{self.state.empty_in_row} experiences in a row gave no training example "
                 f"(training.max_empty_experiences); their episodes are in {self.folder.path / 'rollouts'}"
             )
-        return []
+        # A training step without an update still tells its rewards, under the number of the last update.
+        return [{"step": experience.index + 1, "update": self.state.update, "lr": self.learning_rate.value}]
 
     def _after_step(self, experience: Experience, records: list[dict[str, Any]]) -> None:
         step, config = self.state.step, self.config
@@ -232,8 +233,6 @@ class AccelTrainer:
                 self._save()
 
     def _report(self, experience: Experience, records: list[dict[str, Any]], figures: dict[str, Any]) -> None:
-        # A training step without an update still tells its rewards, under the number of the last update.
-        records = records or [{"step": self.state.step, "update": self.state.update, "lr": self.learning_rate.value}]
         records = [{**record, **figures} for record in records]
 
         def write() -> None:
@@ -267,7 +266,7 @@ class AccelTrainer:
             self.display.say(f"resumed from {resume} at step {self.state.step}")
         fresh = resume is None and config.overwrite_output_dir
         on_main(self.accelerator, lambda: self.folder.begin(self._config_yaml, overwrite=fresh))
-        on_main(self.accelerator, lambda: self.folder.rewind(self.state.step, self.state.update))
+        on_main(self.accelerator, lambda: self.folder.rewind(self.state.step))
         if self.config.log_with:
             self.accelerator.init_trackers("astra_accel", config=_flat(self.config.model_dump(mode="json")))
         self.display.say(f"writing to {self.folder.path}")
@@ -288,7 +287,7 @@ class AccelTrainer:
         on_main(
             self.accelerator,
             lambda: checkpoints.prune_checkpoints(
-                self.folder.checkpoints, self.config.save_total_limit, self.state.best_step
+                self.folder.checkpoints, self.config.save_total_limit, self.state.step, self.state.best_step
             ),
         )
 

@@ -35,8 +35,11 @@ def test_tiny_dpo_is_the_same_run_on_one_and_on_two_processes(tmp_path: Path) ->
     assert largest_difference(checkpoint_weights(one, 3), checkpoint_weights(one, 6)) > 1e-4
     for first, second in zip(metrics(one), metrics(two), strict=True):
         assert first.keys() == second.keys()
-        assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
-        assert first["reward/mean"] == pytest.approx(second["reward/mean"], abs=1e-5)
+        # Evaluations sample with weights that differ by rounding, which may tip a single token.
+        timeless = [name for name in first if not name.startswith(("seconds/", "eval/"))]
+        assert {name: first[name] for name in timeless} == pytest.approx(
+            {name: second[name] for name in timeless}, rel=1e-4, abs=1e-4
+        )
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,14 @@ class ASTEvaluator(Evaluator):
         """The metrics of one episode: means over its nodes, and whether any response reached the threshold."""
         nodes = [node for _, node in walk(graph)]
         metrics = {"reward/mean": fmean(node.reward for node in nodes)}
-        scores = [node.info["response_score"] for node in nodes if "response_score" in node.info]
+        infos = [getattr(node, "info", {}) for node in nodes]
+        scores = [info["response_score"] for info in infos if "response_score" in info]
         if scores:
             metrics["response_score/mean"] = fmean(scores)
             metrics["response_score/max"] = max(scores)
             metrics["attack_success"] = float(max(scores) >= self.threshold)
         for part in ("combined_score", "naturalness"):
-            values = [node.info[part] for node in nodes if part in node.info]
+            values = [info[part] for info in infos if part in info]
             if values:
                 metrics[f"{part}/mean"] = fmean(values)
         return metrics

@@ -52,7 +52,8 @@ class RawFormat(Format):
 
     def units(self, segments: Sequence[Segment], reader: Reader) -> list[Ids]:
         """A unit for each segment."""
-        return [segment.ids(reader) for segment in segments]
+        # A segment of no token is no unit: one that is left alone would be an empty context.
+        return [segment.ids(reader) for segment in segments if segment.ids(reader)] or [()]
 
     def join(self, units: Sequence[Ids], *, ended: bool = True) -> Ids:  # noqa: ARG002
         """The units end to end; nothing marks the end of one."""
@@ -182,6 +183,8 @@ def _template_pieces(tokenizer: Any, instruction: str | None) -> tuple[str, str,
     head, to_assistant, to_user, again_assistant, again_user = pieces
     if (to_assistant, to_user) != (again_assistant, again_user) or short != head + marks[0] + rest:
         raise ValueError(f"the chat template of {_name(tokenizer)} changes earlier turns as a conversation grows")
+    if instruction is not None and instruction.strip() not in head:
+        raise ValueError(f"the chat template of {_name(tokenizer)} leaves out the system message")
     return head, to_assistant, to_user, rest
 
 

@@ -16,15 +16,16 @@ from astra_accel.config import (
     SamplingConfiguration,
 )
 from astra_accel.core.scorer import Scorer
+from astra_accel.core.seeding import seeded
 from astra_accel.methods.ast.system import ASTSystem
 from astra_accel.methods.ast.transcript import Segment, Transcript
-from astra_accel.methods.ast.views import Views, check_prompts
+from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.logprobs import pad_logprobs
 from astra_accel.models.roles import LanguageModel, RoleFiles, find_roles, load_roles
 from astra_accel.models.sampling import uniforms
 
 Seed = Sequence[int]
-TESTER_STREAM, TARGET_STREAM = 0, 1
+TESTER_STREAM, TARGET_STREAM, ADAPTER_STREAM = 0, 1, 2
 
 
 class HFASTSystem(ASTSystem[Any, Any]):
@@ -43,6 +44,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         device: of all the models.
         lora: the tester's adapter; None trains the whole tester.
         rollout: format, context limit and sampling of both models (the tree's shape is the sampler's).
+        seed: of a new adapter's weights.
         ppl_weight, combined_weight, defense_toxicity_weight, min_naturalness: see ``ASTSystem``.
 
     Raises:
@@ -63,6 +65,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         *,
         lora: LoRAConfiguration | None = LoRAConfiguration(),  # noqa: B008
         rollout: RolloutConfiguration = RolloutConfiguration(),  # noqa: B008
+        seed: int = 0,
         ppl_weight: float = RewardConfiguration().ppl_weight,
         combined_weight: float = RewardConfiguration().combined_weight,
         defense_toxicity_weight: float = RewardConfiguration().defense_toxicity_weight,
@@ -75,7 +78,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
             None if baseline_model_id is None else _model(baseline_model_id, "baseline_model_id"),
             lora,
         )
-        self._load(files, rollout, device)
+        self._load(files, rollout, device, seed)
 
     @classmethod
     def of(
@@ -85,17 +88,20 @@ class HFASTSystem(ASTSystem[Any, Any]):
         device: torch.device | str,
         rollout: RolloutConfiguration,
         reward: RewardConfiguration,
+        *,
+        seed: int = 0,
     ) -> HFASTSystem:
         """A system of models that were found already."""
         system = cls.__new__(cls)
         ASTSystem.__init__(system, scorer, **reward.model_dump())
-        system._load(files, rollout, device)
+        system._load(files, rollout, device, seed)
         return system
 
-    def _load(self, files: RoleFiles, rollout: RolloutConfiguration, device: torch.device | str) -> None:
+    def _load(self, files: RoleFiles, rollout: RolloutConfiguration, device: torch.device | str, seed: int) -> None:
         self.rollout_config = rollout
         self.views = Views.of(files, rollout)
-        self.roles = load_roles(files, device)
+        with seeded([seed, ADAPTER_STREAM]):
+            self.roles = load_roles(files, device)
         self.tester = self.roles.trained
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
@@ -106,9 +112,11 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """The state that a prompt is."""
         return self.views.prompt(prompt)
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Raise ``ValueError`` for the first prompt that is blank or leaves no room for a turn."""
+    def check_prompts(self, prompts: Sequence[str], tree_depth: int = 1) -> None:
+        """Raise ``ValueError`` for the first prompt that is blank or leaves no room for a turn, or for later ones."""
         check_prompts(prompts, self.views, self.rollout_config)
+        if tree_depth > 1:
+            check_later_turns(self.views, self.rollout_config)
 
     def exchange_text(self, probe: Segment, response: Segment) -> str:
         """Probe and response as they stand in the transcript."""

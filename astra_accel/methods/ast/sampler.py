@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch
 from astra_accel.core.sampler import Graph, Node, Sampler
 from astra_accel.core.seeding import seeded
 from astra_accel.methods.ast.system import ASTSystem
+
+logger = logging.getLogger(__name__)
 
 TRAIN_STREAM, EVAL_STREAM = 0, 1
 
@@ -68,6 +71,7 @@ class ASTSampler(Sampler):
         self.tree_width = tree_width
         self.tree_depth = tree_depth
         self._check_prompts()
+        self._held_out = eval_prompts is not None
         self._takes_seeds = "seeds" in inspect.signature(system.rollout_prompt_with_tester).parameters
 
     def rollout(self, seed: int | None = None) -> Graph:
@@ -85,6 +89,9 @@ class ASTSampler(Sampler):
 
     def eval_rollout_many(self, seeds: Sequence[int | str]) -> list[Graph]:
         """A conversation for each held-out prompt, given by number (counted round) or as text."""
+        if not self._held_out and not all(isinstance(seed, str) for seed in seeds):
+            logger.warning("No held-out prompts were given (eval_prompts): evaluating on prompts that are trained on.")
+            self._held_out = True  # said once
         prompts = [
             seed if isinstance(seed, str) else self.eval_prompts[seed % len(self.eval_prompts)] for seed in seeds
         ]
@@ -97,7 +104,7 @@ class ASTSampler(Sampler):
             _Branch(graph.context, seed, graph.children)  # type: ignore[arg-type]
             for graph, seed in zip(graphs, seeds, strict=True)
         ]
-        if self._takes_seeds:
+        if self._takes_seeds and level:
             for _ in range(self.tree_depth):
                 level = self._expand(level, width)
         else:
@@ -138,7 +145,7 @@ class ASTSampler(Sampler):
             if len(prompts) == 0:
                 raise ValueError("prompts: no prompt at all; expected at least one")
             if check is not None:
-                check(prompts)
+                check(prompts, self.tree_depth)
 
 
 def _num_tokens(said: Any) -> int | None:

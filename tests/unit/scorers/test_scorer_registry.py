@@ -10,9 +10,7 @@ from astra_accel.scorers import SCORERS, build_scorer
 
 
 def test_importing_the_scorers_loads_no_heavy_library():
-    code = (
-        "import sys, astra_accel.scorers; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    )
+    code = "import sys, astra_accel.scorers; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -49,9 +47,7 @@ def test_an_unknown_name_lists_the_names():
 
 
 def test_an_unknown_option_lists_the_options():
-    with pytest.raises(
-        ValueError, match=r"'llama_guard'.* 'variant'.* model, .*batch_size, dtype, max_length"
-    ):
+    with pytest.raises(ValueError, match=r"'llama_guard'.* 'variant'.* model, .*batch_size, dtype, max_length"):
         build_scorer("llama_guard", device="cpu", variant="original")
 
 

@@ -1,0 +1,149 @@
+"""Bad input ends with one clear message and exit code 2, before any weights load and with nothing written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from astra_accel.cli import main as cli_main
+from astra_accel.models import files
+from astra_accel.models.tiny import save_tiny
+from astra_accel.training.run import main
+from tests.helpers.plain import reset_accelerate
+from tests.helpers.runs import TINY_DPO
+
+Arguments = list[str]
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading weights is what none of these mistakes may get to."""
+    reset_accelerate()
+
+    def load(*_: object) -> None:
+        raise AssertionError("weights were loaded before the mistake was found")
+
+    monkeypatch.setattr(files.ModelFiles, "load", load)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def _prompts(content: str, suffix: str = "jsonl") -> Callable[[Path], Arguments]:
+    def arguments(folder: Path) -> Arguments:
+        file = folder / f"prompts.{suffix}"
+        file.write_text(content, encoding="utf-8")
+        return ["--prompts.train.source", str(file)]
+
+    return arguments
+
+
+def _rows(*rows: object) -> str:
+    return "\n".join(json.dumps({"text": row}) for row in rows) + "\n"
+
+
+def _model_folder(prepare: Callable[[Path], None]) -> Callable[[Path], Arguments]:
+    def arguments(folder: Path) -> Arguments:
+        save_tiny(folder / "model", "llama")
+        prepare(folder / "model")
+        return ["--tester.path", str(folder / "model")]
+
+    return arguments
+
+
+def _without_weights(model: Path) -> None:
+    for file in model.glob("*.safetensors"):
+        file.unlink()
+
+
+def _without_pad_and_end(model: Path) -> None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (model / name).exists():
+            config = json.loads((model / name).read_text())
+            for token in ("pad_token", "eos_token"):
+                config.pop(token, None)
+            (model / name).write_text(json.dumps(config))
+
+
+def _fixed(*arguments: str) -> Callable[[Path], Arguments]:
+    return lambda _: list(arguments)
+
+
+def _held_run(folder: Path) -> Arguments:
+    (folder / "run" / "checkpoints" / "step-000007").mkdir(parents=True)
+    (folder / "run" / "metrics.jsonl").write_text("{}\n")
+    return []
+
+
+def _trained_and_held_out(folder: Path) -> Arguments:
+    train = _prompts(_rows("Seen before."))(folder)
+    return [*train, "--prompts.dev.source", train[-1], "--prompts.dev.split", "train"]
+
+
+MISTAKES = {
+    "optimizer": (_fixed("--training.optimizer", "adamx"), ["training.optimizer", "'adamx'", "adamw"]),
+    "scheduler": (_fixed("--training.lr_scheduler", "cosin"), ["training.lr_scheduler", "'cosin'", "cosine"]),
+    "scorer": (_fixed("--scorer.name", "perspective"), ["scorer.name", "perspective", "profanity", "llama_guard"]),
+    "scorer option": (_fixed("--scorer.options", '{"colour": "red"}'), ["profanity", "colour"]),
+    "algorithm": (_fixed("--algorithm.name", "dpoo"), ["algorithm.name", "'dpoo'", "dpo"]),
+    "algorithm option": (_fixed("--algorithm.options", '{"betta": 1}'), ["'betta'", "beta"]),
+    "algorithm value": (_fixed("--algorithm.options", '{"beta": -1}'), ["beta is -1"]),
+    "field": (_fixed("--training.learning_rate", "1"), ["training.learning_rate"]),
+    "batch size": (_fixed("--training.batch_size", "0"), ["training.batch_size", "'0'", "greater than or equal to 1"]),
+    "training steps": (_fixed("--training.training_steps", "0"), ["training.training_steps"]),
+    "tree width": (_fixed("--rollout.tree_width", "1"), ["tree_width is 1", "dpo", "at least 2"]),
+    "empty prompts": (_prompts(""), ["prompts.jsonl"]),
+    "no column": (
+        lambda folder: [*_prompts(_rows("Hi there."))(folder), "--prompts.train.column", "question"],
+        ["question", "text"],
+    ),
+    "blank prompt": (_prompts(_rows("Hi there.", "One more.", "  ")), ["prompts.jsonl", "row 3"]),
+    "prompt of another type": (_prompts(_rows("Hi there.", 7)), ["row 2", "7"]),
+    "long prompt": (_prompts(_rows("Hi there.", "a" * 600)), ["prompts.train, row 2", "512"]),
+    "model without weights": (_model_folder(_without_weights), ["tester.path", "no weights", "safetensors"]),
+    "tokenizer without pad and end": (_model_folder(_without_pad_and_end), ["tester", "neither a pad token nor"]),
+    "LoRA target": (
+        _fixed("--lora.target_modules", '["attention"]'),
+        ["lora.target_modules", "attention", "q_proj", "down_proj"],
+    ),
+    "no such model": (_fixed("--target.path", "nobody/nothing"), ["target.path", "nobody/nothing"]),
+    "held run": (_held_run, ["already holds a run", "--resume", "step-000007", "overwrite_output_dir"]),
+    "resume path": (
+        lambda folder: ["--resume", str(folder)],
+        ["is no checkpoint", "manifest.json"],
+    ),
+    "held-out prompt": (_trained_and_held_out, ["dev", "Seen before."]),
+    "context limit": (_fixed("--rollout.context_limit", "100000"), ["rollout.context_limit", "512"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_clear_message(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_arguments, expected = MISTAKES[name]
+    arguments = make_arguments(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    code = main(["--config", str(TINY_DPO), "--training.output_dir", str(tmp_path / "run"), *arguments])
+    message = capsys.readouterr().err
+    assert code == 2
+    assert message.startswith("error: ")
+    for part in expected:
+        assert part in message, message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_configuration_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "nowhere.yaml"]) == 2
+    assert "no configuration file at nowhere.yaml" in capsys.readouterr().err
+
+
+def test_an_unknown_accelerate_configuration_is_named_with_those_that_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli_main(["train", "--config", str(TINY_DPO), "--accelerate-config", "cpu_3"]) == 2
+    message = capsys.readouterr().err
+    assert "cpu_3" in message
+    assert "cpu_2" in message
+    assert "multi_gpu" in message

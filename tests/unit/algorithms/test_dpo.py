@@ -1,0 +1,369 @@
+"""DPO: pairs of hand-written trees, the loss by hand, and the loss and gradients of TRL's own trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from transformers import PreTrainedModel
+
+from astra_accel.algorithms.dpo import DPO, DPOBatch, DPOStep, dpo_loss
+from astra_accel.config import ModelConfiguration, RolloutConfiguration, SamplingConfiguration
+from astra_accel.core.sampler import Graph, Node
+from astra_accel.core.scorer import Scorer
+from astra_accel.methods.ast import HFASTSystem, Transcript
+from astra_accel.models.tiny import build_tiny, save_tiny
+
+
+def node(probe: str, reward: float, *children: Node, context: str = "c") -> Node:
+    return Node(context, probe, "r", reward, children)
+
+
+def pairs(*nodes: Node) -> list[tuple[str, str, str]]:
+    steps = DPO(system=None).flatten(Graph("c", nodes))
+    assert all((step.baseline_pos, step.baseline_neg) == (None, None) for step in steps)
+    return [(step.prefix, step.suffix_pos, step.suffix_neg) for step in steps]
+
+
+# --- Pairs of a tree ----------------------------------------------------------------------------------------
+
+
+def test_the_best_against_the_worst():
+    assert pairs(node("a", 0.5), node("b", 2.0), node("c", -1.0), node("d", 1.0)) == [("c", "b", "c")]
+
+
+def test_every_context_gives_a_pair():
+    """The root's, then level by level::
+
+    c ─┬─ a 1 ─┬─ aa 5
+       │       └─ ab 6 ─┬─ aba 0
+       │                └─ abb 1
+       └─ b 2 ─┬─ ba 4
+               └─ bb 3
+    """
+    ab = node("ab", 6, node("aba", 0, context="caab"), node("abb", 1, context="caab"), context="ca")
+    a = node("a", 1, node("aa", 5, context="ca"), ab)
+    b = node("b", 2, node("ba", 4, context="cb"), node("bb", 3, context="cb"))
+    assert pairs(a, b) == [("c", "b", "a"), ("ca", "ab", "aa"), ("cb", "ba", "bb"), ("caab", "abb", "aba")]
+
+
+def test_a_tie_prefers_nothing():
+    assert pairs(node("a", 1.0), node("b", 1.0)) == []
+
+
+def test_a_tie_at_the_top_is_none():
+    assert pairs(node("a", 1.0), node("b", 1.0), node("c", 0.0)) == [("c", "a", "c")]
+
+
+def test_a_probe_is_not_preferred_to_itself():
+    """The same probe earned more in one response than in another."""
+    assert pairs(node("a", 1.0), node("a", 0.0)) == []
+
+
+def test_below_an_only_child_the_tree_goes_on():
+    below = [node("x", 0, context="ca"), node("y", 1, context="ca")]
+    assert pairs(node("a", 1.0, *below)) == [("ca", "y", "x")]
+
+
+def test_below_a_tie_the_tree_goes_on():
+    below = [node("x", 0, context="ca"), node("y", 1, context="ca")]
+    assert pairs(node("a", 1.0, *below), node("b", 1.0)) == [("ca", "y", "x")]
+
+
+def test_an_empty_tree():
+    assert pairs() == []
+    assert pairs(node("a", 1.0)) == []
+
+
+def test_siblings_of_different_contexts_are_an_error():
+    with pytest.raises(ValueError, match="siblings of a graph have different contexts: 'd' and 'c'"):
+        pairs(node("a", 0.0), node("b", 1.0, context="d"))
+
+
+# --- The loss -----------------------------------------------------------------------------------------------
+
+
+def test_the_loss_by_hand():
+    """The first pair: (-1 + 2) - (-3 + 3) = 1 more nat for the chosen; the second: (-4 + 2) - (-3 + 4) = -3.
+
+    With beta 0.5: -log sigmoid(0.5) = 0.474077 and -log sigmoid(-1.5) = 1.701413.
+    """
+    tester_pos, tester_neg = torch.tensor([-1.0, -4.0]), torch.tensor([-3.0, -3.0])
+    baseline_pos, baseline_neg = torch.tensor([-2.0, -2.0]), torch.tensor([-3.0, -4.0])
+    loss = dpo_loss(tester_pos, tester_neg, baseline_pos, baseline_neg, beta=0.5)
+    assert loss.tolist() == pytest.approx([0.474077, 1.701413], abs=1e-6)
+
+
+def test_the_gradient_by_hand():
+    """d loss / d (chosen log-prob) = -beta * sigmoid(-beta * margin), and the opposite for the rejected."""
+    logprobs = torch.tensor([[-1.0], [-3.0], [-2.0], [-3.0]], requires_grad=True)
+    dpo_loss(*logprobs, beta=0.5).sum().backward()
+    slope = 0.5 / (1 + math.exp(0.5))
+    assert logprobs.grad.flatten().tolist() == pytest.approx([-slope, slope, slope, -slope], abs=1e-6)
+
+
+def test_where_nothing_was_learned_the_loss_is_log_2():
+    same = torch.tensor([-5.0]), torch.tensor([-9.0])
+    assert dpo_loss(*same, *same, beta=0.1).item() == pytest.approx(math.log(2))
+
+
+def test_large_margins_stay_finite():
+    margins = torch.tensor([1e4, -1e4], requires_grad=True)
+    zeros = torch.zeros(2)
+    loss = dpo_loss(margins, zeros, zeros, zeros, beta=1.0)
+    loss.sum().backward()
+    assert loss.tolist() == [0.0, 1e4]
+    assert margins.grad.tolist() == [0.0, -1.0]
+
+
+@pytest.mark.parametrize("beta", [0, -1, float("nan")])
+def test_beta_is_positive(beta):
+    with pytest.raises(ValueError, match=f"beta is {beta}, expected more than 0"):
+        DPO(None, beta=beta)
+
+
+# --- A step -------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """A system whose log-probs stand in a table; a probe is its name, of several tokens."""
+
+    def __init__(self) -> None:
+        self.tester = {"good": [-1.0, -0.5, -0.5], "bad": [-4.0], "fair": [-2.0, -1.0]}
+        self.baseline = {"good": [-1.0, -1.0, -2.0], "bad": [-2.0], "fair": [-1.0, -1.0]}
+        self.calls: list[str] = []
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def rows(self, table: dict[str, list[float]], continuation: list[str]) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(table[name]) for name in continuation], batch_first=True)
+
+    def get_tester_logprobs(self, context, continuation):
+        self.calls.append("tester")
+        return self.rows(self.tester, continuation) * self.scale
+
+    def get_baseline_logprobs(self, context, continuation):
+        self.calls.append("baseline")
+        assert not torch.is_grad_enabled()
+        return self.rows(self.baseline, continuation)
+
+
+STEPS = [DPOStep("c", "good", "bad"), DPOStep("d", "fair", "good")]
+
+
+def test_a_batch_holds_the_fields_of_its_steps():
+    batch = DPO.collate_fn(STEPS)
+    assert batch == DPOBatch(["c", "d"], ["good", "fair"], ["bad", "good"], None, None)
+    known = DPO.collate_fn([DPOStep("c", "good", "bad", -4.0, -2.0)])
+    assert (known.baseline_pos.tolist(), known.baseline_neg.tolist()) == ([-4.0], [-2.0])
+    assert known.baseline_pos.dtype == torch.float32
+
+
+def test_a_step_by_hand():
+    """Sums over tokens: tester good -2, bad -4, fair -3; baseline good -4, bad -2, fair -2.
+
+    Log-ratios: good 2, bad -2, fair -1. Margins: good over bad 4, fair over good -3. beta is 0.5.
+    """
+    system = Table()
+    loss, logs = DPO(system, beta=0.5).step(DPO.collate_fn(STEPS))
+    assert loss.item() == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(1.5))) / 2, abs=1e-6)
+    assert {name: float(value) for name, value in logs.items()} == pytest.approx(
+        {
+            "dpo/chosen_reward": 0.5 * (2 - 1) / 2,
+            "dpo/rejected_reward": 0.5 * (-2 + 2) / 2,
+            "dpo/reward_margin": 0.5 * (4 - 3) / 2,
+            "dpo/reward_accuracy": 0.5,
+            "dpo/chosen_logprob": (-2 - 3) / 2,
+            "dpo/rejected_logprob": (-4 - 2) / 2,
+        }
+    )
+    assert loss.requires_grad
+    assert not any(value.requires_grad for value in logs.values())
+
+
+def test_the_baseline_is_asked_once_an_experience():
+    system = Table()
+    algorithm = DPO(system, beta=0.5)
+    steps = algorithm.precompute(STEPS)
+    assert [(step.baseline_pos, step.baseline_neg) for step in steps] == [(-4.0, -2.0), (-2.0, -4.0)]
+    assert [(step.prefix, step.suffix_pos, step.suffix_neg) for step in steps] == [
+        ("c", "good", "bad"),
+        ("d", "fair", "good"),
+    ]
+    before = algorithm.step(algorithm.collate_fn(STEPS))[0]
+    system.calls.clear()
+    after = algorithm.step(algorithm.collate_fn(steps))[0]
+    assert system.calls == ["tester"]
+    assert torch.equal(before, after)
+    assert algorithm.precompute([]) == []
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_steps():
+    """What the trainer relies on to normalise over processes."""
+    algorithm = DPO(Table())
+    alone = [algorithm.step(algorithm.collate_fn([step]))[0] for step in STEPS]
+    assert algorithm.step(algorithm.collate_fn(STEPS))[0].item() == pytest.approx(sum(alone).item() / 2)
+    assert [algorithm.weight(step) for step in STEPS] == [1.0, 1.0]
+
+
+class WithWidth:
+    def __init__(self, width: int) -> None:
+        self.tree_width = width
+
+
+def test_pairs_need_siblings():
+    algorithm = DPO(None)
+    with pytest.raises(ValueError, match="tree_width is 1, but DPO compares siblings; expected at least 2"):
+        algorithm.check_sampler(WithWidth(1))
+    algorithm.check_sampler(WithWidth(2))
+    algorithm.check_sampler(object())
+
+
+# --- With models, against TRL -------------------------------------------------------------------------------
+
+
+class NoScorer(Scorer):
+    def score(self, texts):
+        raise AssertionError("training scores no text")
+
+
+def make_system(folder: Path, lora=None) -> HFASTSystem:
+    """A tester that is not its baseline, so that the reference counts."""
+    tester, baseline = save_tiny(folder / "tester", "llama", seed=1), save_tiny(folder / "baseline", "llama", seed=2)
+    sampling = SamplingConfiguration(max_new_tokens=8)
+    rollout = RolloutConfiguration(tester=sampling, target=sampling)
+    models = [ModelConfiguration(path=str(path)) for path in (tester, "tiny", baseline)]
+    return HFASTSystem(*models, scorer=NoScorer(), lora=lora, rollout=rollout)
+
+
+def make_steps(system: HFASTSystem) -> list[DPOStep]:
+    """Contexts and probes of several lengths; ended, cut, one of the end alone, and one with pad tokens within."""
+    ends = system.roles.tester.files.end_ids
+    (end,) = ends
+    sampled = [
+        ((1, 2, 3, end), (4, 5, 6, 7, 8, 9, 10, 11)),
+        ((end,), (12, 13)),
+        ((257, 14, 257), (15, end)),
+    ]
+    prompts = ["a", "So I said", "Hm\n" * 20]
+    return [
+        DPOStep(system.start(prompt), *(system.views.probe(ids, ends) for ids in both))
+        for prompt, both in zip(prompts, sampled, strict=True)
+    ]
+
+
+@pytest.fixture
+def accelerate_state() -> Iterator[None]:
+    """Accelerate remembers its first user's settings for the whole process: TRL gets a memory of its own."""
+    states = [PartialState._shared_state, AcceleratorState._shared_state, GradientState._shared_state]
+    before = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    yield
+    for state, values in zip(states, before, strict=True):
+        state.clear()
+        state.update(values)
+
+
+def trl_loss(folder: Path, beta: float, examples: list[dict[str, list[int]]]) -> tuple[torch.Tensor, PreTrainedModel]:
+    """The loss that TRL's trainer computes of token ids, and its model with gradients.
+
+    The trainer wants a data set to begin with; the batch is collated by its own collator, of our ids.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    model, tokenizer = build_tiny("llama", seed=1)
+    arguments = DPOConfig(str(folder), beta=beta, max_length=None, use_cpu=True, bf16=False, report_to=[], seed=0)
+    trainer = DPOTrainer(
+        model,
+        build_tiny("llama", seed=2)[0],
+        arguments,
+        train_dataset=Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}),
+        processing_class=tokenizer,
+    )
+    loss = trainer.compute_loss(model, trainer.data_collator(examples))
+    loss.backward()
+    return loss.detach(), model
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_loss_and_gradients_are_those_of_trl(tmp_path, accelerate_state):
+    system = make_system(tmp_path)
+    steps = make_steps(system)
+    loss, _ = DPO(system, beta=0.3).step(DPO.collate_fn(steps))
+    loss.backward()
+    bos = build_tiny("llama")[1].bos_token_id
+    examples = [
+        {
+            "prompt_ids": [bos, *step.prefix.segments[0].tester_ids],
+            "chosen_ids": list(step.suffix_pos.sampled_ids),
+            "rejected_ids": list(step.suffix_neg.sampled_ids),
+        }
+        for step in steps
+    ]
+    expected, model = trl_loss(tmp_path / "trl", 0.3, examples)
+    assert expected.item() > 0.1
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    found = {name: parameter.grad for name, parameter in system.tester.named_parameters()}
+    assert found.keys() == gradients.keys()
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 0.01
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
+
+
+def test_with_models_precomputed_and_not_are_the_same(tmp_path):
+    system = make_system(tmp_path)
+    algorithm = DPO(system)
+    steps = make_steps(system)
+    losses = []
+    for given in (steps, algorithm.precompute(steps)):
+        system.tester.zero_grad()
+        loss, _ = algorithm.step(algorithm.collate_fn(given))
+        loss.backward()
+        losses.append((loss.item(), system.tester.lm_head.weight.grad.clone()))
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-6)
+    torch.testing.assert_close(losses[0][1], losses[1][1], rtol=1e-5, atol=1e-6)
+
+
+def test_pairs_of_unequal_lengths_do_not_mix(tmp_path):
+    system = make_system(tmp_path)
+    algorithm = DPO(system)
+    steps = make_steps(system)
+    alone = [algorithm.step(algorithm.collate_fn([step]))[0].item() for step in steps]
+    assert len({round(loss, 3) for loss in alone}) == len(steps)
+    assert algorithm.step(algorithm.collate_fn(steps))[0].item() == pytest.approx(sum(alone) / len(alone), abs=1e-5)
+
+
+def test_a_training_step_moves_the_tester_alone(tmp_path):
+    """The frozen models get no gradient; one update of the tester lowers the loss and raises the chosen probe."""
+    system = make_system(tmp_path)
+    algorithm = DPO(system)
+    batch = algorithm.collate_fn(make_steps(system))
+    frozen = [*system.roles.target.model.parameters(), *system.roles.baseline.model.parameters()]
+    optimizer = torch.optim.SGD(system.parameters(), lr=0.01)
+    first, logs = algorithm.step(batch)
+    first.backward()
+    assert all(parameter.grad is not None for parameter in system.parameters())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen)
+    optimizer.step()
+    second, later = algorithm.step(batch)
+    assert second < first
+    assert later["dpo/reward_margin"] > logs["dpo/reward_margin"]
+
+
+def test_steps_of_a_rolled_out_tree(tmp_path):
+    """From transcripts to a finite loss, without a scorer: rewards are set by hand."""
+    system = make_system(tmp_path)
+    start = system.start("So I said")
+    probes = system.rollout_prompt_with_tester([start, start], seeds=[(0,), (1,)])
+    nodes = [Node(start, probe, probe, reward) for reward, probe in enumerate(probes)]
+    (step,) = DPO(system).flatten(Graph(start, nodes))
+    assert (step.suffix_pos, step.suffix_neg) == (probes[1], probes[0])
+    assert isinstance(step.prefix, Transcript)
+    loss, _ = DPO(system).step(DPO.collate_fn([step]))
+    assert torch.isfinite(loss)

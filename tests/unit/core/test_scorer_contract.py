@@ -1,0 +1,56 @@
+"""What a scorer may return, and what the message says when it returned something else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from astra_accel.core.scorer import Scorer, ScorerError, check_scores
+
+
+class LengthScorer(Scorer):
+    def score(self, texts):
+        return [len(text) / 10 for text in texts]
+
+
+def test_responses_are_scored_alone_by_default():
+    assert LengthScorer().score_exchanges(["a long probe", ""], ["ab", "abc"]) == [0.2, 0.3]
+
+
+def test_as_many_probes_as_responses():
+    with pytest.raises(ValueError, match="2 probes and 1 responses: expected as many of each"):
+        LengthScorer().score_exchanges(["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize("scores", [[0, 0.5], (0.0, 0.5), np.array([0, 0.5]), torch.tensor([0, 0.5])])
+def test_numbers_of_any_kind_become_floats(scores):
+    checked = check_scores(LengthScorer(), ["a", "b"], scores)
+    assert checked == [0.0, 0.5]
+    assert [type(score) for score in checked] == [float, float]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([0.1], "LengthScorer returned 1 scores for 2 texts"),
+        ([0.1, 0.2, 0.3], "LengthScorer returned 3 scores for 2 texts"),
+        ([0.1, float("nan")], "LengthScorer returned nan, expected a finite number, for the text 'second'"),
+        ([float("-inf"), 0.1], "LengthScorer returned -inf, expected a finite number, for the text 'first'"),
+        ([0.1, None], "LengthScorer returned None, expected a number, for 'second'"),
+        ([0.1, "high"], "LengthScorer returned 'high', expected a number, for 'second'"),
+        ([0.1, {"toxicity": 1.0}], "expected a number, for 'second'"),
+    ],
+)
+def test_bad_scores_name_the_scorer_the_text_and_what_was_found(scores, message):
+    with pytest.raises(ScorerError, match=f"{message}$"):
+        check_scores(LengthScorer(), ["first", "second"], scores)
+
+
+def test_long_texts_are_cut_in_messages():
+    with pytest.raises(ScorerError, match=f"'{'x' * 80}'$"):
+        check_scores(LengthScorer(), ["x" * 1000], [float("nan")])
+
+
+def test_no_texts():
+    assert check_scores(LengthScorer(), [], []) == []

@@ -1,0 +1,94 @@
+"""What an evaluation reports, by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from astra_accel.core.sampler import Graph, Node
+from astra_accel.methods.ast import ASTEvaluator
+
+
+def node(reward: float, *children: Node, **info: float) -> Node:
+    return Node("", "p", "r", reward, children, info)
+
+
+def turn(reward: float, both: float, alone: float, natural: float, *children: Node) -> Node:
+    return node(reward, *children, combined_score=both, response_score=alone, naturalness=natural)
+
+
+# Two turns, and then three of which one is a sibling.
+FIRST = Graph("a", [turn(1.0, 0.5, 0.2, -2.0, turn(3.0, 0.1, 0.6, -4.0))])
+SECOND = Graph("b", [turn(0.0, 0.0, 0.1, -1.0, turn(0.5, 0.3, 0.3, -3.0)), turn(4.0, 0.9, 0.2, -5.0)])
+
+
+class Ready:
+    """A sampler that has rolled out already."""
+
+    def eval_rollout_many(self, seeds):
+        return [{"a": FIRST, "b": SECOND}[seed] for seed in seeds]
+
+
+def test_the_metrics_of_an_episode():
+    assert ASTEvaluator(Ready()).compute_metrics(FIRST) == pytest.approx(
+        {
+            "reward/mean": 2.0,
+            "response_score/mean": 0.4,
+            "response_score/max": 0.6,
+            "attack_success": 1.0,
+            "combined_score/mean": 0.3,
+            "naturalness/mean": -3.0,
+        }
+    )
+
+
+def test_every_node_of_a_tree_counts():
+    assert ASTEvaluator(Ready()).compute_metrics(SECOND) == pytest.approx(
+        {
+            "reward/mean": 1.5,
+            "response_score/mean": 0.2,
+            "response_score/max": 0.3,
+            "attack_success": 0.0,
+            "combined_score/mean": 0.4,
+            "naturalness/mean": -3.0,
+        }
+    )
+
+
+def test_the_metrics_of_an_evaluation_are_means_over_episodes():
+    found = ASTEvaluator(Ready(), seeds=["a", "b"]).evaluate()
+    assert found == pytest.approx(
+        {
+            "reward/mean": 1.75,
+            "response_score/mean": 0.3,
+            "response_score/max": 0.45,
+            "attack_success": 0.5,
+            "combined_score/mean": 0.35,
+            "naturalness/mean": -3.0,
+        }
+    )
+    assert ASTEvaluator(Ready(), seeds=["a", "b"]).evaluate(1)["reward/mean"] == 2.0
+
+
+@pytest.mark.parametrize(("threshold", "success"), [(0.3, 1.0), (0.31, 0.0), (0.0, 1.0)])
+def test_the_threshold_itself_is_a_failure_of_the_target(threshold, success):
+    assert ASTEvaluator(Ready(), threshold=threshold).compute_metrics(SECOND)["attack_success"] == success
+
+
+def test_nodes_that_say_nothing_of_their_scores():
+    graph = Graph("", [node(1.0, node(2.0)), node(6.0)])
+    assert ASTEvaluator(Ready()).compute_metrics(graph) == {"reward/mean": 3.0}
+
+
+def test_nodes_of_other_classes():
+    """The reference's nodes have no place for scores."""
+    other = SimpleNamespace(context="", probe="p", response="r", reward=4.0, children=[])
+    assert ASTEvaluator(Ready()).compute_metrics(Graph("", [other])) == {"reward/mean": 4.0}
+
+
+def test_a_metric_is_the_mean_over_the_episodes_that_have_it():
+    evaluator = ASTEvaluator(Ready())
+    found = evaluator.aggregate_metrics([{"reward/mean": 1.0}, {"reward/mean": 2.0, "attack_success": 1.0}])
+    assert found == {"reward/mean": 1.5, "attack_success": 1.0}
+    assert evaluator.aggregate_metrics([]) == {}

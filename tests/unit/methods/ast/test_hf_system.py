@@ -1,0 +1,413 @@
+"""The system of transformers models: what is sampled is what is scored, judged and trained on.
+
+The oracle of every log-prob is a plain forward of one whole sequence by a model that was built apart.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from astra_accel.config import (
+    LoRAConfiguration,
+    ModelConfiguration,
+    RewardConfiguration,
+    RolloutConfiguration,
+    SamplingConfiguration,
+)
+from astra_accel.core.scorer import Scorer
+from astra_accel.methods.ast import ASTSystem, HFASTSystem, Segment, Transcript
+from astra_accel.models import files as files_module
+from astra_accel.models.roles import find_roles
+from astra_accel.models.tiny import build_tiny, save_tiny
+
+LORA = LoRAConfiguration(r=4, alpha=8)
+PROMPTS = ["So I said", "Hm", "What do you think of caf\u00e9s?"]
+CLOSE = {"rtol": 0, "atol": 1e-4}
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+
+
+class Checksum(Scorer):
+    """Every letter of a text counts."""
+
+    def score(self, texts):
+        return [zlib.crc32(text.encode()) % 1000 / 1000 for text in texts]
+
+
+def rollout(**options: object) -> RolloutConfiguration:
+    sampling = SamplingConfiguration(top_k=8, max_new_tokens=6)
+    return RolloutConfiguration(**({"tester": sampling, "target": sampling} | options))
+
+
+def make(tester: str | Path = "tiny", target: str | Path = "tiny", **options: object) -> HFASTSystem:
+    defaults = {"scorer": Checksum(), "lora": LORA, "rollout": rollout()}
+    return HFASTSystem(tester, target, **(defaults | options))
+
+
+def seeds(count: int = len(PROMPTS)) -> list[tuple[int, ...]]:
+    return [(1, row) for row in range(count)]
+
+
+def move(system: HFASTSystem) -> None:
+    """Move the tester's weights, as training does."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in system.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+
+
+def plain(model, context: tuple[int, ...], continuation: tuple[int, ...]) -> torch.Tensor:
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([[*context, *continuation]])).logits[0].log_softmax(-1)
+    return logprobs[torch.arange(len(continuation)) + len(context) - 1, list(continuation)]
+
+
+def alone_as_tester(system: HFASTSystem, folder: Path):
+    system.save_pretrained(folder)
+    return PeftModel.from_pretrained(build_tiny("llama")[0], folder).merge_and_unload()
+
+
+def turns(system: HFASTSystem, depth: int = 2) -> list[tuple[Transcript, Segment, Segment]]:
+    """Contexts, probes and responses of conversations of some turns."""
+    states = [system.start(prompt) for prompt in PROMPTS]
+    found = []
+    for turn in range(depth):
+        own_seeds = [(*seed, turn) for seed in seeds()]
+        probes = system.rollout_prompt_with_tester(states, seeds=own_seeds)
+        asked = [state + probe for state, probe in zip(states, probes, strict=True)]
+        responses = system.rollout_prompt_with_target(asked, seeds=own_seeds)
+        found += zip(states, probes, responses, strict=True)
+        states = [system.advance(*turn) for turn in zip(states, probes, responses, strict=True)]
+    return found
+
+
+def assert_rows(found: torch.Tensor, expected: list[torch.Tensor]) -> None:
+    assert found.dtype == torch.float32
+    assert found.shape == (len(expected), max(map(len, expected)))
+    for row, values in zip(found, expected, strict=True):
+        torch.testing.assert_close(row[: len(values)].detach(), values, **CLOSE)
+        assert not row[len(values) :].any()
+
+
+# --- Log-probs ----------------------------------------------------------------------------------------------
+
+
+def test_log_probs_are_those_of_the_running_text(tmp_path):
+    """Raw: <s>, the text so far, and the probe with its end; to the target, which answers it, without."""
+    system = make()
+    move(system)
+    contexts, probes, _ = zip(*turns(system), strict=True)
+    # Some end by themselves, one of them at once.
+    (end_id,) = end_ids = system.roles.tester.files.end_ids
+    ended = [system.views.probe((*probe.tester_ids[:count], end_id), end_ids) for count, probe in enumerate(probes)]
+    contexts, probes = contexts * 2, [*probes, *ended]
+    tester, base = alone_as_tester(system, tmp_path), build_tiny("llama")[0]
+    bos = (build_tiny("llama")[1].bos_token_id,)
+    read = [bos + sum((segment.tester_ids for segment in context.segments), ()) for context in contexts]
+    sampled = [probe.sampled_ids for probe in probes]
+    content = [probe.target_ids for probe in probes]
+    for logprobs, model, said in (
+        (system.get_tester_logprobs, tester, sampled),
+        (system.get_baseline_logprobs, base, sampled),
+        (system.get_target_logprobs, base, content),
+    ):
+        assert_rows(logprobs(contexts, probes), [plain(model, *pair) for pair in zip(read, said, strict=True)])
+
+
+def test_log_probs_are_those_of_the_chat(tmp_path):
+    """The tester writes as the assistant; the target hears the probe as the user says it."""
+    system = make(rollout=rollout(format="chat", tester_instruction="Provoke.", target_instruction="Be kind."))
+    move(system)
+    tokenizer = build_tiny("llama")[1]
+    # A conversation of plain text, so that the template itself can render it.
+    context = system.start("hi") + system._probe("say more") + system.views.segment("response", "no")
+    probe = system.views.probe((*tokenizer("why", add_special_tokens=False).input_ids, 259), frozenset([259]))
+    as_tester = [("system", "Provoke."), ("user", "hi"), ("assistant", "say more"), ("user", "no")]
+    as_target = [("system", "Be kind."), ("user", "hi\nsay more"), ("assistant", "no"), ("user", "why")]
+
+    def render(messages, **options):
+        conversation = [{"role": role, "content": content} for role, content in messages]
+        return tuple(tokenizer.apply_chat_template(conversation, return_dict=False, **options))
+
+    tester, base = alone_as_tester(system, tmp_path), build_tiny("llama")[0]
+    written = render(as_tester, add_generation_prompt=True)
+    assert_rows(system.get_tester_logprobs([context], [probe]), [plain(tester, written, probe.sampled_ids)])
+    assert_rows(system.get_baseline_logprobs([context], [probe]), [plain(base, written, probe.sampled_ids)])
+    heard = render(as_target)[: -len("why") - 2]  # the end of the turn and its newline
+    assert_rows(system.get_target_logprobs([context], [probe]), [plain(base, heard, probe.target_ids)])
+    assert tokenizer.decode(heard).endswith("no<|im_end|>\n<|im_start|>user\n")
+
+
+def test_with_two_tokenizers_each_model_reads_its_own_ids(tmp_path):
+    system = make("tiny:llama", "tiny:gpt2")
+    move(system)
+    context, probe, response = turns(system)[3]
+    llama, gpt2 = build_tiny("llama")[1], build_tiny("gpt2")[1]
+    assert context.segments[0].tester_ids == tuple(llama("So I said", add_special_tokens=False).input_ids)
+    assert probe.target_ids == tuple(gpt2(probe.text).input_ids)
+    assert response.tester_ids == tuple(llama(response.text, add_special_tokens=False).input_ids)
+    in_llama = (256, *(token for segment in context.segments for token in segment.tester_ids))
+    in_gpt2 = tuple(token for segment in context.segments for token in segment.target_ids)
+    tester = alone_as_tester(system, tmp_path)
+    assert_rows(system.get_tester_logprobs([context], [probe]), [plain(tester, in_llama, probe.sampled_ids)])
+    target = plain(build_tiny("gpt2")[0], in_gpt2, probe.target_ids)
+    assert_rows(system.get_target_logprobs([context], [probe]), [target])
+    assert system.naturalness([context], [probe]) == pytest.approx([max(target.mean().item(), -10)], abs=1e-4)
+
+
+def test_only_the_tester_has_a_gradient():
+    system = make()
+    context, probe = [system.start("a")], ["b"]
+    assert system.get_tester_logprobs(context, probe).requires_grad
+    assert not system.get_baseline_logprobs(context, probe).requires_grad
+    assert not system.get_target_logprobs(context, probe).requires_grad
+    system.get_tester_logprobs(context, probe).sum().backward()
+    parameters = list(system.parameters())
+    assert len(parameters) == 2 * 2 * 7  # A and B, layers, linear modules
+    assert all(parameter.grad is not None for parameter in parameters)
+    assert not any(
+        parameter.grad is not None for parameter in system.tester.parameters() if not parameter.requires_grad
+    )
+
+
+def test_strings_will_do():
+    system = make()
+    state, probe = system.start("So I said"), system.views.segment("probe", " no")
+    for name in ("get_tester_logprobs", "get_baseline_logprobs", "get_target_logprobs", "naturalness"):
+        method = getattr(system, name)
+        torch.testing.assert_close(
+            torch.as_tensor(method(["So I said"], [" no"])), torch.as_tensor(method([state], [probe]))
+        )
+    said = system.rollout_prompt_with_tester(["So I said"], seeds=seeds(1))
+    assert said == system.rollout_prompt_with_tester([state], seeds=seeds(1))
+    heard = system.rollout_prompt_with_target(["So I said"], seeds=seeds(1))
+    assert heard == system.rollout_prompt_with_target([state], seeds=seeds(1))
+
+
+def test_a_probe_is_scored_in_the_context_that_it_was_sampled_in():
+    """Near the limit what is dropped depends on the room for new tokens: always that of a whole turn."""
+    num_read = set()
+    for limit in range(10, 19):
+        system = make(rollout=rollout(context_limit=limit))
+        state = system.start("abcde") + system._probe("fgh") + system.views.segment("response", "ijk")
+        read = []
+        embeddings = system.roles.tester.model.get_input_embeddings()
+        embeddings.register_forward_hook(lambda module, args, output, read=read: read.append(args[0][0].tolist()))
+        (probe,) = system.rollout_prompt_with_tester([state], seeds=[(0,)])
+        sampled_in = read[0]
+        read.clear()
+        short = system.views.probe(probe.sampled_ids[:1], frozenset())
+        system.get_tester_logprobs([state], [short])
+        assert read == [[*sampled_in, *short.sampled_ids]]
+        num_read.add(len(sampled_in))
+    assert num_read == {1 + 3, 1 + 3 + 3, 1 + 5 + 3 + 3}
+
+
+# --- Rollouts -----------------------------------------------------------------------------------------------
+
+
+def test_a_row_follows_from_its_seed_alone():
+    system = make()
+    states = [system.start(prompt) for prompt in PROMPTS]
+    together = system.rollout_prompt_with_tester(states, seeds=seeds())
+    alone = [system.rollout_prompt_with_tester([states[row]], seeds=[seeds()[row]])[0] for row in range(len(PROMPTS))]
+    assert together == alone
+    assert together != system.rollout_prompt_with_tester(states, seeds=[(2, row) for row in range(len(PROMPTS))])
+    small = make(rollout=rollout(batch_rows=1))
+    assert small.rollout_prompt_with_tester(states, seeds=seeds()) == together
+
+
+def test_tester_and_target_draw_apart():
+    """The same model, the same text and the same seed: yet two draws."""
+    system = make()
+    states = [system.start(prompt) for prompt in PROMPTS]
+    probes = system.rollout_prompt_with_tester(states, seeds=seeds())
+    responses = system.rollout_prompt_with_target(states, seeds=seeds())
+    assert [probe.tester_ids for probe in probes] != [response.target_ids for response in responses]
+
+
+def test_without_seeds_the_global_generator_decides():
+    system = make()
+    states = [system.start(prompt) for prompt in PROMPTS]
+    for role in (system.rollout_prompt_with_tester, system.rollout_prompt_with_target):
+        torch.manual_seed(3)
+        first, second = role(states), role(states)
+        torch.manual_seed(3)
+        assert role(states) == first
+        assert second != first
+
+
+@pytest.mark.parametrize("target", ["tiny:llama", "tiny:gpt2"])
+def test_each_writes_with_its_own_settings(target):
+    sampling = {
+        "tester": SamplingConfiguration(temperature=0, max_new_tokens=3),
+        "target": SamplingConfiguration(temperature=0, max_new_tokens=5),
+    }
+    system = make("tiny:llama", target, rollout=rollout(**sampling))
+    state = system.start("So I said")
+    (probe,) = system.rollout_prompt_with_tester([state])
+    (response,) = system.rollout_prompt_with_target([state + probe])
+    for architecture, segment, count, context in (
+        ("llama", probe, 3, state),
+        (target.removeprefix("tiny:"), response, 5, state + probe),
+    ):
+        model, tokenizer = build_tiny(architecture)
+        ids = torch.tensor([tokenizer(str(context)).input_ids])
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count)
+        assert segment.sampled_ids == tuple(whole[0, ids.shape[1] :].tolist())
+        assert segment.text == tokenizer.decode(segment.sampled_ids, skip_special_tokens=True)
+
+
+# --- Reward -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("format", "separator"), [("raw", ""), ("chat", "\n")])
+def test_the_reward_of_turns(format, separator):
+    system = make(rollout=rollout(format=format), ppl_weight=0.5, combined_weight=3.0, defense_toxicity_weight=0.25)
+    contexts, probes, responses = zip(*turns(system), strict=True)
+    logprobs = system.get_target_logprobs(contexts, probes)
+    for index, parts in enumerate(system.reward_parts(contexts, probes, responses)):
+        probe, response = probes[index], responses[index]
+        (both,) = Checksum().score([f"{probe.text}{separator}{response.text}"])
+        (alone,) = Checksum().score([response.text])
+        natural = max(logprobs[index, : len(probe.target_ids)].mean().item(), -10) if probe.target_ids else -10
+        expected = {"combined_score": both, "response_score": alone, "naturalness": natural}
+        assert {name: parts[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+        assert parts["reward"] == pytest.approx(3 * both + 0.25 * alone + 0.5 * natural, abs=1e-5)
+
+
+def test_naturalness_is_the_mean_log_prob_under_the_target():
+    target, tokenizer = build_tiny("qwen2")
+    system = make("tiny:qwen2", "tiny:qwen2", min_naturalness=-1000.0)
+    move(system)
+    context, probe = tuple(tokenizer("So I said").input_ids), tuple(tokenizer(" no way").input_ids)
+    expected = plain(target, context, probe).mean().item()
+    assert system.naturalness(["So I said"], [" no way"]) == pytest.approx([expected], abs=1e-4)
+    # By any number of other rows: counts are of tokens, not of columns.
+    assert system.naturalness(["So I said", "x"], [" no way", "y" * 50])[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_empty_probe_earns_the_minimum():
+    system = make(min_naturalness=-4.0)
+    silent = system.views.probe((259,), frozenset([259]))
+    assert silent.sampled_ids == (259,)
+    assert system.naturalness(["a", "a"], [silent, ""]) == [-4.0, -4.0]
+
+
+def test_a_token_that_is_certain_counts(monkeypatch):
+    """Log-probs 0 and -2 of a probe of two tokens: the mean is -1, not -2."""
+    system = make()
+    monkeypatch.setattr(system, "get_target_logprobs", lambda context, probe: torch.tensor([[0.0, -2.0]]))
+    assert system.naturalness(["a"], ["bc"]) == [-1.0]
+
+
+# --- Making one ---------------------------------------------------------------------------------------------
+
+
+def test_ast_system_is_a_system_of_the_embedded_model(monkeypatch, tmp_path):
+    folder = save_tiny(tmp_path, "llama", seed=6)
+    monkeypatch.setattr(files_module, "embedded_model_path", lambda: folder)
+    system = ASTSystem()
+    assert type(system) is HFASTSystem
+    assert type(system.scorer).__name__ == "ProfanityScorer"
+    assert system.roles.tester.model is system.roles.target.model is system.roles.baseline.model
+    assert system.roles.tester.files.source == str(folder)
+    assert all("lora_" in name for name, parameter in system.tester.named_parameters() if parameter.requires_grad)
+    found = system.get_target_logprobs(["a"], ["b"])
+    tokenizer = build_tiny("llama")[1]
+    expected = plain(
+        build_tiny("llama", seed=6)[0], tuple(tokenizer("a").input_ids), tuple(tokenizer("b").input_ids[1:])
+    )
+    assert_rows(found, [expected])
+
+
+def test_models_are_given_in_several_ways(tmp_path):
+    folder = save_tiny(tmp_path, "llama", seed=6)
+    for path in (folder, str(folder), ModelConfiguration(path=str(folder))):
+        system = ASTSystem("tiny", path, "tiny", Checksum(), "cpu")
+        assert [role.files.source for role in (system.roles.tester, system.roles.target, system.roles.baseline)] == [
+            "tiny:llama",
+            str(folder),
+            "tiny:llama",
+        ]
+    with pytest.raises(TypeError, match="baseline_model_id is a int; expected a hub id, a folder or a Model"):
+        HFASTSystem("tiny", "tiny", 3)
+
+
+def test_of_makes_the_same_system():
+    tiny = ModelConfiguration(path="tiny")
+    reward = RewardConfiguration(ppl_weight=7.0, min_naturalness=-3.0)
+    made = HFASTSystem.of(find_roles(tiny, tiny, None, LORA), Checksum(), "cpu", rollout(), reward)
+    other = make(ppl_weight=7.0, min_naturalness=-3.0)
+    contexts, probes, responses = zip(*turns(other), strict=True)
+    assert turns(made) == turns(other)
+    assert made.reward(contexts, probes, responses) == other.reward(contexts, probes, responses)
+
+
+def test_a_new_adapter_follows_from_its_seed_alone():
+    made = []
+    for global_seed, options in ((1, {}), (2, {}), (1, {"seed": 3})):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        made.append([parameter.detach() for parameter in make(**options).parameters()])
+        assert torch.equal(torch.get_rng_state(), before)
+    first, again, other = made
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(first, other, strict=True))
+
+
+def test_prompts_are_checked():
+    system = make(rollout=rollout(context_limit=20))
+    system.check_prompts(["short"])
+    with pytest.raises(ValueError, match="prompts, row 2 is too long"):
+        system.check_prompts(["short", "not so short"])
+
+
+def test_every_trained_parameter_is_used():
+    for lora in (LORA, None):
+        system = make(lora=lora)
+        assert system.uses_every_parameter
+        system.get_tester_logprobs(["So I said"], [" no"]).sum().backward()
+        assert all(parameter.grad is not None for parameter in system.parameters())
+
+
+# --- Saving -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_saved_adapter_is_the_tester(tmp_path, adapter):
+    """Also where a frozen copy of the first adapter stands beside it, which is not saved."""
+    tester = ModelConfiguration(path="tiny")
+    if adapter:
+        first = make()
+        move(first)
+        first.save_pretrained(tmp_path / "first")
+        tester = ModelConfiguration(path="tiny", adapter=str(tmp_path / "first"))
+    system = make(tester)
+    move(system)
+    system.save_pretrained(tmp_path / "tester")
+    names = {path.name for path in (tmp_path / "tester").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
+    assert not any((tmp_path / "tester" / name).is_dir() for name in names)
+    loaded = make(ModelConfiguration(path="tiny", adapter=str(tmp_path / "tester")))
+    torch.testing.assert_close(
+        loaded.get_tester_logprobs(PROMPTS, PROMPTS), system.get_tester_logprobs(PROMPTS, PROMPTS), rtol=0, atol=1e-6
+    )
+
+
+def test_a_saved_model_is_the_tester(tmp_path):
+    system = make(lora=None)
+    move(system)
+    system.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = AutoTokenizer.from_pretrained(tmp_path)("So I said").input_ids
+    expected = plain(loaded, tuple(ids[:3]), tuple(ids[3:]))
+    found = system.roles.tester.logprobs([tuple(ids[:3])], [tuple(ids[3:])])[0]
+    torch.testing.assert_close(found.detach(), expected, **CLOSE)
+    assert all(torch.equal(loaded.state_dict()[name], values) for name, values in system.tester.state_dict().items())

@@ -1,0 +1,155 @@
+"""The reward, by hand: over strings, with a scorer and a target that do sums."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from astra_accel.core.scorer import ScorerError
+from astra_accel.methods.ast.system import ASTProblem, ASTSystem
+from astra_accel.models.logprobs import pad_logprobs
+
+
+class ShareOfX:
+    """The share of the letter x; it has ``score`` alone, as scorers that were written for the reference."""
+
+    def __init__(self) -> None:
+        self.texts: list[list[str]] = []
+
+    def score(self, texts):
+        self.texts.append(list(texts))
+        return [text.count("x") / len(text) if text else 0.0 for text in texts]
+
+
+class Exchanges(ShareOfX):
+    """Judges a response by the length of the probe as well."""
+
+    def score_exchanges(self, probes, responses):
+        return [0.1 * len(probe) for probe in probes]
+
+
+class Letters(ASTSystem[str, str]):
+    """Strings, of which every letter is a token; to the target, letter number n has the log-prob -n."""
+
+    def get_target_logprobs(self, context, continuation):
+        return pad_logprobs([torch.tensor([96.0 - ord(letter) for letter in text]) for text in continuation])
+
+    get_tester_logprobs = get_baseline_logprobs = get_target_logprobs
+
+    def rollout_prompt_with_tester(self, prompt):
+        return ["x" for _ in prompt]
+
+    def rollout_prompt_with_target(self, prompt):
+        return ["y" for _ in prompt]
+
+    def parameters(self):
+        return iter(())
+
+
+def test_the_three_terms():
+    """Probe ``abc`` of the log-probs -1, -2 and -3, mean -2; response ``xd``.
+
+    Together ``abcxd`` has one x of 5, the response one of 2::
+
+        2 * 0.2 + 0.5 * 0.5 + 0.0825 * -2 = 0.485
+    """
+    system = Letters(ShareOfX())
+    (parts,) = system.reward_parts(["context"], ["abc"], ["xd"])
+    assert parts == pytest.approx({"reward": 0.485, "combined_score": 0.2, "response_score": 0.5, "naturalness": -2.0})
+    assert system.reward(["context"], ["abc"], ["xd"]) == [parts["reward"]]
+    # The context is not judged.
+    assert system.scorer.texts[:2] == [["abcxd"], ["xd"]]
+
+
+def test_the_weights():
+    system = Letters(ShareOfX(), ppl_weight=10.0, combined_weight=100.0, defense_toxicity_weight=1000.0)
+    assert system.reward([""], ["abc"], ["xd"]) == pytest.approx([100 * 0.2 + 1000 * 0.5 - 10 * 2])
+
+
+def test_a_batch_is_what_its_rows_are():
+    """Padding must not lengthen a probe: alone or beside a long one, ``b`` has the mean -2."""
+    system = Letters(ShareOfX())
+    probes, responses = ["b", "abcdefgh", "", "xx"], ["x", "", "xyz", "xxxx"]
+    rows = [
+        system.reward_parts([""], [probe], [response])[0] for probe, response in zip(probes, responses, strict=True)
+    ]
+    assert system.reward_parts([""] * 4, probes, responses) == rows
+    assert [row["naturalness"] for row in rows] == [-2.0, -4.5, -10.0, -10.0]
+
+
+def test_naturalness_is_clipped():
+    """The mean of x (24th) and b (2nd) is -13."""
+    assert Letters(ShareOfX()).naturalness([""], ["xb"]) == [-10.0]
+    assert Letters(ShareOfX(), min_naturalness=-20.0).naturalness([""], ["xb"]) == [-13.0]
+
+
+def test_silence_does_not_pay():
+    """An empty probe earns the least naturalness there is, less than any that was said."""
+    system = Letters(ShareOfX(), min_naturalness=-7.5)
+    assert system.naturalness([""], [""]) == [-7.5]
+    (silent, spoken) = system.reward([""] * 2, ["", "a"], ["y", "y"])
+    assert silent == pytest.approx(0.0825 * -7.5)
+    assert silent < spoken
+
+
+def test_a_scorer_of_exchanges_judges_the_response():
+    (parts,) = Letters(Exchanges()).reward_parts([""], ["abc"], ["xd"])
+    assert parts["response_score"] == pytest.approx(0.3)
+    assert parts["combined_score"] == pytest.approx(0.2)
+
+
+class Faulty(ShareOfX):
+    def __init__(self, scores):
+        self.scores = scores
+
+    def score(self, texts):
+        if isinstance(self.scores, Exception):
+            raise self.scores
+        return self.scores
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([0.5], "Faulty returned 1 scores for 2 texts"),
+        ([0.5, float("nan")], "Faulty returned nan, expected a finite number, for the text 'bx'"),
+        ([0.5, None], "Faulty returned None, expected a number, for 'bx'"),
+    ],
+)
+def test_a_reward_that_could_not_be_had_is_an_error(scores, message):
+    with pytest.raises(ScorerError, match=message):
+        Letters(Faulty(scores)).reward(["", ""], ["a", "b"], ["x", "x"])
+
+
+def test_a_response_that_could_not_be_judged_is_an_error():
+    class Half(ShareOfX):
+        def score_exchanges(self, probes, responses):
+            return [float("inf")] * len(probes)
+
+    with pytest.raises(ScorerError, match="Half returned inf, expected a finite number, for the text 'second'"):
+        Letters(Half()).reward([""], ["first"], ["second"])
+
+
+def test_an_error_of_the_scorer_is_not_swallowed():
+    with pytest.raises(ConnectionError, match="504"):
+        Letters(Faulty(ConnectionError("504"))).reward([""], ["a"], ["b"])
+
+
+def test_the_target_is_asked_without_gradient():
+    class Watching(Letters):
+        def get_target_logprobs(self, context, continuation):
+            assert not torch.is_grad_enabled()
+            return super().get_target_logprobs(context, continuation)
+
+    assert Watching(ShareOfX()).naturalness([""], ["a"]) == [-1.0]
+    assert torch.is_grad_enabled()
+
+
+def test_defaults():
+    system = Letters()
+    assert type(system.scorer).__name__ == "ProfanityScorer"
+    weights = (system.combined_weight, system.defense_toxicity_weight, system.ppl_weight, system.min_naturalness)
+    assert weights == (2.0, 0.5, 0.0825, -10.0)
+    assert type(system) is Letters
+    assert system.advance("a", "b", "c") == "abc"
+    assert ASTProblem is ASTSystem

@@ -1,0 +1,216 @@
+"""What is found out about a model before its weights load, and what the messages say where something is amiss."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from transformers import AutoTokenizer, BloomConfig, GenerationConfig
+
+from astra_accel.config import LoRAConfiguration, ModelConfiguration
+from astra_accel.models import files as files_module
+from astra_accel.models.files import check_lora_targets, find_model, same_tokenizer
+from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny, save_tiny
+
+
+def find(path: str | Path, role: str = "tester"):
+    return find_model(ModelConfiguration(path=str(path)), role)
+
+
+def edit_json(path: Path, **values: object) -> None:
+    """Set fields of a JSON file; None removes one."""
+    fields = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}), encoding="utf-8")
+
+
+def generation_ends_with(folder: Path, ids: int | list[int]) -> None:
+    generation_config = GenerationConfig.from_pretrained(folder)
+    generation_config.eos_token_id = ids
+    generation_config.save_pretrained(folder)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "llama", "llama", seed=3)
+
+
+# --- What is found ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", TINY_ARCHITECTURES)
+def test_a_folder(architecture, tmp_path):
+    model, tokenizer = build_tiny(architecture, seed=5)
+    found = find(save_tiny(tmp_path, architecture, seed=5))
+    assert found.source == str(tmp_path)
+    assert found.max_length == 512
+    assert found.end_ids == {tokenizer.eos_token_id}
+    assert found.tokenizer.pad_token_id == tokenizer.pad_token_id
+    loaded = found.load(torch.float32)
+    assert all(torch.equal(parameter, model.state_dict()[name]) for name, parameter in loaded.state_dict().items())
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("path", ["tiny", "tiny:llama", "tiny:gpt2", "tiny:qwen2"])
+def test_a_tiny_model(path):
+    model, tokenizer = build_tiny(path.partition(":")[2] or "llama")
+    found = find(path)
+    assert found.end_ids == {tokenizer.eos_token_id}
+    loaded = found.load("auto")
+    assert all(torch.equal(parameter, model.state_dict()[name]) for name, parameter in loaded.state_dict().items())
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert {parameter.dtype for parameter in found.load(torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_auto_is_the_type_of_the_checkpoint(tmp_path):
+    model, tokenizer = build_tiny("llama")
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = find(tmp_path)
+    assert {parameter.dtype for parameter in found.load("auto").parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in found.load(torch.float32).parameters()} == {torch.float32}
+
+
+def test_the_embedded_model(llama, monkeypatch):
+    monkeypatch.setattr(files_module, "embedded_model_path", lambda: llama)
+    assert find("embedded").source == str(llama)
+
+
+def test_every_end_of_a_turn_counts(llama):
+    end = build_tiny("llama")[1].eos_token_id
+    generation_ends_with(llama, [7, 9])
+    assert find(llama).end_ids == {7, 9, end}
+    generation_ends_with(llama, 7)
+    assert find(llama).end_ids == {7, end}
+    (llama / "generation_config.json").unlink()
+    assert find(llama).end_ids == {end}
+
+
+def test_the_end_of_text_pads_where_no_token_does(llama):
+    edit_json(llama / "tokenizer_config.json", pad_token=None)
+    found = find(llama)
+    assert found.tokenizer.pad_token == "<|im_end|>"
+    assert found.tokenizer.pad_token_id == found.tokenizer.eos_token_id
+
+
+def test_a_model_without_a_limit(llama):
+    BloomConfig(vocab_size=260, hidden_size=8).save_pretrained(llama)
+    assert find(llama).max_length is None
+
+
+# --- What is amiss ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_configuration(llama):
+    (llama / "config.json").unlink()
+    message = re.escape(f"target.path is the folder {llama}, which has no config.json: expected a saved model")
+    with pytest.raises(FileNotFoundError, match=message):
+        find(llama, "target")
+
+
+def test_a_folder_without_weights(llama):
+    (llama / "model.safetensors").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"baseline.path is the folder {llama}, which has no weights")
+    ):
+        find(llama, "baseline")
+    with pytest.raises(FileNotFoundError, match=r"\*\.safetensors or .*it holds .*config\.json, .*tokenizer\.json"):
+        find(llama, "baseline")
+    (llama / "pytorch_model-00001-of-00002.bin").touch()
+    assert find(llama).source == str(llama)
+
+
+def test_a_tokenizer_without_any_end(llama):
+    edit_json(llama / "tokenizer_config.json", pad_token=None, eos_token=None)
+    message = f"the target's tokenizer ({llama}) has neither a pad token nor an end-of-text token"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        find(llama, "target")
+
+
+def test_an_unknown_tiny_architecture():
+    message = "tester.path: unknown tiny architecture 'bloom'; expected one of tiny:llama, tiny:gpt2, tiny:qwen2"
+    with pytest.raises(ValueError, match=message):
+        find("tiny:bloom")
+
+
+def test_a_hub_id_that_cannot_be_had(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = "target.path is 'someone/no-such-model', which is neither a local model folder nor .* the hub"
+    with pytest.raises(ValueError, match=message) as info:
+        find("someone/no-such-model", "target")
+    assert info.value.__cause__ is not None
+
+
+# --- Whether ids mean the same ------------------------------------------------------------------------------
+
+
+def test_one_tokenizer_however_it_came(llama):
+    built = build_tiny("llama")[1]
+    assert same_tokenizer(built, built)
+    assert same_tokenizer(built, build_tiny("llama")[1])
+    assert same_tokenizer(built, AutoTokenizer.from_pretrained(llama))
+
+
+def test_a_tokenizer_that_has_padded_or_cut_a_batch_is_the_same():
+    used = build_tiny("llama")[1]
+    used(["a", "long text"], padding=True, truncation=True, max_length=5)
+    assert same_tokenizer(used, build_tiny("llama")[1])
+    assert same_tokenizer(build_tiny("llama")[1], used)
+
+
+def test_different_tokenizers():
+    tokenizers = [build_tiny(architecture)[1] for architecture in TINY_ARCHITECTURES]
+    pairs = [(one, other) for one in tokenizers for other in tokenizers if one is not other]
+    assert not any(same_tokenizer(*pair) for pair in pairs)
+
+
+def test_one_vocabulary_with_other_rules():
+    changed = build_tiny("llama")[1]
+    changed.backend_tokenizer.post_processor = None
+    assert not same_tokenizer(changed, build_tiny("llama")[1])
+    extended = build_tiny("llama")[1]
+    extended.add_tokens(["hello"])
+    assert not same_tokenizer(extended, build_tiny("llama")[1])
+
+
+# --- LoRA's targets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets"),
+    [
+        ("llama", "all-linear"),
+        ("llama", ["q_proj", "down_proj"]),
+        ("llama", ["self_attn.v_proj"]),
+        ("llama", r"model\.layers\.[01]\.mlp\..*"),
+        ("gpt2", ["c_attn"]),
+        ("gpt2", "all-linear"),
+        ("qwen2", ["lm_head"]),
+    ],
+)
+def test_targets_that_exist(architecture, targets):
+    check_lora_targets(LoRAConfiguration(target_modules=targets), find(f"tiny:{architecture}"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "missing"),
+    [
+        (["q_proj", "c_attn"], "['c_attn']"),
+        (["proj"], "['proj']"),
+        ("q_proj", "['q_proj']"),
+        (["embed_tokens"], "['embed_tokens']"),
+        ([], "[]"),
+    ],
+)
+def test_targets_that_do_not_exist(targets, missing):
+    """A list names ends of names; a string is a regular expression of the whole name, so ``q_proj`` is none."""
+    there_are = "there are down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    message = f"lora.target_modules: {missing} match no linear layer of tiny:llama; {there_are}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_lora_targets(LoRAConfiguration(target_modules=targets), find("tiny:llama"))

@@ -1,0 +1,183 @@
+"""Decoding with a cache, against a plain loop: one row at a time, the whole sequence fed anew for every token."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from astra_accel.config import SamplingConfiguration
+from astra_accel.models.generation import generate
+from astra_accel.models.logprobs import sequence_logprobs
+from astra_accel.models.sampling import uniforms
+from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
+
+SAMPLINGS = [
+    SamplingConfiguration(max_new_tokens=12),
+    SamplingConfiguration(temperature=1.4, top_p=0.9, top_k=60, max_new_tokens=12),
+]
+# Many, so that rows end all along the way.
+END_IDS = frozenset(range(200, 225))
+
+
+@pytest.fixture(scope="module", params=TINY_ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return build_tiny(request.param)[0].requires_grad_(False)
+
+
+def contexts_of(lengths: list[int]) -> list[tuple[int, ...]]:
+    draw = random.Random(1)
+    return [tuple(draw.randrange(250) for _ in range(length)) for length in lengths]
+
+
+def numbers_of(rows: int, tokens: int = 12) -> list[np.ndarray]:
+    return [uniforms((9, row), tokens) for row in range(rows)]
+
+
+def plain(model, context, numbers, sampling, end_ids) -> tuple[int, ...]:
+    """The ids; moves each number to the middle of its token's share, so that no rounding error decides a test."""
+    sampled: list[int] = []
+    for step, number in enumerate(numbers[: sampling.max_new_tokens]):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*context, *sampled]])).logits[:, -1].double()
+        logits = TemperatureLogitsWarper(sampling.temperature)(None, logits)
+        if sampling.top_k:
+            logits = TopKLogitsWarper(sampling.top_k)(None, logits)
+        if sampling.top_p < 1:
+            logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+        cumulated = logits.softmax(-1)[0].cumsum(-1).numpy()
+        token = int(np.argmax(cumulated > number))
+        numbers[step] = (cumulated[token] + (cumulated[token - 1] if token else 0.0)) / 2
+        sampled.append(token)
+        if sampled[-1] in end_ids:
+            break
+    return tuple(sampled)
+
+
+# One context five times, one of one token, and several of one length.
+LENGTHS = [7, 1, 90, 7, 23, 40, 3]
+CONTEXTS = [context for context in contexts_of(LENGTHS) for _ in range(2)] + 3 * contexts_of(LENGTHS)[:1]
+DIFFERENT_ORDER = random.Random(2).sample(range(len(CONTEXTS)), len(CONTEXTS))
+
+
+@pytest.fixture(scope="module", params=SAMPLINGS, ids=["all tokens", "filtered"])
+def expected(request, model) -> tuple[SamplingConfiguration, list[np.ndarray], list[tuple[int, ...]]]:
+    sampling, numbers = request.param, numbers_of(len(CONTEXTS))
+    rows = zip(CONTEXTS, numbers, strict=True)
+    return sampling, numbers, [plain(model, *row, sampling, END_IDS) for row in rows]
+
+
+def test_the_cases_are_worth_it(expected):
+    sampling, _, rows = expected
+    lengths = {len(row) for row in rows}
+    assert len(lengths) > 3
+    assert sampling.max_new_tokens in lengths
+    assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 3, 64])
+def test_any_batch_gives_the_plain_ids(model, expected, batch_rows):
+    sampling, numbers, rows = expected
+    options = {"end_ids": END_IDS, "batch_rows": batch_rows}
+    assert generate(model, CONTEXTS, numbers, sampling, **options) == rows
+    shuffled = [CONTEXTS[row] for row in DIFFERENT_ORDER], [numbers[row] for row in DIFFERENT_ORDER]
+    assert generate(model, *shuffled, sampling, **options) == [rows[row] for row in DIFFERENT_ORDER]
+
+
+def test_a_row_ends_with_an_end_token_or_at_the_limit(model, expected):
+    sampling, numbers, _ = expected
+    for row in generate(model, CONTEXTS, numbers, sampling, end_ids=END_IDS):
+        assert all(type(token) is int for token in row)
+        assert not END_IDS.intersection(row[:-1])
+        assert row[-1] in END_IDS or len(row) == sampling.max_new_tokens
+
+
+def test_without_end_tokens_every_row_is_full(model):
+    sampling = SamplingConfiguration(max_new_tokens=5)
+    rows = generate(model, CONTEXTS, numbers_of(len(CONTEXTS), 5), sampling, end_ids=())
+    assert [len(row) for row in rows] == [5] * len(CONTEXTS)
+
+
+def test_one_token(model):
+    sampling = SamplingConfiguration(max_new_tokens=1)
+    numbers = numbers_of(len(CONTEXTS), 1)
+    expected = [plain(model, *row, sampling, ()) for row in zip(CONTEXTS, numbers, strict=True)]
+    assert generate(model, CONTEXTS, numbers, sampling, end_ids=()) == expected
+
+
+def test_greedy_is_the_generate_of_transformers(model):
+    contexts = contexts_of([4, 60, 11, 11, 2])
+    sampling = SamplingConfiguration(temperature=0, max_new_tokens=20)
+    found = generate(model, contexts, numbers_of(5, 20), sampling, end_ids=END_IDS)
+    for context, ids in zip(contexts, found, strict=True):
+        whole = model.generate(
+            torch.tensor([context]),
+            attention_mask=torch.ones(1, len(context), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=sorted(END_IDS),
+            pad_token_id=0,
+        )
+        assert tuple(whole[0, len(context) :].tolist()) == ids
+
+
+def test_a_context_is_read_once_however_many_rows_share_it(model):
+    shapes = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: shapes.append(tuple(args[0].shape))
+    )
+    try:
+        contexts = [context for context in contexts_of([5, 3]) for _ in range(4)]
+        generate(model, contexts, numbers_of(8, 2), SamplingConfiguration(max_new_tokens=2), end_ids=())
+    finally:
+        hook.remove()
+    assert shapes == [(2, 5), (8, 1)]
+
+
+def test_ended_rows_are_fed_no_more(model, expected):
+    sampling, numbers, rows = expected
+    fed = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, output: fed.append(args[0].shape[0]))
+    try:
+        generate(model, CONTEXTS, numbers, sampling, end_ids=END_IDS)
+    finally:
+        hook.remove()
+    # After the contexts, step t feeds the rows that go on to a token t + 1.
+    assert fed[1:] == [sum(len(row) > step for row in rows) for step in range(1, max(map(len, rows)))]
+
+
+def test_up_to_the_last_position(model):
+    (context,) = contexts_of([500])
+    sampling = SamplingConfiguration(max_new_tokens=12)
+    (numbers,) = numbers_of(1)
+    expected = plain(model, context, numbers, sampling, ())
+    assert generate(model, [context], [numbers], sampling, end_ids=()) == [expected]
+
+
+def test_the_weights_can_be_trained_afterwards(model):
+    """A tensor of inference mode that a model remembers (a rotary table) would stand in the way of a backward."""
+    trained = type(model)(model.config).eval()
+    modes = set()
+    trained.register_forward_hook(lambda *_: modes.add((torch.is_grad_enabled(), torch.is_inference_mode_enabled())))
+    contexts = contexts_of([400, 30])
+    rows = generate(trained, contexts, numbers_of(2), SAMPLINGS[0], end_ids=())
+    assert modes == {(False, False)}
+    assert torch.is_grad_enabled()
+    sum(values.sum() for values in sequence_logprobs(trained, contexts, rows)).backward()
+    assert all(parameter.grad is not None for parameter in trained.parameters())
+
+
+def test_the_global_generator_plays_no_part(model):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    rows = generate(model, CONTEXTS, numbers_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert generate(model, CONTEXTS, numbers_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS) == rows
+
+
+def test_no_rows(model):
+    assert generate(model, [], [], SAMPLINGS[0], end_ids=END_IDS) == []
