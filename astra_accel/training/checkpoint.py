@@ -93,10 +93,23 @@ def save_checkpoint(training: Training, folder: Path) -> Path:
         if accelerator.is_main_process:
             _write_main_files(training, temporary)
 
-    on_main(accelerator, prepare)
-    on_every_rank(accelerator, write)
-    on_main(accelerator, lambda: _publish(temporary, folder / name))
+    try:
+        on_main(accelerator, prepare)
+        on_every_rank(accelerator, write)
+        on_main(accelerator, lambda: _publish(temporary, folder / name))
+    except Exception:
+        if accelerator.is_main_process:  # a disk that is full has use for the space
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return folder / name
+
+
+def adopt_checkpoint(path: Path, folder: Path) -> None:
+    """Copy a checkpoint of another run into a folder of checkpoints, complete or not at all."""
+    temporary = folder / f".{path.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(path, temporary)
+    _rename_into_place(temporary, folder / path.name)
 
 
 def load_checkpoint(training: Training, path: Path) -> TrainerState:
@@ -211,7 +224,11 @@ def _publish(temporary: Path, final: Path) -> None:
         "files": {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files},
     }
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for path in [*files, temporary / MANIFEST, temporary]:
+    _rename_into_place(temporary, final)
+
+
+def _rename_into_place(temporary: Path, final: Path) -> None:
+    for path in [*temporary.iterdir(), temporary]:
         _sync(path)
     if final.exists():  # A resumed run comes to a step that it had saved before.
         outdated = final.with_name(f".{final.name}.outdated")

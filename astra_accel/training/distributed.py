@@ -83,6 +83,8 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
             f"training.batch_size is {config.batch_size}, which {accelerator.num_processes} processes can't share "
             f"evenly; expected a multiple of {accelerator.num_processes}"
         )
+    if config.log_with and not accelerator.log_with:
+        raise ValueError(f"training.log_with is {config.log_with}, but the accelerator was made without trackers")
     asked = {
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "mixed_precision": config.mixed_precision or accelerator.mixed_precision,

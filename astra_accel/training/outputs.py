@@ -23,6 +23,8 @@ from astra_accel.core.sampler import Graph, walk
 PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datasets", "numpy")
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
 PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
+# What a run may leave besides: batches of an update that was not made, what evaluate.py wrote, TensorBoard's files.
+EXTRAS = ("non_finite", "evaluation", "astra_accel")
 
 
 class OutputFolderError(FileExistsError):
@@ -79,7 +81,7 @@ class RunFolder:
     def begin(self, config_yaml: str, overwrite: bool) -> None:
         """Start a run: delete the one that is there if asked to, and write ``config.yaml``."""
         if overwrite:
-            for part in PARTS:
+            for part in (*PARTS, *EXTRAS):
                 target = self.path / part
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)

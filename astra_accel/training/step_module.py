@@ -33,7 +33,7 @@ class StepModule(torch.nn.Module):
         for name, owner in owners.items():
             owned = [owner] if isinstance(owner, torch.nn.Parameter) else list(owner.parameters())
             if any(id(parameter) in missing for parameter in owned):
-                setattr(self, name.replace(".", "_"), owner)
+                setattr(self, self._free_name(name.replace(".", "_")), owner)
                 for parameter in owned:
                     missing.pop(id(parameter), None)
         for index, parameter in enumerate(wanted):
@@ -46,6 +46,12 @@ class StepModule(torch.nn.Module):
     def forward(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
         """The loss of a batch and what to log."""
         return self._step(batch)
+
+    def _free_name(self, name: str) -> str:
+        """The name, with underscores behind it where the module has an attribute of it already."""
+        while hasattr(self, name):
+            name += "_"
+        return name
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained parameters and the buffers by name, without copying: what a checkpoint must hold."""

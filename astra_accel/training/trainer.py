@@ -18,7 +18,7 @@ from astra_accel.core.evaluator import Evaluator
 from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.checkpoint import TrainerState, Training
 from astra_accel.training.display import Display
-from astra_accel.training.distributed import check_accelerator, make_accelerator, on_main
+from astra_accel.training.distributed import check_accelerator, make_accelerator, on_every_rank, on_main
 from astra_accel.training.experience import Experience, ExperienceLoader, Shard
 from astra_accel.training.harness import Harness
 from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metrics
@@ -27,6 +27,12 @@ from astra_accel.training.outputs import RunFolder, check_output_dir, new_output
 from astra_accel.training.step_module import StepModule
 
 logger = logging.getLogger(__name__)
+
+
+# What the optimizer's and the schedule's saved state decides: a new value would be overruled, or would not fit.
+FIXED_ON_RESUME = tuple(
+    f"training.{name}" for name in ("optimizer", "lr", "weight_decay", "lr_scheduler", "warmup_steps")
+)
 
 
 class NonFiniteError(RuntimeError):
@@ -261,12 +267,14 @@ class AccelTrainer:
         config = self.config.model_copy(update={"output_dir": self.folder.path})
         on_main(self.accelerator, lambda: check_output_dir(config, resuming=resume is not None))
         if resume is not None:
-            self._tell_changes(resume)
+            self._compare_configurations(resume)
             self.state = checkpoints.load_checkpoint(self._training(), resume)
             self.display.say(f"resumed from {resume} at step {self.state.step}")
         fresh = resume is None and config.overwrite_output_dir
         on_main(self.accelerator, lambda: self.folder.begin(self._config_yaml, overwrite=fresh))
         on_main(self.accelerator, lambda: self.folder.rewind(self.state.step))
+        if resume is not None:
+            self._bring_best(resume)
         if self.config.log_with:
             self.accelerator.init_trackers("astra_accel", config=_flat(self.config.model_dump(mode="json")))
         self.display.say(f"writing to {self.folder.path}")
@@ -296,10 +304,35 @@ class AccelTrainer:
             self.accelerator, self.module, self.optimizer, self.learning_rate, self.state, self._config_yaml
         )
 
-    def _tell_changes(self, checkpoint: Path) -> None:
+    def _compare_configurations(self, checkpoint: Path) -> None:
         checkpoints.verify_checkpoint(checkpoint)
-        for change in changed_fields(checkpoints.read_config(checkpoint), self._config_yaml):
+        changes = changed_fields(checkpoints.read_config(checkpoint), self._config_yaml)
+        fixed = [change for name, change in changes.items() if name in FIXED_ON_RESUME]
+        if fixed:
+            raise checkpoints.CheckpointError(
+                f"{checkpoint} holds the state of another optimizer or schedule: {'; '.join(fixed)}. Resume with the "
+                f"values that it has, or start a new run from its tester"
+            )
+        for change in changes.values():
             self.display.say(f"changed since {checkpoint.name}: {change}")
+
+    def _bring_best(self, resumed: Path) -> None:
+        """Have the best checkpoint so far among the run's own, where the resumed one is of another folder."""
+        if self.state.best_step is None:
+            return
+        name = checkpoints.checkpoint_name(self.state.best_step)
+        own, there = self.folder.checkpoints / name, resumed.parent / name
+
+        def bring() -> bool:
+            if not (own / checkpoints.MANIFEST).is_file() and (there / checkpoints.MANIFEST).is_file():
+                checkpoints.adopt_checkpoint(there, self.folder.checkpoints)
+            return (own / checkpoints.MANIFEST).is_file()
+
+        # The main process looks and all of them go by what it found, or they might see different moments.
+        found = on_every_rank(self.accelerator, bring if self.accelerator.is_main_process else lambda: None)[0]
+        if not found:
+            self.display.say(f"{there}, the best checkpoint so far, is gone: the best is looked for anew")
+            self.state.best_step = self.state.best_value = None
 
     def _write_rollouts(self, experience: Experience) -> None:
         self.folder.write_rollouts(experience.index + 1, experience.graphs)
@@ -324,13 +357,13 @@ class AccelTrainer:
 Trainer = AccelTrainer
 
 
-def changed_fields(before: str, after: str) -> list[str]:
-    """The fields that differ between two configurations in YAML: ``training.lr: 0.001, now 0.01``."""
+def changed_fields(before: str, after: str) -> dict[str, str]:
+    """The fields that differ between two configurations in YAML, as ``training.lr: 0.001, now 0.01`` by name."""
     import yaml
 
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(after))
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    return [f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names]
+    return {name: f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names}
 
 
 def tester_card(config_yaml: str, state: TrainerState) -> str:

@@ -96,4 +96,4 @@ def _save_on_full_disk(output_dir: Path) -> str:
 
 def test_a_disk_that_fills_while_the_main_process_saves_ends_all_of_them(tmp_path: Path) -> None:
     assert run_processes(2, _save_on_full_disk, tmp_path) == ["both"] * 2
-    assert list((tmp_path / "checkpoints").glob("step-*")) == []
+    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -1,0 +1,196 @@
+"""The part of ``training/distributed.py`` that one process can show."""
+
+import pytest
+from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, LoggerType
+
+from astra_accel.config import TrainingConfiguration
+from astra_accel.training import distributed
+from astra_accel.training.distributed import RankError, check_accelerator, make_accelerator, on_every_rank, on_main
+from tests.helpers.plain import reset_accelerate
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerate_state():
+    reset_accelerate()
+    yield
+    reset_accelerate()
+
+
+class Pretended:
+    """An accelerator of this process that says something else of itself."""
+
+    def __init__(self, **settings):
+        vars(self).update(settings)
+        self._accelerator = Accelerator(cpu=True)
+
+    def __getattr__(self, name):
+        return getattr(self._accelerator, name)
+
+
+class TestMakeAccelerator:
+    def test_it_is_as_configured(self):
+        accelerator = make_accelerator(
+            TrainingConfiguration(gradient_accumulation_steps=3, mixed_precision="bf16"), find_unused_parameters=False
+        )
+
+        assert accelerator.split_batches
+        assert accelerator.gradient_accumulation_steps == 3
+        assert accelerator.mixed_precision == "bf16"
+        assert not accelerator.ddp_handler.find_unused_parameters
+        assert accelerator.num_processes == 1
+
+    def test_a_loss_may_leave_parameters_out_unless_told_otherwise(self):
+        assert make_accelerator(TrainingConfiguration()).ddp_handler.find_unused_parameters
+
+    def test_a_launch_of_processes_that_are_each_alone_is_an_error(self, monkeypatch):
+        accelerator = Accelerator(cpu=True)
+        check_accelerator(accelerator, TrainingConfiguration())
+        monkeypatch.setenv("WORLD_SIZE", "2")
+
+        with pytest.raises(RuntimeError, match=r"WORLD_SIZE is 2, but the accelerator has 1 .*each would train alone"):
+            check_accelerator(accelerator, TrainingConfiguration())
+
+    def test_a_batch_is_split_evenly(self, monkeypatch):
+        accelerator = Pretended(num_processes=3)
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        check_accelerator(accelerator, TrainingConfiguration(batch_size=6))
+
+        with pytest.raises(ValueError, match=r"training\.batch_size is 16, .*expected a multiple of 3"):
+            check_accelerator(accelerator, TrainingConfiguration())
+
+    def test_trackers_that_the_accelerator_was_made_without_are_an_error(self):
+        with pytest.raises(ValueError, match=r"training\.log_with is \['tensorboard'\].*made without trackers"):
+            check_accelerator(Accelerator(cpu=True), TrainingConfiguration(log_with=["tensorboard"]))
+
+    def test_accumulation_over_the_ends_of_experiences_is_an_error(self):
+        plugin = GradientAccumulationPlugin(num_steps=2, sync_with_dataloader=False)
+        accelerator = Accelerator(cpu=True, gradient_accumulation_plugin=plugin)
+
+        with pytest.raises(ValueError, match=r"sync_with_dataloader is False"):
+            check_accelerator(accelerator, TrainingConfiguration(gradient_accumulation_steps=2))
+
+    @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+    def test_a_launch_that_shards_weights_is_refused(self, kind):
+        with pytest.raises(ValueError, match=rf"shards the weights \({kind.value}\).*not supported yet"):
+            check_accelerator(Pretended(distributed_type=kind), TrainingConfiguration())
+
+    @pytest.mark.parametrize(
+        ("field", "configured", "made"), [("gradient_accumulation_steps", 4, 2), ("mixed_precision", "bf16", "no")]
+    )
+    def test_accelerator_and_configuration_agree(self, field, configured, made):
+        config = TrainingConfiguration(**{field: configured})
+        check_accelerator(Pretended(**{field: configured}), config)
+
+        with pytest.raises(ValueError, match=rf"training\.{field} is {configured!r}, .*made with {made!r}"):
+            check_accelerator(Pretended(**{field: made}), config)
+
+    def test_accumulation_over_the_ends_of_loaders_is_refused(self):
+        accelerator = Accelerator(
+            cpu=True, gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=2, sync_with_dataloader=False)
+        )
+
+        with pytest.raises(ValueError, match=r"sync_with_dataloader is False.*must not span two experiences"):
+            check_accelerator(accelerator, TrainingConfiguration(gradient_accumulation_steps=2))
+
+    def test_a_precision_that_is_left_open_is_the_accelerators(self):
+        check_accelerator(Pretended(mixed_precision="fp16"), TrainingConfiguration(mixed_precision=None))
+
+
+class TestTrackers:
+    @pytest.fixture(autouse=True)
+    def _installed(self, monkeypatch):
+        monkeypatch.setattr(distributed, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+
+    def make(self, tmp_path, *names):
+        return make_accelerator(TrainingConfiguration(log_with=names, output_dir=tmp_path))
+
+    def test_those_that_are_installed_are_taken(self, tmp_path):
+        assert self.make(tmp_path, "tensorboard").log_with == [LoggerType.TENSORBOARD]
+
+    def test_none_is_needed(self):
+        assert make_accelerator(TrainingConfiguration()).log_with == []
+
+    def test_one_that_there_is_not_is_named(self, tmp_path):
+        with pytest.raises(ValueError, match=r"training\.log_with has 'tensorbord'; expected some of .*tensorboard"):
+            self.make(tmp_path, "tensorboard", "tensorbord")
+
+    def test_one_whose_package_is_missing_is_named(self, tmp_path):
+        # Accelerate would drop it and say nothing: a run without its figures.
+        with pytest.raises(
+            ValueError, match=r"training\.log_with has 'wandb', .*not installed; installed are: tensorboard"
+        ):
+            self.make(tmp_path, "tensorboard", "wandb")
+
+    def test_one_that_writes_files_needs_the_output_folder(self):
+        for name in ("tensorboard", "all"):
+            with pytest.raises(ValueError, match=r"'tensorboard', which writes files; expected a training\.output_dir"):
+                self.make(None, name)
+
+    def test_one_that_a_user_registered_is_taken(self, tmp_path, monkeypatch):
+        class OwnTracker(TensorBoardTracker):
+            name = "own"
+
+        monkeypatch.setitem(distributed.LOGGER_TYPE_TO_CLASS, "own", OwnTracker)
+
+        assert self.make(tmp_path, "own").log_with == ["own"]
+
+
+class TestOnEveryRank:
+    def others(self, monkeypatch, *outcomes):
+        """Lets the exchange bring what the other processes would have sent."""
+        sent = []
+
+        def gather(mine):
+            sent.extend(mine)
+            return [*mine, *outcomes]
+
+        monkeypatch.setattr(distributed, "gather_object", gather)
+        return sent
+
+    def test_everybody_gets_everybodys_result(self, monkeypatch):
+        self.others(monkeypatch, (2, None), (3, None))
+
+        assert on_every_rank(Pretended(num_processes=3), lambda: 1) == [1, 2, 3]
+
+    def test_alone_it_is_ones_own(self):
+        assert on_every_rank(make_accelerator(TrainingConfiguration()), lambda: {"a": 1}) == [{"a": 1}]
+
+    def test_alone_an_error_is_raised_as_it_was(self):
+        with pytest.raises(ZeroDivisionError):
+            on_every_rank(make_accelerator(TrainingConfiguration()), lambda: 1 / 0)
+
+    def test_an_error_is_raised_as_it_was_once_the_others_know(self, monkeypatch):
+        sent = self.others(monkeypatch)
+        error = OSError("disk full")
+
+        def fail():
+            raise error
+
+        with pytest.raises(OSError, match="disk full") as caught:
+            on_every_rank(Pretended(num_processes=3), fail)
+
+        assert caught.value is error
+        assert sent == [(None, "OSError: disk full")]
+
+    def test_the_error_of_another_process_is_named_with_its_number(self, monkeypatch):
+        self.others(monkeypatch, (2, None), (None, "OSError: disk full"))
+
+        with pytest.raises(RankError, match="process 2 failed with OSError: disk full"):
+            on_every_rank(Pretended(num_processes=3), lambda: 1)
+
+    def test_only_the_main_process_does_what_is_its_business(self, monkeypatch):
+        self.others(monkeypatch, (None, None), (None, None))
+        done = []
+
+        on_main(Pretended(num_processes=3, is_main_process=False), lambda: done.append("other"))
+        on_main(Pretended(num_processes=3, is_main_process=True), lambda: done.append("main"))
+
+        assert done == ["main"]
+
+    def test_what_fails_on_the_main_process_fails_on_the_others(self, monkeypatch):
+        monkeypatch.setattr(distributed, "gather_object", lambda mine: [(None, "KeyError: 'x'"), *mine])
+
+        with pytest.raises(RankError, match="process 0 failed with KeyError: 'x'"):
+            on_main(Pretended(num_processes=3, is_main_process=False), lambda: None)

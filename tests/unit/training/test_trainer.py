@@ -1,0 +1,604 @@
+import json
+import math
+import re
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from astra_accel import DPO, AccelTrainer, ASTSampler, HFASTSystem, RunConfiguration, Scorer, TrainingConfiguration
+from astra_accel.config import LoRAConfiguration, RolloutConfiguration, SamplingConfiguration, to_yaml
+from astra_accel.training.checkpoint import CheckpointError, list_checkpoints
+from astra_accel.training.outputs import OutputFolderError
+from astra_accel.training.trainer import EmptyExperienceError, NonFiniteError, changed_fields
+from tests.helpers.plain import PlainAlgorithm, PlainSampler, PlainStep, PlainSystem, build_plain, reset_accelerate
+from tests.helpers.runs import checkpoint_weights, metrics
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerate_state():
+    reset_accelerate()
+    yield
+    reset_accelerate()
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes trainers that write to ``tmp_path / "run"``: of the plain system, or of what is given."""
+
+    def make(algorithm=None, sampler=None, extras=None, **settings):
+        reset_accelerate()
+        plain_sampler, plain_algorithm = build_plain()
+        if algorithm is not None:
+            plain_sampler = PlainSampler(algorithm.system)
+        config = TrainingConfiguration(
+            **{"output_dir": tmp_path / "run", "lr": 0.05, "batch_size": 4, "training_steps": 3, "sample_steps": None}
+            | settings
+        )
+        return AccelTrainer(config, sampler or plain_sampler, algorithm or plain_algorithm, **(extras or {}))
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def weights(trainer):
+    return [parameter.detach().clone() for parameter in trainer.harness.sampler.system.parameters()]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+class FixedExamples(PlainAlgorithm):
+    """As many examples an experience as ``counts`` says, whatever was rolled out."""
+
+    def __init__(self, counts):
+        super().__init__(PlainSystem())
+        self.counts = iter(counts)
+
+    def flatten(self, graph):
+        return []
+
+    def prepare(self, steps):
+        return [PlainStep(index % 7, index % 5, (index + 1) % 5, 1.0) for index in range(next(self.counts))]
+
+
+class TestTheLoop:
+    def test_it_trains_what_inherits_from_none_of_our_classes(self, make):
+        trainer = make(training_steps=8)
+        before = weights(trainer)
+
+        trainer.train()
+
+        assert not any(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
+        assert trainer.state.step == 8
+        assert trainer.state.update >= 8
+
+    @pytest.mark.parametrize(
+        ("settings", "updates"),
+        [
+            ({}, [2, 1, 3]),
+            ({"batch_size": 2}, [3, 2, 5]),
+            # Accumulation ends with an experience: gradients of old weights do not cross over to the next.
+            ({"gradient_accumulation_steps": 2}, [1, 1, 2]),
+            ({"gradient_accumulation_steps": 100}, [1, 1, 1]),
+            ({"epochs_per_experience": 3}, [6, 3, 9]),
+        ],
+        ids=str,
+    )
+    def test_an_experience_gives_as_many_updates_as_its_batches_make(self, make, run, settings, updates):
+        trainer = make(FixedExamples([5, 4, 9]), **settings)
+
+        trainer.train()
+
+        assert [line["step"] for line in metrics(run)] == [
+            step for step, count in enumerate(updates, start=1) for _ in range(count)
+        ]
+        assert [line["update"] for line in metrics(run)] == list(range(1, sum(updates) + 1))
+        assert trainer.state.update == sum(updates)
+
+    def test_no_gradient_is_left_over(self, make):
+        trainer = make(FixedExamples([5, 4, 9]), gradient_accumulation_steps=2)
+
+        trainer.train()
+
+        assert all(parameter.grad is None for parameter in trainer.harness.sampler.system.parameters())
+
+    def test_the_update_is_that_of_the_mean_over_all_its_examples(self, make):
+        # Five examples in batches of 2, 2 and 1: their mean, and not the mean of the means of three batches.
+        trainer = make(
+            FixedExamples([5]), training_steps=1, batch_size=2, gradient_accumulation_steps=3, optimizer="sgd"
+        )
+        system = PlainSystem()
+        algorithm = FixedExamples([5])
+        loss, _ = PlainAlgorithm(system).step(algorithm.collate_fn(algorithm.prepare([])))
+        loss.backward()
+        torch.optim.SGD(system.parameters(), lr=0.05).step()
+
+        trainer.train()
+
+        for own, expected in zip(weights(trainer), system.parameters(), strict=True):
+            torch.testing.assert_close(own, expected.detach())
+
+    def test_gradients_are_clipped_to_their_norm(self, make, run):
+        trainer = make(
+            FixedExamples([5, 5]), training_steps=2, batch_size=8, optimizer="sgd", lr=1.0, max_grad_norm=0.01
+        )
+        before = weights(trainer)
+
+        trainer.train()
+
+        moved = torch.cat([(a - b).flatten() for a, b in zip(weights(trainer), before, strict=True)])
+        assert 0.005 < moved.norm() <= 0.0201
+        assert all(line["grad_norm"] > 0.1 for line in metrics(run))
+
+    def test_the_schedule_advances_once_a_training_step(self, make, run):
+        make(FixedExamples([5, 0, 4, 9]), training_steps=4, lr=1.0, lr_scheduler="linear").train()
+
+        assert [line["lr"] for line in metrics(run)] == [1.0, 1.0, 0.75, 0.5, 0.25, 0.25, 0.25]
+
+    def test_the_system_is_trained_by_one_prepared_loader(self, make):
+        trainer = make(training_steps=5)
+
+        trainer.train()
+
+        assert len(trainer.accelerator._dataloaders) == 1
+
+    def test_an_accelerator_that_is_given_is_used_and_changes_nothing(self, make):
+        own = make()
+        own.train()
+
+        reset_accelerate()
+        accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=False))
+        sampler, algorithm = build_plain()
+        config = own.config.model_copy(update={"output_dir": own.config.output_dir.with_name("given")})
+        given = AccelTrainer(config, sampler, algorithm, accelerator=accelerator)
+        given.train()
+
+        assert given.accelerator is accelerator
+        assert same(weights(given), weights(own))
+
+    def test_an_accelerator_that_does_not_fit_is_refused(self):
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+
+        with pytest.raises(ValueError, match=r"training\.gradient_accumulation_steps is 1"):
+            AccelTrainer(TrainingConfiguration(), *build_plain(), accelerator=accelerator)
+
+    def test_the_algorithm_checks_the_sampler(self, make):
+        class Picky(PlainAlgorithm):
+            def check_sampler(self, sampler):
+                raise ValueError(f"not with a {type(sampler).__name__}")
+
+        with pytest.raises(ValueError, match="not with a PlainSampler"):
+            make(Picky(PlainSystem()))
+
+
+class TestNonFinite:
+    class Failing(PlainAlgorithm):
+        """Does as told in the third update; remembers the weights that it had then."""
+
+        def __init__(self, spoil):
+            super().__init__(PlainSystem())
+            self.spoil, self.calls = spoil, 0
+
+        def flatten(self, graph):
+            return super().flatten(graph)[:1]
+
+        def step(self, batch):
+            loss, logs = super().step(batch)
+            self.calls += 1
+            if self.calls == 3:
+                self.weights = [parameter.detach().clone() for parameter in self.system.parameters()]
+                loss = self.spoil(loss, self.system)
+            return loss, logs
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda loss, system: loss * math.nan,
+            lambda loss, system: loss + math.inf,
+            # A loss that is finite, of which one gradient is not: the square root at 0.
+            lambda loss, system: loss + (system.policy.weight[0, 0] * 0).sqrt(),
+        ],
+        ids=["nan", "inf", "gradient"],
+    )
+    def test_the_update_is_not_made_and_its_batches_are_kept(self, make, run, spoil):
+        algorithm = self.Failing(spoil)
+        trainer = make(algorithm, num_episodes_per_experience=4, training_steps=9, save_steps=1)
+        steps = []
+        trainer.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+
+        with pytest.raises(
+            NonFiniteError, match=r"update 3 has loss .* and gradient norm .*; it was not made"
+        ) as caught:
+            trainer.train()
+
+        assert str(run / "non_finite") in str(caught.value)
+        assert same(weights(trainer), algorithm.weights)
+        assert len(steps) == trainer.state.update == 2
+        saved = json.loads((run / "non_finite" / "update-000003-process-0.json").read_text())
+        assert [batch["share"] for batch in saved["batches"]] == [1.0]
+        assert "'state': tensor(" in saved["batches"][0]["batch"]
+        assert "nan" in saved["loss"] + saved["grad_norm"] or "inf" in saved["loss"] + saved["grad_norm"]
+        assert [line["update"] for line in metrics(run)] == [1, 2]
+        assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-000001", "step-000002"]
+
+
+class TestEmptyExperiences:
+    def test_they_are_skipped_and_told(self, make, run, capsys):
+        trainer = make(FixedExamples([2, 0, 0, 2]), training_steps=4, max_empty_experiences=3)
+
+        trainer.train()
+
+        lines = metrics(run)
+        assert [(line["step"], line["update"], line["examples"]) for line in lines] == [
+            (1, 1, 2),
+            (2, 1, 0),
+            (3, 1, 0),
+            (4, 2, 2),
+        ]
+        assert ["loss" in line for line in lines] == [True, False, False, True]
+        assert all("reward/mean" in line for line in lines)
+        assert trainer.state.empty_in_row == 0
+        assert "step 2: no training example came of 8 episodes" in capsys.readouterr().out
+        assert len(list((run / "rollouts").iterdir())) == 4
+
+    def test_weights_stay_as_they_are(self, make):
+        trainer = make(FixedExamples([0, 0]), training_steps=2)
+        before = weights(trainer)
+
+        trainer.train()
+
+        assert same(weights(trainer), before)
+
+    def test_too_many_in_a_row_are_an_error(self, make, run):
+        trainer = make(FixedExamples([0, 0, 2, 0, 0, 0, 2]), training_steps=7, max_empty_experiences=3)
+
+        with pytest.raises(EmptyExperienceError, match=r"3 experiences in a row .*training\.max_empty_experiences"):
+            trainer.train()
+
+        assert trainer.state.step == 5
+        assert (run / "rollouts" / "step-000006.parquet").exists()
+
+
+class ListedEvaluator:
+    """Finds one value after the other, whatever the rollouts were."""
+
+    def __init__(self, values, seeds=None):
+        self.values, self.seeds, self.rollouts = iter(values), seeds, []
+
+    def compute_metrics(self, graph):
+        return {"context": graph.context}
+
+    def aggregate_metrics(self, metrics):
+        self.rollouts.append([episode["context"] for episode in metrics])
+        return {"score": next(self.values), "other": 0.0}
+
+
+class TestEvaluation:
+    def settings(self, values, **settings):
+        return {
+            "extras": {"evaluator": ListedEvaluator(values)},
+            "training_steps": 4,
+            "eval_steps": 1,
+            "best_metric": "score",
+            "save_total_limit": 1,
+        } | settings
+
+    def test_the_best_checkpoint_is_kept_and_its_weights_are_the_result(self, make, run):
+        trainer = make(**self.settings([0.1, 0.9, 0.9, 0.2]))
+
+        trainer.train()
+
+        assert (trainer.state.best_step, trainer.state.best_value) == (2, 0.9)
+        assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-000002", "step-000004"]
+        best, last = checkpoint_weights(run, 2), checkpoint_weights(run, 4)
+        assert not torch.equal(best["policy.weight"], last["policy.weight"])
+        assert torch.equal(trainer.module.policy.weight, best["policy.weight"])
+        assert torch.equal(load_file(run / "tester" / "trained.safetensors")["policy.weight"], best["policy.weight"])
+        assert "- best_step: 2\n" in (run / "tester" / "README.md").read_text()
+
+    def test_the_best_checkpoint_comes_along_to_another_folder(self, make, run, tmp_path):
+        make(**self.settings([0.9, 0.1], training_steps=2)).train()
+        resumed = make(**self.settings([0.2, 0.3], output_dir=tmp_path / "other"))
+
+        resumed.train(run / "checkpoints" / "step-000002")
+
+        assert (resumed.state.best_step, resumed.state.best_value) == (1, 0.9)
+        names = [path.name for path in list_checkpoints(tmp_path / "other" / "checkpoints")]
+        assert names == ["step-000001", "step-000004"]
+        assert torch.equal(resumed.module.policy.weight, checkpoint_weights(run, 1)["policy.weight"])
+
+    def test_a_best_checkpoint_that_is_gone_is_looked_for_anew(self, make, run, tmp_path):
+        make(**self.settings([0.9, 0.1], training_steps=2)).train()
+        shutil.rmtree(run / "checkpoints" / "step-000001")
+        resumed = make(**self.settings([0.2, 0.3], output_dir=tmp_path / "other"))
+
+        resumed.train(run / "checkpoints" / "step-000002")
+
+        assert (resumed.state.best_step, resumed.state.best_value) == (4, 0.3)
+
+    def test_the_last_weights_are_the_result_where_asked_for(self, make, run):
+        trainer = make(**self.settings([0.1, 0.9, 0.3, 0.2], load_best_at_end=False))
+
+        trainer.train()
+
+        last = checkpoint_weights(run, 4)["policy.weight"]
+        assert torch.equal(trainer.module.policy.weight, last)
+        assert torch.equal(load_file(run / "tester" / "trained.safetensors")["policy.weight"], last)
+
+    def test_a_best_step_is_saved_also_without_save_steps(self, make, run):
+        make(**self.settings([0.3, 0.1, 0.4, 0.2], save_steps=None)).train()
+
+        assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-000003"]
+
+    def test_it_comes_every_eval_steps_and_at_the_end(self, make, run):
+        make(**self.settings([0.1, 0.2, 0.3], training_steps=5, eval_steps=2)).train()
+
+        evaluated = {line["step"]: line["eval/score"] for line in metrics(run) if "eval/score" in line}
+        assert evaluated == {2: 0.1, 4: 0.2, 5: 0.3}
+        timed = {line["step"] for line in metrics(run) if "seconds/evaluate" in line}
+        assert timed == {2, 4, 5}
+
+    def test_a_best_metric_that_there_is_not_is_named(self, make):
+        trainer = make(**self.settings([0.1], best_metric="reward/mean"))
+
+        with pytest.raises(
+            ValueError, match=r"training\.best_metric is 'reward/mean'; the evaluator gives score, other"
+        ):
+            trainer.train()
+
+    @pytest.mark.parametrize(
+        ("seeds", "expected"), [(None, [0, 1, 2]), ([6, 5, 4, 3], [6, 5, 4]), ([6], [6]), ([], [0, 1, 2])]
+    )
+    def test_episodes_are_the_evaluators_up_to_their_number(self, make, seeds, expected):
+        evaluator = ListedEvaluator([0.5, 0.5], seeds)
+        trainer = make(extras={"evaluator": evaluator}, num_eval_episodes=3)
+
+        assert trainer.evaluate() == {"score": 0.5, "other": 0.0}
+        trainer.evaluate([2, 2])
+
+        assert evaluator.rollouts == [expected, [2, 2]]
+
+    def test_the_default_evaluator_needs_rewards_alone(self, make, run):
+        trainer = make(eval_steps=2, num_eval_episodes=4)
+
+        trainer.train()
+
+        graphs = [trainer.harness.sampler.eval_rollout(seed) for seed in range(4)]
+        rewards = [[graph.children[0].reward, graph.children[0].children[0].reward] for graph in graphs]
+        assert trainer.evaluate() == {"reward/mean": pytest.approx(sum(map(sum, rewards)) / 8)}
+        assert trainer.state.best_value is not None
+
+
+class TestFiles:
+    def test_a_run_writes_these(self, make, run):
+        make(save_steps=2, training_steps=5).train()
+
+        assert sorted(path.name for path in run.iterdir()) == [
+            "checkpoints",
+            "config.yaml",
+            "metrics.jsonl",
+            "rollouts",
+            "tester",
+        ]
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000004", "step-000005"]
+        assert sorted(path.name for path in (run / "rollouts").iterdir()) == [
+            f"step-{step:06d}.parquet" for step in range(1, 6)
+        ]
+        assert sorted(path.name for path in (run / "tester").iterdir()) == ["README.md", "trained.safetensors"]
+
+    def test_without_save_steps_there_is_no_checkpoint(self, make, run):
+        make(save_steps=None).train()
+
+        assert not (run / "checkpoints").exists()
+
+    def test_every_update_is_a_line_of_figures(self, make, run):
+        trainer = make(training_steps=4)
+
+        trainer.train()
+
+        lines = metrics(run)
+        assert [line["update"] for line in lines] == list(range(1, trainer.state.update + 1))
+        for line in lines:
+            assert line.keys() >= {
+                "step", "update", "loss", "plain/accuracy", "plain/value", "grad_norm", "lr", "examples",
+                "reward/mean", "reward/std", "reward/max", "tokens", "seconds/rollout", "seconds/update",
+            }  # fmt: skip
+            assert all(isinstance(value, int | float) for value in line.values())
+
+    def test_the_configuration_is_that_of_the_run(self, make, run, tmp_path):
+        trainer = make()
+        trainer.train()
+        assert RunConfiguration.load(run / "config.yaml").training == trainer.config
+
+        whole = RunConfiguration(training=trainer.config.model_copy(update={"output_dir": tmp_path / "2"}), lora=None)
+        reset_accelerate()
+        AccelTrainer(whole.training, *build_plain(), run_config=whole).train()
+        assert RunConfiguration.load(tmp_path / "2" / "config.yaml") == whole
+        assert RunConfiguration.load(tmp_path / "2" / "checkpoints" / "step-000003" / "config.yaml") == whole
+
+    def test_a_run_without_a_folder_gets_one(self, make, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+        make(output_dir=None).train()
+
+        (folder,) = (tmp_path / "runs").iterdir()
+        assert re.fullmatch(r"\d{8}-\d{6}", folder.name)
+        assert (folder / "tester" / "trained.safetensors").exists()
+
+    def test_nothing_is_written_before_training(self, make, run):
+        make()
+
+        assert not run.exists()
+
+    def test_the_tester_can_be_saved_elsewhere(self, make, tmp_path):
+        trainer = make()
+
+        assert trainer.save_tester(tmp_path / "mine") == tmp_path / "mine"
+
+        saved = load_file(tmp_path / "mine" / "trained.safetensors")
+        assert torch.equal(saved["policy.weight"], trainer.module.policy.weight)
+
+    def test_tensorboard_gets_the_figures(self, make, run):
+        make(log_with=["tensorboard"], training_steps=4).train()
+
+        (events,) = (file for file in (run / "astra_accel").iterdir() if file.is_file())
+        accumulator = EventAccumulator(str(events))
+        accumulator.Reload()
+        for name in ("loss", "reward/mean", "lr"):
+            logged = [(event.step, event.value) for event in accumulator.Scalars(name)]
+            assert logged == [(line["update"], pytest.approx(line[name])) for line in metrics(run)]
+
+    def test_a_line_a_step_and_sample_conversations_are_shown(self, make, capsys):
+        make(training_steps=3, sample_steps=2, num_sample_conversations=1).train()
+
+        shown = capsys.readouterr().out
+        assert [f"step {step}/3  loss " in shown for step in (1, 2, 3)] == [True] * 3
+        assert shown.count("sample conversation") == 2
+
+
+class TestStartingAgain:
+    def test_a_folder_with_a_run_is_refused_and_left_alone(self, make, run):
+        make().train()
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+        with pytest.raises(OutputFolderError, match=f"--resume {run / 'checkpoints' / 'step-000003'}"):
+            make(lr=0.1).train()
+
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    def test_overwriting_begins_anew(self, make, run):
+        make(training_steps=5, save_steps=2).train()
+
+        make(training_steps=2, overwrite_output_dir=True).train()
+
+        assert {line["step"] for line in metrics(run)} == {1, 2}
+        assert len(list((run / "rollouts").iterdir())) == 2
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
+
+    def test_resuming_from_what_is_no_checkpoint_changes_nothing(self, make, run):
+        make().train()
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+        for settings in ({}, {"overwrite_output_dir": True}):
+            with pytest.raises(CheckpointError, match=r"no checkpoint .*there are .*step-000003"):
+                make(**settings).train(run / "checkpoints" / "step-000002")
+        (run / "checkpoints" / "step-000003" / "optimizer.pt").write_bytes(b"")
+        with pytest.raises(CheckpointError, match=r"optimizer\.pt has 0 bytes"):
+            make().train(run / "checkpoints" / "step-000003")
+        before[run / "checkpoints" / "step-000003" / "optimizer.pt"] = b""
+
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    def test_resuming_with_overwriting_keeps_what_there_was(self, make, run):
+        make(training_steps=3).train()
+
+        make(training_steps=5, overwrite_output_dir=True).train(run / "checkpoints" / "step-000003")
+
+        assert sorted({line["step"] for line in metrics(run)}) == [1, 2, 3, 4, 5]
+
+    def test_a_step_without_an_update_comes_once_when_it_comes_again(self, make, run):
+        make(FixedExamples([2, 2, 0, 2]), training_steps=4, save_steps=2).train()
+
+        make(FixedExamples([0, 2]), training_steps=4, save_steps=2).train(run / "checkpoints" / "step-000002")
+
+        assert [(line["step"], line["update"]) for line in metrics(run)] == [(1, 1), (2, 2), (3, 2), (4, 3)]
+
+    def test_taken_up_before_its_last_checkpoints_a_run_keeps_those_that_it_makes_now(self, make, run):
+        make(training_steps=6, save_steps=2, save_total_limit=None).train()
+
+        make(training_steps=5, save_steps=1, save_total_limit=1).train(run / "checkpoints" / "step-000002")
+
+        assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-000005"]
+
+    def test_another_optimizer_or_rate_than_the_checkpoints_is_refused_by_name(self, make, run):
+        make(training_steps=3).train()
+
+        for name, value in (("lr", 0.5), ("optimizer", "sgd"), ("weight_decay", 0.3), ("warmup_steps", 1)):
+            settings = {name: value} | ({"lr_scheduler": "linear"} if name == "warmup_steps" else {})
+            with pytest.raises(CheckpointError, match=rf"training\.{name}: .*, now {value!r}"):
+                make(training_steps=4, **settings).train(run / "checkpoints" / "step-000003")
+
+    def test_what_changed_is_told(self, make, run, capsys):
+        make(training_steps=3).train()
+        capsys.readouterr()
+
+        make(training_steps=4, num_episodes_per_experience=2).train(run / "checkpoints" / "step-000003")
+
+        shown = capsys.readouterr().out
+        assert f"resumed from {run / 'checkpoints' / 'step-000003'} at step 3" in shown
+        assert re.findall("changed since step-000003: (.*)", shown) == [
+            "training.training_steps: 3, now 4",
+            "training.num_episodes_per_experience: 8, now 2",
+        ]
+
+
+class TestChangedFields:
+    def test_equal_configurations_have_none(self):
+        assert changed_fields(RunConfiguration().to_yaml(), RunConfiguration().to_yaml()) == {}
+
+    def test_each_is_named_with_both_values(self):
+        before = RunConfiguration(training={"lr": 1e-3, "log_with": ["tensorboard"]}, lora={"r": 4})
+        after = RunConfiguration(training={"lr": 1e-05}, lora=None, scorer={"options": {"label": "x"}})
+
+        assert list(changed_fields(before.to_yaml(), after.to_yaml()).values()) == [
+            "training.lr: 0.001, now 1e-05",
+            "training.log_with: \"['tensorboard']\", now '[]'",
+            "lora.r: 4, now None",
+            "lora.alpha: 32.0, now None",
+            "lora.target_modules: 'all-linear', now None",
+            "scorer.options: '{}', now None",
+            "lora: None, now 'None'",
+            "scorer.options.label: None, now 'x'",
+        ]
+
+    def test_texts_that_look_like_numbers_are_told_apart_from_them(self):
+        before = RunConfiguration(scorer={"options": {"of": "1e-4"}})
+        after = RunConfiguration(scorer={"options": {"of": 1e-4}})
+
+        assert changed_fields(to_yaml(before), to_yaml(after)) == {
+            "scorer.options.of": "scorer.options.of: '1e-4', now 0.0001"
+        }
+
+
+class LetterScorer(Scorer):
+    def score(self, texts):
+        return [text.count("e") / (1 + len(text)) for text in texts]
+
+
+class TestLanguageModels:
+    def test_a_tiny_one_is_trained_and_saved(self, make, run):
+        sampling = SamplingConfiguration(max_new_tokens=4)
+        system = HFASTSystem(
+            "tiny",
+            "tiny",
+            scorer=LetterScorer(),
+            lora=LoRAConfiguration(r=2),
+            rollout=RolloutConfiguration(tester=sampling, target=sampling),
+        )
+        frozen = {name: p.detach().clone() for name, p in system.tester.named_parameters() if not p.requires_grad}
+        sampler = ASTSampler(system, ["Once upon a time", "The weather"], tree_depth=2)
+        trainer = make(DPO(system), sampler, training_steps=2, num_episodes_per_experience=2, eval_steps=2)
+
+        trainer.train()
+
+        assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= {
+            path.name for path in (run / "tester").iterdir()
+        }
+        after = dict(system.tester.named_parameters())
+        assert frozen
+        assert all(torch.equal(tensor, after[name]) for name, tensor in frozen.items())
+        adapter = load_file(run / "tester" / "adapter_model.safetensors")
+        assert any(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+        for line in metrics(run):
+            assert line.keys() >= {"dpo/reward_accuracy", "reward/combined_score", "reward/naturalness", "tokens"}
+            assert line["tokens"] > 0
