@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -35,12 +35,6 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 Count = Annotated[int, Field(ge=1)]
 NO_WARMUP = ("constant", "reduce_lr_on_plateau")
-
-
-def _one_of(name: str, registry: Collection[str], what: str) -> str:
-    if name not in registry:
-        raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(registry)}")
-    return name
 
 
 class ConfigurationError(ValueError):
@@ -205,18 +199,33 @@ class RewardConfiguration(Section):
     """Naturalness is clipped here, in nats a token; an empty probe earns it too."""
 
 
-class ScorerConfiguration(Section):
-    """Which scorer judges texts."""
+class Named(Section):
+    """A class by its name in a registry, and what to make it with."""
 
-    name: str = "profanity"
-    """A name of `astra_accel.scorers.SCORERS`."""
+    registry: ClassVar[Collection[str]]
+    kind: ClassVar[str]
+
+    name: str
+    """Its name in the registry."""
     options: dict[str, Any] = {}
-    """Arguments of that scorer's class."""
+    """Arguments of its class."""
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _one_of(name, SCORERS, "scorer")
+        if name not in cls.registry:
+            raise ValueError(f"unknown {cls.kind} {name!r}; expected one of {', '.join(cls.registry)}")
+        return name
+
+
+class ScorerConfiguration(Named):
+    """Which scorer judges texts."""
+
+    registry = SCORERS
+    kind = "scorer"
+
+    name: str = "profanity"
+    """A name of `astra_accel.scorers.SCORERS`."""
 
 
 class PromptSource(Section):
@@ -245,18 +254,14 @@ class PromptsConfiguration(Section):
     """For the figures before and after training."""
 
 
-class AlgorithmConfiguration(Section):
+class AlgorithmConfiguration(Named):
     """Which algorithm trains the tester."""
+
+    registry = ALGORITHMS
+    kind = "algorithm"
 
     name: str = "dpo"
     """A name of `astra_accel.algorithms.ALGORITHMS`."""
-    options: dict[str, Any] = {}
-    """Arguments of that algorithm's class."""
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return _one_of(name, ALGORITHMS, "algorithm")
 
 
 class RunConfiguration(BaseSettings):

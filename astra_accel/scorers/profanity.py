@@ -8,7 +8,7 @@ from astra_accel.scorers.base import BatchedScorer
 
 
 class ProfanityScorer(BatchedScorer):
-    """Scores texts with `alt-profanity-check <https://pypi.org/project/alt-profanity-check/>`_.
+    """Scores texts with the package alt-profanity-check.
 
     The score is the package's ``predict_prob``: a calibrated linear classifier on the tf-idf weights of a
     text's words. It needs neither GPU nor download, but sees words, not meaning. A text without a known word,

@@ -16,6 +16,7 @@ from astra_accel.config import (
     ConfigurationError,
     LoRAConfiguration,
     ModelConfiguration,
+    Named,
     RolloutConfiguration,
     RunConfiguration,
     Scheduler,
@@ -30,7 +31,7 @@ LAUNCHES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 SECTIONS = [
     section
     for section in vars(config_module).values()
-    if isinstance(section, type) and issubclass(section, Section) and section is not Section
+    if isinstance(section, type) and issubclass(section, Section) and section not in (Section, Named)
 ]
 
 
