@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.batching import by_length, forward_logits, left_padded, positions
-from astra_accel.models.sampling import sample
+from astra_accel.models.sampling import exact_device, sample
 
 Ids = tuple[int, ...]
 
@@ -50,7 +50,7 @@ def generate(
     results: list[Ids] = [()] * len(contexts)
     for group in by_length(lengths, max_rows=batch_rows):
         rows = [order[index] for index in group]
-        numbers = torch.from_numpy(np.stack([uniforms[row] for row in rows])).to(model.device)
+        numbers = torch.from_numpy(np.stack([uniforms[row] for row in rows])).to(exact_device(model.device))
         sampled = _decode(model, [tuple(contexts[row]) for row in rows], numbers, sampling, frozenset(end_ids))
         for row, ids in zip(rows, sampled, strict=True):
             results[row] = ids
@@ -84,8 +84,8 @@ def _decode(
     sampled: list[list[int]] = [[] for _ in contexts]
     active = list(range(len(contexts)))
     for turn in range(sampling.max_new_tokens):
-        tokens_B = sample(logits_BV, uniforms_BT[active, turn], sampling)
-        tokens = tokens_B.tolist()
+        drawn_B = sample(logits_BV.to(uniforms_BT.device), uniforms_BT[active, turn], sampling)
+        tokens, tokens_B = drawn_B.tolist(), drawn_B.to(model.device)
         for row, token in zip(active, tokens, strict=True):
             sampled[row].append(token)
         keep = [index for index, token in enumerate(tokens) if token not in end_ids]

@@ -20,6 +20,11 @@ def uniforms(seed: Sequence[int], count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seed_sequence(seed))).random(count)
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """Where a model's tokens are drawn: on its device, or on the CPU where that has no float64 (Apple's MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def filtered_probs(logits_BV: torch.Tensor, sampling: SamplingConfiguration) -> torch.Tensor:
     """The distribution that is sampled from, float64 ``[batch, vocabulary]``.
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from astra_accel.config import SamplingConfiguration
-from astra_accel.models.sampling import filtered_probs, sample, uniforms
+from astra_accel.models.sampling import exact_device, filtered_probs, sample, uniforms
 
 INF = float("inf")
 BELOW_ONE = np.nextafter(1.0, 0.0)
@@ -164,3 +164,8 @@ def test_rows_do_not_mix():
     alone = [sample(logits[[row]], numbers[[row]], sampling).item() for row in range(40)]
     assert sample(logits, numbers, sampling).tolist() == alone
     assert len(set(alone)) > 5
+
+
+@pytest.mark.parametrize(("device", "where"), [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("mps", "cpu")])
+def test_tokens_are_drawn_where_there_is_float64(device: str, where: str):
+    assert exact_device(torch.device(device)) == torch.device(where)
