@@ -24,7 +24,8 @@ class Segment:
         role: whose turn it is; ``prompt`` is the opening.
         text: the tokens decoded, special tokens left out.
         tester_ids: the content in the tester's vocabulary.
-        target_ids: the content in the target's vocabulary.
+        target_ids: the content in the target's vocabulary. Where both share one, the two are the same unless the
+            writer sampled a special token, which the other side is not given.
         end_id: the end-of-turn token that the writer sampled, in its vocabulary; None where the length limit
             cut the turn.
     """

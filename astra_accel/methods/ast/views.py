@@ -52,15 +52,22 @@ class Views:
     def probe(self, sampled: Sequence[int], end_ids: frozenset[int]) -> Segment:
         """The segment that the tester sampled."""
         text, ids, end_id = _split_end(self.tester_tokenizer, sampled, end_ids)
-        return Segment("probe", text, ids, ids if self.shared_tokenizer else self._reencode("target", text), end_id)
+        return Segment("probe", text, ids, self._heard(ids, text, self.target_tokenizer), end_id)
 
     def response(self, sampled: Sequence[int], end_ids: frozenset[int]) -> Segment:
         """The segment that the target sampled."""
         text, ids, end_id = _split_end(self.target_tokenizer, sampled, end_ids)
-        return Segment("response", text, ids if self.shared_tokenizer else self._reencode("tester", text), ids, end_id)
+        return Segment("response", text, self._heard(ids, text, self.tester_tokenizer), ids, end_id)
 
-    def _reencode(self, reader: str, text: str) -> tuple[int, ...]:
-        return encode_text(self.target_tokenizer if reader == "target" else self.tester_tokenizer, text)
+    def _heard(self, ids: tuple[int, ...], text: str, listener: Any) -> tuple[int, ...]:
+        """What the other side reads of sampled ids: themselves, where it has the same tokenizer.
+
+        A special token is none of them. Nobody who talks to a model can write one, so a tester must not forge turns
+        with it: with one inside, the other side gets the text.
+        """
+        if self.shared_tokenizer and _special_ids(listener).isdisjoint(ids):
+            return ids
+        return encode_text(listener, text)
 
 
 def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfiguration, what: str = "prompts") -> None:
@@ -98,6 +105,11 @@ def check_later_turns(views: Views, rollout: RolloutConfiguration) -> None:
         views.target.own_turn(begun + probe, rollout.target.max_new_tokens)
     except ValueError as error:
         raise ValueError(f"rollout.context_limit is too small for turns of this length: {error}") from error
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder
+    return frozenset(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
 
 
 def _split_end(

@@ -227,3 +227,22 @@ def test_a_full_turn_must_leave_room_for_the_next_one(format: str):
     limits = range(5, 120)
     assert [let_pass(limit) for limit in limits] == [goes_on(limit) for limit in limits]
     assert {let_pass(limits[0]), let_pass(limits[-1])} == {False, True}
+
+
+# --- Special tokens -----------------------------------------------------------------------------------------
+
+
+def test_a_special_token_that_one_side_samples_never_reaches_the_other():
+    """The tester keeps its own ids, which are trained on; the target hears what a person could have typed."""
+    both = views("qwen2", "qwen2", format="chat")
+    tokenizer = both.tester_tokenizer
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    content = tokenizer("assistant", add_special_tokens=False).input_ids
+    sampled = (*content, start, *content)
+
+    probe, response = both.probe(sampled, ENDS), both.response(sampled, ENDS)
+
+    assert probe.tester_ids == response.target_ids == sampled
+    assert probe.target_ids == response.tester_ids == (*content, *content)
+    assert probe.text == response.text == "assistantassistant"
+    assert probe.sampled_ids == sampled
