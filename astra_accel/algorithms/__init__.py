@@ -27,4 +27,4 @@ def build_algorithm(name: str, system: System | None, **options: Any) -> Algorit
 
 
 def __getattr__(name: str) -> Any:
-    return load_attribute(__name__, name, {"DPO": ALGORITHMS["dpo"]})
+    return load_attribute(__name__, name, {location.rpartition(":")[2]: location for location in ALGORITHMS.values()})

@@ -137,12 +137,6 @@ def load_weights(module: StepModule, path: Path) -> None:
     _load_weights(module, path)
 
 
-def read_state(path: Path) -> TrainerState:
-    """How far a checkpoint was, once it is sure that it is whole."""
-    verify_checkpoint(path)
-    return TrainerState(**json.loads((path / STATE).read_text(encoding="utf-8")))
-
-
 def read_config(path: Path) -> str:
     """The configuration with which a checkpoint was written, as YAML."""
     return (path / CONFIG).read_text(encoding="utf-8")

@@ -8,14 +8,6 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, Logger
 from astra_accel.config import TrainingConfiguration
 from astra_accel.training import distributed
 from astra_accel.training.distributed import RankError, check_accelerator, make_accelerator, on_every_rank, on_main
-from tests.helpers.plain import reset_accelerate
-
-
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    reset_accelerate()
-    yield
-    reset_accelerate()
 
 
 class Pretended:

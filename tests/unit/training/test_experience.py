@@ -10,13 +10,6 @@ from astra_accel.training.experience import PAD, Example, Experience, Experience
 from tests.helpers.plain import reset_accelerate
 
 
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    reset_accelerate()
-    yield
-    reset_accelerate()
-
-
 class Letters:
     """An algorithm of which only the collation is used: an example is a letter, a batch the letters of it."""
 

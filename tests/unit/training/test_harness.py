@@ -10,14 +10,7 @@ from astra_accel.config import TrainingConfiguration
 from astra_accel.core.seeding import derive_seed
 from astra_accel.training.distributed import make_accelerator
 from astra_accel.training.harness import EPISODE_STREAM, Harness
-from tests.helpers.plain import build_plain, reset_accelerate
-
-
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    reset_accelerate()
-    yield
-    reset_accelerate()
+from tests.helpers.plain import build_plain
 
 
 class Named:

@@ -19,13 +19,6 @@ from tests.helpers.plain import PlainAlgorithm, PlainSampler, PlainStep, PlainSy
 from tests.helpers.runs import checkpoint_weights, metrics
 
 
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    reset_accelerate()
-    yield
-    reset_accelerate()
-
-
 @pytest.fixture
 def make(tmp_path):
     """Makes trainers that write to ``tmp_path / "run"``: of the plain system, or of what is given."""
