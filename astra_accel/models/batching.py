@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,41 @@ def by_length(lengths: Sequence[int], max_rows: int, max_tokens: int | None = No
         group.append(index)
     if group:
         yield group
+
+
+def cheapest_groups(lengths: Sequence[int], keys: Sequence[Hashable], max_rows: int, price: float) -> list[list[int]]:
+    """Rows in groups to be decoded together, so that as little as possible is read a step.
+
+    A group costs its ``price``, and its rows times its longest length. Rows of similar length share a group, and
+    rows of one key stay together where they fit.
+
+    Args:
+        lengths: of the rows' contexts.
+        keys: rows with the same key have the same context.
+        max_rows: of a group.
+        price: of a group of its own, in tokens.
+    """
+    by_key: dict[Hashable, list[int]] = {}
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        by_key.setdefault(keys[row], []).append(row)
+    pieces = [rows[at : at + max_rows] for rows in by_key.values() for at in range(0, len(rows), max_rows)]
+    # The cheapest way to group the pieces up to each, and where its last group begins.
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end, piece in enumerate(pieces, start=1):
+        num_rows, choices = 0, []
+        for begin in range(end - 1, -1, -1):
+            num_rows += len(pieces[begin])
+            if num_rows > max_rows:
+                break
+            choices.append((best[begin][0] + price + num_rows * lengths[piece[0]], begin))
+        best.append(min(choices))
+    groups = []
+    end = len(pieces)
+    while end > 0:
+        begin = best[end][1]
+        groups.append([row for piece in pieces[begin:end] for row in piece])
+        end = begin
+    return groups[::-1]
 
 
 def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,8 +81,8 @@ def positions(mask_BT: torch.Tensor) -> torch.Tensor:
 def forward_logits(model: Any, num_last: int, **inputs: Any) -> torch.Tensor:
     """The logits of the last ``num_last`` positions, ``[batch, num_last, vocabulary]``.
 
-    The head runs at those positions alone where the model can do that, and models without ``position_ids`` (whose
-    positions follow from the attention mask) are not given them.
+    The head runs at those positions alone where the model can do that. Models without ``position_ids`` (whose
+    positions follow from the attention mask) are not given them, and recurrent models get their cache by its name.
     """
     # PEFT's wrapper takes and hands on anything; what it wraps says what it takes.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -56,6 +91,8 @@ def forward_logits(model: Any, num_last: int, **inputs: Any) -> torch.Tensor:
         inputs["logits_to_keep"] = num_last
     if "position_ids" not in accepted:
         inputs.pop("position_ids", None)
+    if "cache_params" in accepted and "past_key_values" in inputs:
+        inputs["cache_params"] = inputs.pop("past_key_values")  # what Mamba calls it
     return model(**inputs).logits[:, -num_last:]
 
 

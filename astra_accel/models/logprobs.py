@@ -1,30 +1,39 @@
-"""Log-probabilities of token sequences."""
+"""Log-probabilities of token sequences: every distinct token of a batch read once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from astra_accel.models.batching import by_length, forward_logits, left_padded, positions
+from astra_accel.models.activations import activation_checkpointing as checkpointed
+from astra_accel.models.batching import by_length, cheapest_groups, forward_logits, left_padded, positions
+from astra_accel.models.flex_layout import tree_layout
+from astra_accel.models.head import head_of, token_logprobs
+from astra_accel.models.prefix_tree import Pack, pack_sequences
+from astra_accel.models.reading import packed_hidden
+from astra_accel.models.rereading import takes_padding
+from astra_accel.models.support import assert_same, check_sequences, plain_logprobs, supports, transformers_model
 
 Ids = Sequence[int]
+Packing = Literal["auto", "prefix_tree", "none"]
+Switch = Callable[[], AbstractContextManager[None]]
 
-
-def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """``log softmax(logits)[token]`` in float32, without a log-softmax of the size of the logits.
-
-    Args:
-        logits: ``[..., vocabulary]``, any float type.
-        tokens: ``[...]`` int64.
-    """
-    logits = logits.float()
-    return logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
+TOKEN_BUDGET = 1024
 
 
 def sequence_logprobs(
-    model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids], *, token_budget: int = 8192
+    model: Any,
+    contexts: Sequence[Ids],
+    continuations: Sequence[Ids],
+    *,
+    packing: Packing = "auto",
+    token_budget: int = TOKEN_BUDGET,
+    activation_checkpointing: bool = False,
 ) -> list[torch.Tensor]:
     """The log-prob of every token of each continuation, given its context and the tokens before it.
 
@@ -32,31 +41,111 @@ def sequence_logprobs(
         model: a causal language model of transformers.
         contexts: token ids, at least one each.
         continuations: token ids, none at all allowed.
-        token_budget: tokens of one forward, padding included, where gradients are off. With gradients there is one
-            forward: the graphs of several would be kept all the same, and every process has to run as many.
+        packing: ``"prefix_tree"`` reads each distinct prefix once (:mod:`astra_accel.models.prefix_tree`); ``"none"``
+            reads every sequence, padded; ``"auto"`` packs where a first comparison of the two showed the model to
+            give the same both ways. The values are the same either way, but for rounding.
+        token_budget: distinct tokens of one packed forward; without packing, tokens with padding of one forward
+            where gradients are off. Several packs with gradients keep the activations of one alone, and compute
+            those of the others again in the backward pass.
+        activation_checkpointing: keep the layers' inputs alone for the backward pass, and compute the rest again.
 
     Returns:
         A float32 vector for each continuation, on the model's device, with gradient where the model's parameters
         want one and gradients are on.
 
     Raises:
-        ValueError: the lists differ in length, or a context is empty.
+        ValueError: the lists differ in length, or a context is empty, or the model can't be packed as asked.
     """
     if len(contexts) != len(continuations):
         raise ValueError(f"{len(contexts)} contexts and {len(continuations)} continuations: expected as many of each")
     for index, context in enumerate(contexts):
         if len(context) == 0:
             raise ValueError(f"context {index} is empty: its continuation's first token has nothing to follow")
-    empty = torch.zeros(0, device=model.device)
-    results = [empty] * len(contexts)
+    if packing not in ("auto", "prefix_tree", "none"):
+        raise ValueError(f"packing is {packing!r}, expected auto, prefix_tree or none")
+    results = [torch.zeros(0, device=model.device)] * len(contexts)
+    if not any(len(continuation) > 0 for continuation in continuations):
+        return results
+    model = transformers_model(model)
+    packed = packing != "none" and can_pack(model, required=packing == "prefix_tree")
+    work = _packed if packed else _padded
+    # A pack that is computed again in the backward pass must keep as little the second time, so the switch is inside.
+    switch = partial(checkpointed, model) if activation_checkpointing and torch.is_grad_enabled() else nullcontext
+    for index, values in work(model, contexts, continuations, token_budget, switch).items():
+        results[index] = values
+    return results
+
+
+def pad_logprobs(logprobs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Vectors as rows of ``[batch, longest]``, 0 where a row has no token (what the systems return)."""
+    return torch.nn.utils.rnn.pad_sequence(list(logprobs), batch_first=True)
+
+
+def can_pack(model: Any, *, required: bool = False) -> bool:
+    """Whether a transformers model gives the same log-probs packed as plain; found out once.
+
+    Raises:
+        UnsupportedModelError: it does not, and ``required`` is set.
+    """
+    otherwise = "every sequence is read whole, so shared contexts are read again and again"
+    return supports(model, "prefix-tree packing", _check_packing, otherwise, required=required)
+
+
+def _check_packing(model: Any) -> None:
+    contexts, continuations = check_sequences(model)
+    (pack,) = pack_sequences(contexts, continuations, TOKEN_BUDGET)
+    edges_E = pack_logprobs(model, pack)
+    found = [edges_E[pack.sequences[index]] for index in range(len(contexts))]
+    assert_same(found, plain_logprobs(model, contexts, continuations), model.dtype)
+
+
+def _packed(
+    model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids], token_budget: int, switch: Switch
+) -> dict[int, torch.Tensor]:
+    """The log-probs by sequence, a forward for each pack."""
+    all_packs = pack_sequences(contexts, continuations, token_budget)
+    results = {}
+    for number, pack in enumerate(all_packs):
+        # The graph of the last pack is kept, since the backward pass begins with it.
+        if torch.is_grad_enabled() and number + 1 < len(all_packs):
+            edges_E = checkpoint(pack_logprobs, model, pack, switch, use_reentrant=False, preserve_rng_state=False)
+        else:
+            edges_E = pack_logprobs(model, pack, switch)
+        for index, edges in pack.sequences.items():
+            results[index] = edges_E[torch.tensor(edges, device=edges_E.device)]
+    return results
+
+
+def pack_logprobs(model: Any, pack: Pack, switch: Switch = nullcontext) -> torch.Tensor:
+    """The log-prob of each edge of a pack, in one forward within a context."""
+    head = head_of(model)
+    with switch():
+        hidden_NH = packed_hidden(model, pack, tree_layout(model, pack))
+    rows_E, tokens_E = torch.tensor(pack.edges, device=model.device).unbind(-1)
+    return head.logprobs(hidden_NH[torch.tensor(pack.scored_nodes, device=model.device)], rows_E, tokens_E)
+
+
+def _padded(
+    model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids], token_budget: int, switch: Switch
+) -> dict[int, torch.Tensor]:
+    """The log-probs by sequence, from padded batches of whole sequences.
+
+    With gradients there is one forward, where the model takes padding: the graphs of several would be kept all the
+    same.
+    """
     scored = [index for index, continuation in enumerate(continuations) if len(continuation) > 0]
     lengths = [len(contexts[index]) + len(continuations[index]) for index in scored]
-    max_tokens = None if torch.is_grad_enabled() else token_budget
-    for group in by_length(lengths, max_rows=len(scored), max_tokens=max_tokens):
+    if takes_padding(model):
+        max_tokens = None if torch.is_grad_enabled() else token_budget
+        groups = list(by_length(lengths, max_rows=len(scored), max_tokens=max_tokens))
+    else:
+        groups = cheapest_groups(lengths, scored, max_rows=len(scored), price=0.0)
+    results: dict[int, torch.Tensor] = {}
+    for group in groups:
         rows = [scored[index] for index in group]
-        logprobs = _padded_logprobs(model, [contexts[row] for row in rows], [continuations[row] for row in rows])
-        for row, values in zip(rows, logprobs, strict=True):
-            results[row] = values
+        with switch():
+            logprobs = _padded_logprobs(model, [contexts[row] for row in rows], [continuations[row] for row in rows])
+        results.update(zip(rows, logprobs, strict=True))
     return results
 
 
@@ -75,8 +164,3 @@ def _padded_logprobs(model: Any, contexts: Sequence[Ids], continuations: Sequenc
     )[:, :-1]
     logprobs_BS = token_logprobs(logits_BSV, ids_BT[:, -num_scored:])
     return [row[num_scored - len(continuation) :] for row, continuation in zip(logprobs_BS, continuations, strict=True)]
-
-
-def pad_logprobs(logprobs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Vectors as rows of ``[batch, longest]``, 0 where a row has no token (what the systems return)."""
-    return torch.nn.utils.rnn.pad_sequence(list(logprobs), batch_first=True)

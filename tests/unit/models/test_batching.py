@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_accel.models.batching import by_length, forward_logits, left_padded, positions
+from astra_accel.models.batching import by_length, cheapest_groups, forward_logits, left_padded, positions
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
 
 CPU = torch.device("cpu")
@@ -45,6 +46,75 @@ def test_a_group_may_fill_the_budget():
 
 def test_no_rows():
     assert list(by_length([], max_rows=4)) == []
+
+
+# --- The cheapest groups ------------------------------------------------------------------------------------
+
+
+def cost(groups: list[list[int]], lengths: list[int], price: float) -> float:
+    return sum(price + len(group) * max(lengths[row] for row in group) for group in groups)
+
+
+def partitions(pieces: list[list[int]], max_rows: int) -> list[list[list[int]]]:
+    """Every way to join neighbours to groups of at most ``max_rows``."""
+    ways = []
+    for cuts in itertools.product([False, True], repeat=len(pieces) - 1):
+        groups = [list(pieces[0])]
+        for piece, cut in zip(pieces[1:], cuts, strict=True):
+            if cut:
+                groups.append([])
+            groups[-1] += piece
+        if all(len(group) <= max_rows for group in groups):
+            ways.append(groups)
+    return ways
+
+
+@given(
+    st.dictionaries(st.integers(1, 30), st.integers(1, 3), min_size=1, max_size=6),
+    st.integers(1, 9),
+    st.sampled_from([0, 1, 10, 100]),
+    st.randoms(use_true_random=False),
+)
+def test_no_grouping_of_neighbours_is_cheaper(contexts, max_rows, price, draw):
+    """Contexts of different lengths, each of them of some rows, in any order."""
+    lengths = [length for length, num_rows in contexts.items() for _ in range(num_rows)]
+    draw.shuffle(lengths)
+    groups = cheapest_groups(lengths, lengths, max_rows, price)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    assert max(map(len, groups)) <= max_rows
+    pieces = []
+    for length in sorted(contexts):
+        rows = [row for row, other in enumerate(lengths) if other == length]
+        pieces += [rows[at : at + max_rows] for at in range(0, len(rows), max_rows)]
+        if len(rows) <= max_rows:
+            assert any(set(rows) <= set(group) for group in groups)
+    assert cost(groups, lengths, price) == min(cost(way, lengths, price) for way in partitions(pieces, max_rows))
+
+
+def test_a_long_row_is_worth_a_group_of_its_own():
+    """Together three rows cost 3 x 50, and apart 2 x 10 + 50; a second group is worth less than the 80 between."""
+    lengths = [10, 50, 10]
+    assert cheapest_groups(lengths, "abc", max_rows=9, price=79) == [[0, 2], [1]]
+    assert cheapest_groups(lengths, "abc", max_rows=9, price=81) == [[0, 2, 1]]
+
+
+def test_at_no_price_only_one_length_shares_a_group():
+    groups = cheapest_groups([4, 2, 4, 3, 2, 4], "abcdef", max_rows=2, price=0.0)
+    assert sorted(map(sorted, groups)) == [[0], [1, 4], [2, 5], [3]]
+
+
+def test_at_any_price_groups_are_full():
+    """Rows of one context are not split, whatever the price: 3 + 3 and 2 rows of three contexts, at most 5 a group."""
+    assert sorted(map(len, cheapest_groups(list(range(7)), range(7), max_rows=3, price=math.inf))) == [1, 3, 3]
+    groups = cheapest_groups([9, 9, 9, 5, 5, 5, 7, 7], "aaabbbcc", max_rows=5, price=math.inf)
+    assert sorted(map(sorted, groups)) == [[0, 1, 2, 6, 7], [3, 4, 5]]
+
+
+def test_no_rows_no_groups():
+    assert cheapest_groups([], [], max_rows=4, price=1.0) == []
+
+
+# --- Padding ------------------------------------------------------------------------------------------------
 
 
 def test_left_padding_by_hand():

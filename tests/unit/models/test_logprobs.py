@@ -1,19 +1,24 @@
-"""Log-probs of sequences, against one plain forward a sequence: no padding, no batch, a whole log-softmax."""
+"""Log-probs of sequences, against one plain forward a sequence: no padding, no batch, a whole log-softmax.
+
+Values and gradients of all architectures are compared in ``tests/invariant/test_packed_logprobs.py``.
+"""
 
 from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs, token_logprobs
+from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
+PACKINGS = ["prefix_tree", "none"]
 
 
 @pytest.fixture(params=TINY_ARCHITECTURES)
@@ -47,40 +52,116 @@ def assert_plain(model, contexts, continuations, **options) -> None:
 
 
 @pytest.mark.parametrize("token_budget", [1, 80, 400, 8192])
-def test_any_budget_gives_the_plain_values(model, token_budget):
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_any_budget_gives_the_plain_values(model, packing, token_budget):
     top = model.config.vocab_size
     with torch.no_grad():
-        assert_plain(model, *examples(MIXED, top), token_budget=token_budget)
+        assert_plain(model, *examples(MIXED, top), packing=packing, token_budget=token_budget)
 
 
-def test_the_budget_bounds_each_forward(model):
-    contexts, continuations = examples(MIXED, model.config.vocab_size)
+def shapes_of(layer: torch.nn.Module, call: Callable[[], object]) -> list[tuple[int, ...]]:
+    """The shapes of what a layer is given, without the features."""
     shapes = []
-    model.get_input_embeddings().register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
-    with torch.no_grad():
-        sequence_logprobs(model, contexts, continuations, token_budget=130)
-    # 303 tokens alone, 128 alone; the others are of 2, 6, 8, 14 and 45 tokens, and a continuation without tokens
-    # needs no forward.
-    assert sorted(tuple(shape) for shape in shapes) == [(1, 45), (1, 128), (1, 303), (4, 14)]
+    hook = layer.register_forward_hook(lambda module, args, output: shapes.append(tuple(args[0].shape[:2])))
+    call()
+    hook.remove()
+    return shapes
 
 
-def test_with_gradients_there_is_one_forward(model):
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_budget_bounds_each_forward(model, packing):
+    contexts, continuations = examples(MIXED, model.config.vocab_size)
+
+    def score() -> None:
+        with torch.no_grad():
+            sequence_logprobs(model, contexts, continuations, packing=packing, token_budget=130)
+
+    score()  # the model's checks
+    shapes = sorted(shapes_of(model.get_input_embeddings(), score))
+    if packing == "none":
+        # 303 tokens alone, 128 alone; the others are of 2, 6, 8, 14 and 45 tokens, and a continuation without tokens
+        # needs no forward.
+        assert shapes == [(1, 45), (1, 128), (1, 303), (4, 14)]
+        return
+    # The one sequence that is longer than the budget stands alone; the last token of each is only predicted.
+    assert {num_rows for num_rows, _ in shapes} == {1}
+    assert shapes[-1] == (1, 302)
+    assert shapes[-2][1] <= 130
+    # Two of the contexts may begin alike.
+    assert 495 <= sum(num_tokens for _, num_tokens in shapes) <= 302 + 197
+
+
+def test_every_distinct_prefix_is_read_once(model):
+    """Of ``a b c | d e``, ``a b c | d f`` and ``a b | c d e g`` a to e: what ends a sequence is only predicted."""
+    contexts, continuations = [[1, 2, 3], [1, 2, 3], [1, 2]], [[4, 5], [4, 6], [3, 4, 5, 7]]
+    sequence_logprobs(model, contexts, continuations)  # the model's checks
+    found = shapes_of(model.get_input_embeddings(), lambda: assert_plain(model, contexts, continuations))
+    assert found[0] == (1, 5)
+    assert found[1:] == [(1, 5), (1, 5), (1, 6)]  # the plain path
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_head_runs_at_the_scored_positions_alone(model, packing):
+    contexts, continuations = examples([(200, 2), (3, 4)], model.config.vocab_size)
+
+    def score() -> None:
+        with torch.no_grad():
+            sequence_logprobs(model, contexts, continuations, packing=packing)
+
+    score()  # the model's checks
+    expected = {"prefix_tree": (2 + 4, 48), "none": (2, 5)}[packing]
+    assert shapes_of(model.get_output_embeddings(), score) == [expected]
+
+
+# --- Memory -------------------------------------------------------------------------------------------------
+
+
+def test_without_packing_gradients_take_one_forward(model):
     """Its graph is kept anyway, and processes that train together must run as many forwards."""
     contexts, continuations = examples(MIXED, model.config.vocab_size)
-    rows = []
-    model.get_input_embeddings().register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
-    assert_plain(model, contexts, continuations, token_budget=1)
-    assert rows[0] == sum(1 for continuation in continuations if continuation)
-    assert set(rows[1:]) == {1}  # the plain path
+    options = {"packing": "none", "token_budget": 1}
+    sequence_logprobs(model, contexts, continuations, **options)  # the model's checks
+    embeddings = model.get_input_embeddings()
+    (shape,) = shapes_of(embeddings, lambda: sequence_logprobs(model, contexts, continuations, **options))
+    assert shape == (sum(1 for continuation in continuations if continuation), 303)
 
 
-def test_the_head_runs_at_the_scored_positions_alone(model):
-    contexts, continuations = examples([(200, 2), (3, 4)], model.config.vocab_size)
-    shapes = []
-    model.get_output_embeddings().register_forward_hook(lambda module, args, output: shapes.append(args[0].shape[:2]))
+def kept_bytes(model, contexts, continuations, **options) -> int:
+    """What autograd keeps of a forward for the backward pass, weights aside."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
     with torch.no_grad():
-        sequence_logprobs(model, contexts, continuations)
-    assert [tuple(shape) for shape in shapes] == [(2, 5)]
+        sequence_logprobs(model, contexts, continuations, **options)  # the model's checks
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        values = sequence_logprobs(model, contexts, continuations, **options)
+    assert sum(values).requires_grad
+    return sum(kept.values())
+
+
+def test_of_several_packs_one_keeps_its_activations(model):
+    contexts, continuations = examples([(40, 40)] * 5, model.config.vocab_size)
+    together = kept_bytes(model, contexts, continuations)
+    assert kept_bytes(model, contexts, continuations, token_budget=80) < 0.35 * together
+    assert kept_bytes(model, contexts[:1], continuations[:1]) > 0.15 * together
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_checkpointed_layers_keep_little(model, packing):
+    contexts, continuations = examples([(60, 4)] * 3, model.config.vocab_size)
+    more, less = (
+        kept_bytes(model, contexts, continuations, packing=packing, activation_checkpointing=checkpointing)
+        for checkpointing in (False, True)
+    )
+    assert less < 0.6 * more
+
+
+# --- Odd tokens, adapters, gradients --------------------------------------------------------------------------
 
 
 def test_pad_and_end_tokens_among_the_content(model):
@@ -96,40 +177,67 @@ def test_pad_equal_to_end_is_the_gpt2_case():
     assert config.pad_token_id == config.eos_token_id
 
 
-def test_gradients_are_those_of_the_plain_path(model):
-    contexts, continuations = examples([(3, 5), (30, 2), (1, 1), (9, 0), (12, 9)], model.config.vocab_size)
-    weights = [torch.linspace(-1, 2, len(continuation)) for continuation in continuations]
-
-    def gradients(logprobs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        model.zero_grad()
-        sum((values * weight).sum() for values, weight in zip(logprobs, weights, strict=True) if len(weight)).backward()
-        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-    found = gradients(sequence_logprobs(model, contexts, continuations, token_budget=40))
-    expected = gradients([plain(model, *pair) for pair in zip(contexts, continuations, strict=True)])
-    assert max(gradient.abs().max() for gradient in expected.values()) > 1
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: name + text)
+def adapted(model) -> tuple[PeftModel, PreTrainedModel]:
+    """The model with an adapter that changes it (without the usual zeros in B), and a copy with it merged."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    wrapped = get_peft_model(model, config).eval()
+    return wrapped, copy.deepcopy(wrapped).merge_and_unload()
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:`is_gradient_checkpointing`")
 def test_an_adapter_counts(model):
-    """Against a copy with the adapter merged into the weights."""
+    """Whether the model or its wrapper is asked."""
     contexts, continuations = examples([(4, 6), (50, 3), (2, 2)], model.config.vocab_size)
     before = sequence_logprobs(model, contexts, continuations)
-    torch.manual_seed(0)
-    # Without the usual zeros in B.
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    wrapped = get_peft_model(model, config).eval()
-    merged = copy.deepcopy(wrapped).merge_and_unload()
-    found = sequence_logprobs(model, contexts, continuations)
-    assert all((one - other).abs().max() > 1e-3 for one, other in zip(found, before, strict=True))
+    wrapped, merged = adapted(model)
+    for asked in (model, wrapped):
+        found = sequence_logprobs(asked, contexts, continuations)
+        assert all((one - other).abs().max() > 1e-3 for one, other in zip(found, before, strict=True))
+        for values, context, continuation in zip(found, contexts, continuations, strict=True):
+            torch.testing.assert_close(values, plain(merged, context, continuation), rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:`is_gradient_checkpointing`")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packing": "prefix_tree"},
+        {"packing": "prefix_tree", "token_budget": 40, "activation_checkpointing": True},
+        {"packing": "none", "activation_checkpointing": True},
+    ],
+    ids=["packed", "several packs, checkpointed", "padded, checkpointed"],
+)
+def test_an_adapters_gradients_are_those_of_the_plain_path(model, options):
+    """All else is frozen: the embeddings ask for no gradient, and the head is run another way."""
+    contexts, continuations = examples([(3, 5), (30, 2), (1, 1), (9, 0), (12, 9)], model.config.vocab_size)
+    contexts[1] = [*contexts[4], *contexts[1]]
+    wrapped, _ = adapted(model)
+
+    def gradient(logprobs: list[torch.Tensor]) -> torch.Tensor:
+        wrapped.zero_grad()
+        sum((values * torch.linspace(-1, 2, len(values))).sum() for values in logprobs).backward()
+        trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+        assert not any(parameter.grad is not None for parameter in wrapped.parameters() if not parameter.requires_grad)
+        return torch.cat([parameter.grad.flatten() for parameter in trained])
+
+    found = gradient(sequence_logprobs(wrapped, contexts, continuations, **options))
+    expected = gradient([plain(wrapped, *pair) for pair in zip(contexts, continuations, strict=True)])
+    assert expected.norm() > 1
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:`is_gradient_checkpointing`")
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_an_adapter_on_16_bits_can_be_trained(model, packing):
+    contexts, continuations = examples([(4, 6), (50, 3)], model.config.vocab_size)
+    wrapped, merged = adapted(model.bfloat16())
+    found = sequence_logprobs(wrapped, contexts, continuations, packing=packing)
     for values, context, continuation in zip(found, contexts, continuations, strict=True):
-        torch.testing.assert_close(values, plain(merged, context, continuation), rtol=0, atol=1e-4)
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values, plain(merged, context, continuation).float(), rtol=0, atol=0.3)
     sum(values.sum() for values in found).backward()
-    trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-    assert trained
-    assert all(parameter.grad.abs().max() > 0 for parameter in trained)
+    assert all(parameter.grad.norm() > 0 for parameter in wrapped.parameters() if parameter.requires_grad)
 
 
 def test_no_gradient_where_gradients_are_off(model):
@@ -154,34 +262,26 @@ def test_as_many_contexts_as_continuations(model):
         sequence_logprobs(model, [[1]], [[2], [3]])
 
 
-# --- The parts ----------------------------------------------------------------------------------------------
-
-
-def test_token_logprobs_by_hand():
-    """Odds of 1 : 3 and of 9 : 1."""
-    logits = torch.tensor([[1.0, 3.0], [9.0, 1.0]]).log()
-    assert token_logprobs(logits, torch.tensor([1, 1])).exp().tolist() == pytest.approx([0.75, 0.1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_token_logprobs_are_computed_in_float32(dtype):
-    logits = (torch.randn(3, 4, 1000, generator=torch.Generator().manual_seed(0)) * 20).to(dtype)
-    tokens = torch.arange(12).reshape(3, 4) * 80
-    found = token_logprobs(logits, tokens)
-    expected = logits.double().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
-
-
-def test_large_logits_do_not_overflow():
-    logits = torch.tensor([[6e4, 0.0]], requires_grad=True)
-    values = token_logprobs(logits, torch.tensor([1]))
-    values.sum().backward()
-    assert values.tolist() == [-6e4]
-    assert logits.grad.tolist() == [[-1.0, 1.0]]
-
-
 def test_rows_are_padded_with_zeros():
     rows = [torch.tensor([-1.0, -2.0]), torch.zeros(0), torch.tensor([-3.0])]
     assert pad_logprobs(rows).tolist() == [[-1, -2], [0, 0], [-3, 0]]
     assert pad_logprobs([torch.zeros(0), torch.zeros(0)]).shape == (2, 0)
+
+
+def test_an_unknown_packing_is_named(model):
+    with pytest.raises(ValueError, match="packing is 'tight', expected auto, prefix_tree or none"):
+        sequence_logprobs(model, [[1]], [[2]], packing="tight")
+
+
+class Odd(torch.nn.Linear):
+    """An output layer that may do anything else."""
+
+
+def test_a_head_of_another_kind_is_not_packed():
+    model = build_tiny("qwen2")[0]
+    odd = Odd(model.config.hidden_size, model.config.vocab_size, bias=False)
+    odd.load_state_dict(model.lm_head.state_dict())
+    model.lm_head = odd
+    assert_plain(model, *examples(MIXED, model.config.vocab_size))
+    with pytest.raises(ValueError, match="can't do prefix-tree packing: its output layer is not a plain linear layer"):
+        sequence_logprobs(model, [[1]], [[2]], packing="prefix_tree")

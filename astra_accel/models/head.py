@@ -1,0 +1,160 @@
+"""The output layer of a language model, run at the positions that are scored and never kept at the size of the logits.
+
+The logits of a few hundred positions are larger than all else that a forward keeps (88 MB for 448 positions of a
+vocabulary of 49152), so they are made in chunks, used, and dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from astra_accel.models.support import UnsupportedModelError
+
+CHUNK_BYTES = 64 * 2**20
+
+
+def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """``log softmax(logits)[token]`` in float32, without a log-softmax of the size of the logits.
+
+    Args:
+        logits: ``[..., vocabulary]``, any float type.
+        tokens: ``[...]`` int64.
+    """
+    logits = logits.float()
+    return logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear layer to the vocabulary, and what the model does to its output.
+
+    Attributes:
+        linear: the layer.
+        scale: its output is multiplied by this.
+        softcap: ``softcap * tanh(output / softcap)`` after that (Gemma 2, https://arxiv.org/abs/2408.00118).
+        chunk_bytes: logits made at once, in bytes of float32.
+    """
+
+    linear: torch.nn.Linear
+    scale: float = 1.0
+    softcap: float | None = None
+    chunk_bytes: int = CHUNK_BYTES
+
+    @classmethod
+    def of(cls, model: Any) -> Head | None:
+        """The head of a transformers model; None where it is not a plain linear layer."""
+        linear = model.get_output_embeddings()
+        if type(linear) is not torch.nn.Linear:
+            return None
+        config = model.config.get_text_config()
+        # Cohere multiplies by the one, Granite divides by the other.
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return cls(linear, scale, getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits ``[..., vocabulary]`` of the body's output ``[..., hidden]``."""
+        logits = self.linear(hidden).float()
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def logprobs(self, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor) -> torch.Tensor:
+        """Log-prob of each token at a row of ``hidden_RH``, float32 ``[E]``; several tokens may ask for one row.
+
+        Memory is that of one chunk, with gradients too: a frozen head's gradient needs a sum over the vocabulary
+        that does not depend on what comes after, and is taken at once; a trained head's chunks are made again in
+        the backward pass where there are several.
+        """
+        trained = any(parameter.requires_grad for parameter in self.linear.parameters())
+        if torch.is_grad_enabled() and trained:
+            return self._trained_logprobs(hidden_RH, rows_E, tokens_E)
+        return _FrozenHead.apply(hidden_RH, rows_E, tokens_E, self)
+
+    def chunks(self, num_rows: int) -> list[slice]:
+        """The rows, in slices whose logits take about ``chunk_bytes``."""
+        size = max(1, self.chunk_bytes // (4 * self.linear.out_features))
+        return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+    def _trained_logprobs(self, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor) -> torch.Tensor:
+        chunks = self.chunks(len(hidden_RH))
+        parts, places = [], []
+        for chunk in chunks:
+            edges = _edges_in(chunk, rows_E)
+            arguments = (hidden_RH[chunk], rows_E[edges] - chunk.start, tokens_E[edges])
+            if len(chunks) == 1:
+                return self._chunk_logprobs(*arguments)
+            parts.append(checkpoint(self._chunk_logprobs, *arguments, use_reentrant=False, preserve_rng_state=False))
+            places.append(edges)
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+    def _chunk_logprobs(self, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor) -> torch.Tensor:
+        logits_RV = self.logits(hidden_RH)
+        return logits_RV[rows_E, tokens_E] - logits_RV.logsumexp(-1)[rows_E]
+
+
+def head_of(model: Any) -> Head:
+    """The head of a transformers model.
+
+    Raises:
+        UnsupportedModelError: it is not a plain linear layer.
+    """
+    head = Head.of(model)
+    if head is None:
+        raise UnsupportedModelError("its output layer is not a plain linear layer")
+    return head
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probs under a head that gets no gradient.
+
+    With ``z`` the logits of a row, ``w_v`` the head's row of token ``v`` and ``p = softmax(z)``, the gradient of
+    ``log p[t]`` by the row's input is ``w_t - sum_v p[v] w_v``. The second term is one vector a row, whatever the
+    gradients that arrive later, so it is taken while the logits are there. With a soft cap, each term carries the
+    cap's slope ``1 - (z / softcap)^2``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor, head: Head
+    ) -> torch.Tensor:
+        weight_VH = head.linear.weight
+        logprobs_E = torch.empty(len(rows_E), device=hidden_RH.device)
+        slope_E = torch.ones_like(logprobs_E)
+        mean_RH = torch.zeros_like(hidden_RH) if hidden_RH.requires_grad else None
+        for chunk in head.chunks(len(hidden_RH)):
+            logits_CV = head.logits(hidden_RH[chunk])
+            lse_C = logits_CV.logsumexp(-1)
+            edges = _edges_in(chunk, rows_E)
+            rows, tokens = rows_E[edges] - chunk.start, tokens_E[edges]
+            chosen = logits_CV[rows, tokens]
+            logprobs_E[edges] = chosen - lse_C[rows]
+            if mean_RH is None:
+                continue
+            slope_CV = None
+            if head.softcap is not None:
+                slope_E[edges] = 1 - (chosen / head.softcap) ** 2
+                slope_CV = 1 - (logits_CV / head.softcap) ** 2
+            probs_CV = logits_CV.sub_(lse_C[:, None]).exp_()
+            if slope_CV is not None:
+                probs_CV *= slope_CV
+            mean_RH[chunk] = (probs_CV.to(weight_VH.dtype) @ weight_VH).to(mean_RH.dtype)
+        ctx.head = head
+        if mean_RH is not None:
+            ctx.save_for_backward(mean_RH, rows_E, tokens_E, slope_E)
+        return logprobs_E
+
+    @staticmethod
+    def backward(ctx: Any, gradient_E: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        mean_RH, rows_E, tokens_E, slope_E = ctx.saved_tensors
+        own_EH = ctx.head.linear.weight[tokens_E].float() * (gradient_E * slope_E)[:, None]
+        total_R = gradient_E.new_zeros(len(mean_RH)).index_add_(0, rows_E, gradient_E)
+        gradient_RH = (-total_R[:, None] * mean_RH.float()).index_add_(0, rows_E, own_EH)
+        return (gradient_RH * ctx.head.scale).to(mean_RH.dtype), None, None, None
+
+
+def _edges_in(chunk: slice, rows_E: torch.Tensor) -> torch.Tensor:
+    return ((rows_E >= chunk.start) & (rows_E < chunk.stop)).nonzero().squeeze(-1)
