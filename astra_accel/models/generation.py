@@ -1,19 +1,52 @@
-"""Decoding with a cache: what is drawn depends on a row's context and its own random numbers alone."""
+"""Decoding: what is drawn depends on a row's context and its own random numbers alone.
+
+Every distinct context is read once, what was read in an earlier turn not at all, and rows that have ended are fed no
+more. The log-probs that come along the way are handed out, so that nobody has to compute them again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from astra_accel.config import SamplingConfiguration
-from astra_accel.models.batching import by_length, forward_logits, left_padded, positions
+from astra_accel.models.batching import cheapest_groups
+from astra_accel.models.head import head_of
+from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache, feed
+from astra_accel.models.reading import Question, Scored, match, read
+from astra_accel.models.rereading import reread, takes_padding
 from astra_accel.models.sampling import exact_device, sample
+from astra_accel.models.support import (
+    assert_same,
+    check_sequences,
+    plain_logprobs,
+    supports,
+    transformers_model,
+)
 
 Ids = tuple[int, ...]
+
+BIN_PRICE = 2048
+"""What another bin costs in every layer of a step, in tokens of the cache that could be read instead."""
+
+
+class Generated(NamedTuple):
+    """What came of one row.
+
+    Attributes:
+        ids: the sampled tokens; the last one ends the turn unless the length limit cut it.
+        logprobs: the log-prob of each under the whole distribution, at temperature 1.
+        scored: the log-probs that were asked for; None where none were, or the model can't give them on the way.
+    """
+
+    ids: Ids
+    logprobs: tuple[float, ...]
+    scored: tuple[float, ...] | None = None
 
 
 # no_grad and not inference_mode: models keep tensors that they make in a forward (rotary tables that grow), and
@@ -27,83 +60,162 @@ def generate(
     *,
     end_ids: Collection[int],
     batch_rows: int = 64,
-) -> list[Ids]:
+    memory: PrefixCache | None = None,
+    remember: bool = True,
+    scored: Sequence[Scored] | None = None,
+) -> list[Generated]:
     """Sample a continuation of each context.
 
     Args:
         model: a causal language model of transformers, in eval mode.
-        contexts: token ids. Rows with the same context read it once.
+        contexts: token ids, at least one each. Rows with the same context read it once.
         uniforms: for each row ``max_new_tokens`` numbers in [0, 1), one a token.
         sampling: temperature, top-k, top-p and the most tokens.
         end_ids: tokens that end a turn.
         batch_rows: rows decoded together at most.
-
-    Returns:
-        The sampled ids of each row; the last one is in ``end_ids`` unless the length limit cut the row.
+        memory: what the model read in the call before, with the same weights; holds what it reads in this one
+            afterwards. None reads every context from its beginning.
+        remember: whether there will be another call; the memory is emptied otherwise.
+        scored: for each row the tokens of its context whose log-probs are wanted too.
     """
-    rows_of: dict[Ids, list[int]] = {}
-    for row, context in enumerate(contexts):
-        rows_of.setdefault(tuple(context), []).append(row)
-    # Rows of one context stay neighbours under a stable sort, so a group rarely splits them.
-    lengths = [len(context) for context, rows in rows_of.items() for _ in rows]
-    order = [row for rows in rows_of.values() for row in rows]
-    results: list[Ids] = [()] * len(contexts)
-    for group in by_length(lengths, max_rows=batch_rows):
-        rows = [order[index] for index in group]
-        numbers = torch.from_numpy(np.stack([uniforms[row] for row in rows])).to(exact_device(model.device))
-        sampled = _decode(model, [tuple(contexts[row]) for row in rows], numbers, sampling, frozenset(end_ids))
-        for row, ids in zip(rows, sampled, strict=True):
-            results[row] = ids
+    model = transformers_model(model)
+    questions = [
+        Question(tuple(context), None if scored is None else scored[row]) for row, context in enumerate(contexts)
+    ]
+    lengths = [len(question.context) for question in questions]
+    carried = carries(model)
+    # Rows of one length share a forward where the model can't do more; else as many as may, neighbours in length.
+    price = inf if carried or takes_padding(model) else 0.0
+    groups = cheapest_groups(lengths, questions, batch_rows, price)
+    results: dict[int, Generated] = {}
+    read_now: list[CachedRow] = []
+    for number, group in enumerate(groups):
+        uniforms_BT = torch.from_numpy(np.stack([uniforms[row] for row in group])).to(exact_device(model.device))
+        task = _Task([questions[row] for row in group], uniforms_BT, sampling, frozenset(end_ids))
+        if carried:
+            later = [questions[row] for later_group in groups[number + 1 :] for row in later_group]
+            generated, rows = _decode_carried(model, task, memory or PrefixCache(), later)
+            read_now += rows if memory is not None and remember else []
+        else:
+            generated = _decode_reread(model, task)
+        results.update(zip(group, generated, strict=True))
+    if memory is not None:
+        memory.replace(read_now)
+    return [results[row] for row in range(len(questions))]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Rows to decode together: their questions, numbers ``[rows, tokens]``, and how to draw."""
+
+    questions: Sequence[Question]
+    uniforms_BT: torch.Tensor
+    sampling: SamplingConfiguration
+    end_ids: frozenset[int]
+
+
+def _decode_reread(model: Any, task: _Task) -> list[Generated]:
+    contexts = [question.context for question in task.questions]
+    sampled = reread(model, contexts, task.uniforms_BT, task.sampling, task.end_ids)
+    return [Generated(tuple(ids), tuple(logprobs)) for ids, logprobs in sampled]
+
+
+def _decode_carried(
+    model: Any, task: _Task, memory: PrefixCache, later: Sequence[Question]
+) -> tuple[list[Generated], list[CachedRow]]:
+    """What came of each row, and the rows that have read it; ``later`` questions will be looked up in the memory."""
+    needed = {id(found.row.bin) for question in later if (found := match(question, memory)) is not None}
+    last_use = [rows for rows in memory.bins() if id(rows) not in needed]
+    num_new = task.sampling.max_new_tokens
+    lengths = [len(question.context) + num_new for question in task.questions]
+    groups = cheapest_groups(lengths, task.questions, len(lengths), BIN_PRICE)
+    unique = [list(dict.fromkeys(task.questions[row] for row in group)) for group in groups]
+    was_read = {
+        question: read
+        for questions, reads in zip(unique, read(model, unique, memory, num_new, last_use), strict=True)
+        for question, read in zip(questions, reads, strict=True)
+    }
+    bins = [_forked([was_read[task.questions[row]].row for row in group], num_new) for group in groups]
+    order = [row for group in groups for row in group]
+    hidden_BH = torch.stack([was_read[task.questions[row]].hidden_H for row in order])
+    sampled = _sample_turn(model, bins, order, hidden_BH, task)
+    generated = [
+        Generated(tuple(ids), tuple(logprobs), was_read[question].scored)
+        for (ids, logprobs), question in zip(sampled, task.questions, strict=True)
+    ]
+    return generated, [row for rows in bins for row in rows.rows()]
+
+
+def _forked(rows: Sequence[CachedRow], num_new: int) -> Bin:
+    """A bin of these rows, some of them several times, out of one that is given up; that one if it has just them."""
+    source = rows[0].bin
+    if [row.row for row in rows] == list(range(len(source.ids))):
+        return source
+    forked = Bin([list(row.ids) for row in rows], max(len(row.ids) for row in rows) + num_new)
+    forked.copy(rows, last_use=[source])
+    return forked
+
+
+def _sample_turn(
+    model: Any, bins: Sequence[Bin], order: Sequence[int], hidden_BH: torch.Tensor, task: _Task
+) -> list[tuple[list[int], list[float]]]:
+    """The ids and log-probs of every row's turn, one forward a token over the rows that go on.
+
+    Args:
+        model: takes carried rows.
+        bins: rows that have read their contexts.
+        order: which row of the task stands at each place of the bins.
+        hidden_BH: the body's output at the end of the contexts, in that order.
+        task: what to draw.
+    """
+    head = head_of(model)
+    results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.questions]
+    active = list(order)
+    for step in range(task.sampling.max_new_tokens):
+        logits_BV = head.logits(hidden_BH).to(task.uniforms_BT.device)
+        tokens_B, logprobs_B = sample(logits_BV, task.uniforms_BT[active, step], task.sampling)
+        tokens = tokens_B.tolist()
+        for row, token, logprob in zip(active, tokens, logprobs_B.tolist(), strict=True):
+            results[row][0].append(token)
+            results[row][1].append(logprob)
+        ended = [token in task.end_ids for token in tokens]
+        if all(ended) or step + 1 == task.sampling.max_new_tokens:
+            break
+        staying = _end(bins, ended)
+        active = [active[place] for place in staying]
+        hidden_BH = feed(model, bins, [[tokens[place]] for place in staying])[:, -1]
     return results
 
 
-def _decode(
-    model: Any,
-    contexts: Sequence[Ids],
-    uniforms_BT: torch.Tensor,
-    sampling: SamplingConfiguration,
-    end_ids: frozenset[int],
-) -> list[Ids]:
-    unique = list(dict.fromkeys(contexts))
-    cache = DynamicCache(config=model.config)
-    ids_UT, mask_UT = left_padded(unique, model.device)
-    logits_UV = forward_logits(
-        model,
-        1,
-        input_ids=ids_UT,
-        attention_mask=mask_UT,
-        position_ids=positions(mask_UT),
-        past_key_values=cache,
-        use_cache=True,
-    )[:, -1]
-    index_of = {context: index for index, context in enumerate(unique)}
-    fork_B = torch.tensor([index_of[context] for context in contexts], device=model.device)
-    cache.batch_select_indices(fork_B)
-    logits_BV, mask_BT = logits_UV[fork_B], mask_UT[fork_B]
+def _end(bins: Sequence[Bin], ended: Sequence[bool]) -> list[int]:
+    """Take the active rows that have ended out of the bins; gives the old places of those that stay, in their order."""
+    staying, start = [], 0
+    for rows in bins:
+        num_active = rows.num_active
+        order = rows.end([place for place in range(num_active) if ended[start + place]])
+        staying += [start + place for place in order]
+        start += num_active
+    return staying
 
-    sampled: list[list[int]] = [[] for _ in contexts]
-    active = list(range(len(contexts)))
-    for turn in range(sampling.max_new_tokens):
-        drawn_B = sample(logits_BV.to(uniforms_BT.device), uniforms_BT[active, turn], sampling)
-        tokens, tokens_B = drawn_B.tolist(), drawn_B.to(model.device)
-        for row, token in zip(active, tokens, strict=True):
-            sampled[row].append(token)
-        keep = [index for index, token in enumerate(tokens) if token not in end_ids]
-        if not keep or turn + 1 == sampling.max_new_tokens:
-            break
-        if len(keep) < len(active):
-            keep_B = torch.tensor(keep, device=model.device)
-            cache.batch_select_indices(keep_B)
-            tokens_B, mask_BT = tokens_B[keep_B], mask_BT[keep_B]
-            active = [active[index] for index in keep]
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(active), 1)], dim=1)
-        logits_BV = forward_logits(
-            model,
-            1,
-            input_ids=tokens_B[:, None],
-            attention_mask=mask_BT,
-            position_ids=positions(mask_BT)[:, -1:],
-            past_key_values=cache,
-            use_cache=True,
-        )[:, -1]
-    return [tuple(ids) for ids in sampled]
+
+def carries(model: Any) -> bool:
+    """Whether the model takes caches whose rows are cut, forked and continued in pieces; found out once."""
+    otherwise = "every turn reads its whole context again"
+    return supports(model, "carried caches", _check_caches, otherwise)
+
+
+def _check_caches(model: Any) -> None:
+    """Read contexts packed, go on from parts of them in pieces of different lengths, and compare all log-probs."""
+    contexts, continuations = check_sequences(model)
+    memory = PrefixCache()
+    known = {Question((*context, ids[0])) for context, ids in zip(contexts, continuations, strict=True)}
+    in_bins = sorted(known)[::2], sorted(known)[1::2]
+    memory.replace([each.row for reads in read(model, in_bins, memory, 1) for each in reads])
+    wanted = [
+        Question((*context, *continuation), Scored(len(context), (*continuation, 0)))
+        for context, continuation in zip(contexts, continuations, strict=True)
+    ]
+    (reads,) = read(model, [wanted], memory, 1)
+    found = [torch.tensor(each.scored, device=model.device) for each in reads]
+    longer = [[*continuation, 0] for continuation in continuations]
+    assert_same(found, plain_logprobs(model, contexts, longer), model.dtype)

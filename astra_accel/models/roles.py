@@ -16,10 +16,14 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 
-from astra_accel.config import LoRAConfiguration, ModelConfiguration, SamplingConfiguration
+from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
 from astra_accel.models.files import ModelFiles, check_lora_targets, find_model, same_tokenizer
-from astra_accel.models.generation import generate
+from astra_accel.models.generation import Generated, generate
+from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.logprobs import sequence_logprobs
+from astra_accel.models.merging import merged_adapter
+from astra_accel.models.reading import Scored
+from astra_accel.models.recall import Recall
 
 Ids = tuple[int, ...]
 
@@ -34,16 +38,42 @@ class LanguageModel:
         model: the transformers model, with adapter layers inside where there are any.
         files: its tokenizer, limits and end-of-turn tokens.
         switch: a context in which ``model`` is this role.
+        compute: how it is run.
+        recall: log-probs that are known already, for a role whose weights stay as they are.
+        memory: what it has read in the turns of a rollout so far, while there is one.
+        turns_left: of that rollout; None where nobody knows.
     """
 
     model: Any
     files: ModelFiles
     switch: Callable[[], AbstractContextManager[Any]] = nullcontext
+    compute: ComputeConfiguration = field(default_factory=ComputeConfiguration)
+    recall: Recall | None = None
+    memory: PrefixCache | None = None
+    turns_left: int | None = None
 
     def logprobs(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[torch.Tensor]:
-        """See :func:`~astra_accel.models.logprobs.sequence_logprobs`."""
+        """The log-prob of every token of each continuation.
+
+        See :func:`~astra_accel.models.logprobs.sequence_logprobs`. What a frozen role said during the rollout is
+        looked up.
+        """
+        found = [None] * len(contexts) if self.recall is None else self.recall.find(contexts, continuations)
+        missing = [index for index, values in enumerate(found) if values is None]
         with self.switch():
-            return sequence_logprobs(self.model, contexts, continuations)
+            computed = sequence_logprobs(
+                self.model,
+                [contexts[index] for index in missing],
+                [continuations[index] for index in missing],
+                packing=self.compute.packing,
+                token_budget=self.compute.token_budget,
+                activation_checkpointing=self.compute.activation_checkpointing,
+            )
+        results = dict(zip(missing, computed, strict=True))
+        return [
+            results[index] if values is None else torch.tensor(values, device=self.model.device)
+            for index, values in enumerate(found)
+        ]
 
     def generate(
         self,
@@ -51,10 +81,28 @@ class LanguageModel:
         uniforms: Sequence[np.ndarray],
         sampling: SamplingConfiguration,
         batch_rows: int,
-    ) -> list[Ids]:
+        scored: Sequence[Scored] | None = None,
+    ) -> list[Generated]:
         """See :func:`~astra_accel.models.generation.generate`."""
         with self.switch():
-            return generate(self.model, contexts, uniforms, sampling, end_ids=self.files.end_ids, batch_rows=batch_rows)
+            generated = generate(
+                self.model,
+                contexts,
+                uniforms,
+                sampling,
+                end_ids=self.files.end_ids,
+                batch_rows=batch_rows,
+                memory=self.memory,
+                remember=self.turns_left != 1,
+                scored=scored,
+            )
+        if self.turns_left is not None:
+            self.turns_left -= 1
+        if scored is not None and self.recall is not None:
+            for context, asked, row in zip(contexts, scored, generated, strict=True):
+                if row.scored is not None:
+                    self.recall.keep(context[: asked.start], asked.ids, row.scored)
+        return generated
 
 
 @dataclass
@@ -65,6 +113,27 @@ class Roles:
     target: LanguageModel
     baseline: LanguageModel
     trained: Any
+
+    @contextmanager
+    def rolling_out(self, num_turns: int | None = None) -> Iterator[None]:
+        """A rollout, in which no weights move: each role goes on from what it has read in the turns before.
+
+        Behind the last of ``num_turns`` it keeps nothing.
+        """
+        for role in (self.target, self.baseline):
+            if role.recall is not None:
+                role.recall.clear()
+        for role in (self.tester, self.target):
+            role.memory, role.turns_left = PrefixCache(), num_turns
+        switch = self.tester.switch
+        if self.tester.compute.merge_adapter:
+            self.tester.switch = merged_adapter(self.tester.model, TESTER_ADAPTER) or switch
+        try:
+            yield
+        finally:
+            self.tester.switch = switch
+            for role in (self.tester, self.target):
+                role.memory = role.turns_left = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +181,11 @@ def find_roles(
     return RoleFiles(**files, configurations=configurations, lora=lora)
 
 
-def load_roles(files: RoleFiles, device: torch.device | str) -> Roles:
+def load_roles(
+    files: RoleFiles,
+    device: torch.device | str,
+    compute: ComputeConfiguration = ComputeConfiguration(),  # noqa: B008
+) -> Roles:
     """Load the weights of all roles on a device."""
     tester = files.configurations["tester"]
     trained_in_full = files.lora is None and tester.adapter is None
@@ -128,9 +201,9 @@ def load_roles(files: RoleFiles, device: torch.device | str) -> Roles:
         model = files.configurations[role]
         if _key(model, device) not in bases:
             bases[_key(model, device)] = _load_base(getattr(files, role), model, device)
-        frozen[role] = bases[_key(model, device)].frozen_role(model, role)
+        frozen[role] = bases[_key(model, device)].frozen_role(model, role, compute)
     trained = base.model if trained_in_full else base.peft
-    return Roles(tester=LanguageModel(base.model, files.tester), trained=trained, **frozen)
+    return Roles(tester=LanguageModel(base.model, files.tester, compute=compute), trained=trained, **frozen)
 
 
 @dataclass
@@ -142,6 +215,7 @@ class _Base:
     peft: PeftModel | None = None
     trains_adapter: bool = False
     adapters: dict[str, str] = field(default_factory=dict)
+    recalls: dict[str | None, Recall] = field(default_factory=dict)
 
     def adapt(self, adapter: str | None, lora: LoRAConfiguration | None) -> None:
         """Put the tester's adapter on: an existing one to go on training, or a new one."""
@@ -164,10 +238,11 @@ class _Base:
         self.peft.eval()
         self.trains_adapter = True
 
-    def frozen_role(self, model: ModelConfiguration, role: str) -> LanguageModel:
-        """A role on this base that is not trained."""
+    def frozen_role(self, model: ModelConfiguration, role: str, compute: ComputeConfiguration) -> LanguageModel:
+        """A role on this base that is not trained; roles of the same weights share what they recall."""
+        recall = self.recalls.setdefault(model.adapter, Recall())
         if model.adapter is None:
-            return LanguageModel(self.model, self.files, self._adapters_off)
+            return LanguageModel(self.model, self.files, self._adapters_off, compute, recall)
         if model.adapter not in self.adapters:
             # The tester's own adapter moves on while it trains, so a frozen role on it needs a copy.
             adapter = _lora_adapter(model.adapter)
@@ -179,7 +254,7 @@ class _Base:
             self.peft.eval()
             self.adapters[model.adapter] = role
         name = self.adapters[model.adapter]
-        return LanguageModel(self.model, self.files, lambda: self._adapter_on(name))
+        return LanguageModel(self.model, self.files, lambda: self._adapter_on(name), compute, recall)
 
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:

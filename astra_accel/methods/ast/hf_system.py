@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from astra_accel.config import (
+    ComputeConfiguration,
     LoRAConfiguration,
     ModelConfiguration,
     RewardConfiguration,
@@ -20,9 +22,14 @@ from astra_accel.core.seeding import seeded
 from astra_accel.methods.ast.system import ASTSystem
 from astra_accel.methods.ast.transcript import Segment, Transcript
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
-from astra_accel.models.logprobs import pad_logprobs
+from astra_accel.models.activations import checkpointed_layers
+from astra_accel.models.generation import Generated
+from astra_accel.models.logprobs import can_pack, pad_logprobs
+from astra_accel.models.prefix_tree import num_distinct_tokens
+from astra_accel.models.reading import Scored
 from astra_accel.models.roles import LanguageModel, RoleFiles, find_roles, load_roles
 from astra_accel.models.sampling import uniforms
+from astra_accel.models.support import transformers_model
 
 Seed = Sequence[int]
 TESTER_STREAM, TARGET_STREAM, ADAPTER_STREAM = 0, 1, 2
@@ -44,6 +51,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         device: of all the models.
         lora: the tester's adapter; None trains the whole tester.
         rollout: format, context limit and sampling of both models (the tree's shape is the sampler's).
+        compute: how the models are run.
         seed: of a new adapter's weights.
         ppl_weight, combined_weight, defense_toxicity_weight, min_naturalness: see ``ASTSystem``.
 
@@ -65,6 +73,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         *,
         lora: LoRAConfiguration | None = LoRAConfiguration(),  # noqa: B008
         rollout: RolloutConfiguration = RolloutConfiguration(),  # noqa: B008
+        compute: ComputeConfiguration = ComputeConfiguration(),  # noqa: B008
         seed: int = 0,
         ppl_weight: float = RewardConfiguration().ppl_weight,
         combined_weight: float = RewardConfiguration().combined_weight,
@@ -78,7 +87,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
             None if baseline_model_id is None else _model(baseline_model_id, "baseline_model_id"),
             lora,
         )
-        self._load(files, rollout, device, seed)
+        self._load(files, rollout, compute, device, seed)
 
     @classmethod
     def of(
@@ -87,22 +96,53 @@ class HFASTSystem(ASTSystem[Any, Any]):
         scorer: Scorer,
         device: torch.device | str,
         rollout: RolloutConfiguration,
-        reward: RewardConfiguration,
         *,
+        reward: RewardConfiguration,
+        compute: ComputeConfiguration = ComputeConfiguration(),  # noqa: B008
         seed: int = 0,
     ) -> HFASTSystem:
         """A system of models that were found already."""
         system = cls.__new__(cls)
         ASTSystem.__init__(system, scorer, **reward.model_dump())
-        system._load(files, rollout, device, seed)
+        system._load(files, rollout, compute, device, seed)
         return system
 
-    def _load(self, files: RoleFiles, rollout: RolloutConfiguration, device: torch.device | str, seed: int) -> None:
+    def _load(
+        self,
+        files: RoleFiles,
+        rollout: RolloutConfiguration,
+        compute: ComputeConfiguration,
+        device: torch.device | str,
+        seed: int,
+    ) -> None:
         self.rollout_config = rollout
         self.views = Views.of(files, rollout)
         with seeded([seed, ADAPTER_STREAM]):
-            self.roles = load_roles(files, device)
+            self.roles = load_roles(files, device, compute)
         self.tester = self.roles.trained
+        self.token_budget = compute.token_budget
+        if compute.packing == "prefix_tree":
+            self._check_packing()
+        if compute.activation_checkpointing and not checkpointed_layers(self.tester):
+            raise ValueError(
+                f"compute.activation_checkpointing is set, but {files.tester.source} has no layers that can do it"
+            )
+
+    def _check_packing(self) -> None:
+        for name in ("tester", "target", "baseline"):
+            role: LanguageModel = getattr(self.roles, name)
+            try:
+                can_pack(transformers_model(role.model), required=True)
+            except ValueError as error:
+                raise ValueError(f"compute.packing is prefix_tree, but the {name}'s {error}; use auto") from error
+
+    def rolling_out(self, num_turns: int | None = None) -> AbstractContextManager[None]:
+        """A context for the turns of one rollout: each goes on from what the models have read in those before.
+
+        The tester's weights must not change within. Where ``num_turns`` is given, each model is asked that many times,
+        and what it has read is dropped behind the last.
+        """
+        return self.roles.rolling_out(num_turns)
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """The tester's parameters that are trained."""
@@ -134,17 +174,20 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """
         sampling = self.rollout_config.tester
         contexts = [self.views.tester.own_turn(self._state(state), sampling.max_new_tokens) for state in prompt]
-        sampled = self._generate(self.roles.tester, contexts, sampling, seeds, TESTER_STREAM)
-        return [self.views.probe(ids, self.roles.tester.files.end_ids) for ids in sampled]
+        sampled = self._generate(self.roles.tester, contexts, sampling, seeds, stream=TESTER_STREAM)
+        return [self.views.probe(row.ids, self.roles.tester.files.end_ids, row.logprobs) for row in sampled]
 
     def rollout_prompt_with_target(
         self, prompt: Sequence[Transcript | str], *, seeds: Sequence[Seed] | None = None
     ) -> list[Segment]:
         """A response for each state that ends with a probe; seeds as for the tester."""
         sampling = self.rollout_config.target
-        contexts = [self.views.target.own_turn(self._state(state), sampling.max_new_tokens) for state in prompt]
-        sampled = self._generate(self.roles.target, contexts, sampling, seeds, TARGET_STREAM)
-        return [self.views.response(ids, self.roles.target.files.end_ids) for ids in sampled]
+        states = [self._state(state) for state in prompt]
+        contexts = [self.views.target.own_turn(state, sampling.max_new_tokens) for state in states]
+        in_rollout = self.roles.target.memory is not None
+        scored = [self._heard(*pair) for pair in zip(states, contexts, strict=True)] if in_rollout else None
+        sampled = self._generate(self.roles.target, contexts, sampling, seeds, stream=TARGET_STREAM, scored=scored)
+        return [self.views.response(row.ids, self.roles.target.files.end_ids, row.logprobs) for row in sampled]
 
     def get_tester_logprobs(
         self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]
@@ -171,6 +214,14 @@ class HFASTSystem(ASTSystem[Any, Any]):
         ]
         return pad_logprobs(self.roles.target.logprobs(contexts, probes))
 
+    def num_tokens(self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]) -> int:
+        """Distinct tokens that the tester reads to score these probes together."""
+        sequences = [
+            (*ids, *self._probe(probe).sampled_ids)[:-1]
+            for ids, probe in zip(self._policy_contexts(context), continuation, strict=True)
+        ]
+        return num_distinct_tokens(sequences)
+
     def token_counts(self, probe: Sequence[Segment | str], logprobs_BT: torch.Tensor) -> torch.Tensor:
         """Tokens of each probe as the target reads it, ``[batch]``."""
         return torch.tensor([len(self._probe(item).target_ids) for item in probe], device=logprobs_BT.device)
@@ -186,10 +237,26 @@ class HFASTSystem(ASTSystem[Any, Any]):
     def _policy_logprobs(
         self, policy: LanguageModel, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]
     ) -> torch.Tensor:
+        contexts = self._policy_contexts(context)
+        return pad_logprobs(policy.logprobs(contexts, [self._probe(item).sampled_ids for item in continuation]))
+
+    def _policy_contexts(self, context: Sequence[Transcript | str]) -> list[tuple[int, ...]]:
         # The context must be the one that the probe was sampled in, so room is left for a whole turn.
         room = self.rollout_config.tester.max_new_tokens
-        contexts = [self.views.tester.own_turn(self._state(state), room) for state in context]
-        return pad_logprobs(policy.logprobs(contexts, [self._probe(item).sampled_ids for item in continuation]))
+        return [self.views.tester.own_turn(self._state(state), room) for state in context]
+
+    def _heard(self, state: Transcript, context: tuple[int, ...]) -> Scored:
+        """The probe that a state ends with, in the context that the target reads it in; nothing if it is another.
+
+        Where tester and target share their tokens, the end of the probe's turn is asked for too: the baseline may be
+        the same model, and then has to say nothing any more.
+        """
+        *before, probe = state.segments
+        start = self.views.target.other_turn(Transcript(tuple(before), state.separator), len(probe.target_ids))
+        if not before or context[: len(start) + len(probe.target_ids)] != start + probe.target_ids:
+            return Scored(len(context), ())
+        shared = probe.target_ids == probe.tester_ids and self.views.shared_tokenizer
+        return Scored(len(start), probe.sampled_ids if shared else probe.target_ids)
 
     def _generate(
         self,
@@ -197,12 +264,14 @@ class HFASTSystem(ASTSystem[Any, Any]):
         contexts: Sequence[tuple[int, ...]],
         sampling: SamplingConfiguration,
         seeds: Sequence[Seed] | None,
+        *,
         stream: int,
-    ) -> list[tuple[int, ...]]:
+        scored: Sequence[Scored] | None = None,
+    ) -> list[Generated]:
         if seeds is None:
             seeds = [(int(number),) for number in torch.randint(2**62, (len(contexts),))]
         numbers = [uniforms((*seed, stream), sampling.max_new_tokens) for seed in seeds]
-        return role.generate(contexts, numbers, sampling, self.rollout_config.batch_rows)
+        return role.generate(contexts, numbers, sampling, self.rollout_config.batch_rows, scored)
 
     def _state(self, state: Transcript | str) -> Transcript:
         return self.start(state) if isinstance(state, str) else state

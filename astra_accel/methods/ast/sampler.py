@@ -7,6 +7,7 @@ import inspect
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,8 +106,10 @@ class ASTSampler(Sampler):
             for graph, seed in zip(graphs, seeds, strict=True)
         ]
         if self._takes_seeds and level:
-            for _ in range(self.tree_depth):
-                level = self._expand(level, width)
+            rolling_out = getattr(self.system, "rolling_out", None)
+            with nullcontext() if rolling_out is None else rolling_out(self.tree_depth):
+                for _ in range(self.tree_depth):
+                    level = self._expand(level, width)
         else:
             for branch in level:
                 with seeded(branch.seed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 SegmentRole = Literal["prompt", "probe", "response"]
@@ -28,6 +28,8 @@ class Segment:
             writer sampled a special token, which the other side is not given.
         end_id: the end-of-turn token that the writer sampled, in its vocabulary; None where the length limit
             cut the turn.
+        sampled_logprobs: the log-prob of each of ``sampled_ids`` under its writer as it was then, at temperature 1;
+            None where no model of ours wrote it. What was said is the same whatever they are.
     """
 
     role: SegmentRole
@@ -35,6 +37,7 @@ class Segment:
     tester_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     end_id: int | None = None
+    sampled_logprobs: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text

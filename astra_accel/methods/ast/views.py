@@ -49,15 +49,19 @@ class Views:
         ids = encode_text(self.tester_tokenizer, text)
         return Segment(role, text, ids, ids if self.shared_tokenizer else encode_text(self.target_tokenizer, text))
 
-    def probe(self, sampled: Sequence[int], end_ids: frozenset[int]) -> Segment:
+    def probe(
+        self, sampled: Sequence[int], end_ids: frozenset[int], logprobs: tuple[float, ...] | None = None
+    ) -> Segment:
         """The segment that the tester sampled."""
         text, ids, end_id = _split_end(self.tester_tokenizer, sampled, end_ids)
-        return Segment("probe", text, ids, self._heard(ids, text, self.target_tokenizer), end_id)
+        return Segment("probe", text, ids, self._heard(ids, text, self.target_tokenizer), end_id, logprobs)
 
-    def response(self, sampled: Sequence[int], end_ids: frozenset[int]) -> Segment:
+    def response(
+        self, sampled: Sequence[int], end_ids: frozenset[int], logprobs: tuple[float, ...] | None = None
+    ) -> Segment:
         """The segment that the target sampled."""
         text, ids, end_id = _split_end(self.target_tokenizer, sampled, end_ids)
-        return Segment("response", text, self._heard(ids, text, self.tester_tokenizer), ids, end_id)
+        return Segment("response", text, self._heard(ids, text, self.tester_tokenizer), ids, end_id, logprobs)
 
     def _heard(self, ids: tuple[int, ...], text: str, listener: Any) -> tuple[int, ...]:
         """What the other side reads of sampled ids: themselves, where it has the same tokenizer.

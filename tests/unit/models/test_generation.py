@@ -1,4 +1,7 @@
-"""Decoding with a cache, against a plain loop: one row at a time, the whole sequence fed anew for every token."""
+"""Decoding with a cache, against a plain loop: one row at a time, the whole sequence fed anew for every token.
+
+Whole rollouts of all architectures are in ``tests/invariant/test_carried_caches.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWar
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.generation import generate
+from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.logprobs import sequence_logprobs
+from astra_accel.models.reading import Scored
 from astra_accel.models.sampling import uniforms
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
 
@@ -35,6 +40,10 @@ def contexts_of(lengths: list[int]) -> list[tuple[int, ...]]:
 
 def numbers_of(rows: int, tokens: int = 12) -> list[np.ndarray]:
     return [uniforms((9, row), tokens) for row in range(rows)]
+
+
+def ids_of(model, contexts, numbers, sampling, **options) -> list[tuple[int, ...]]:
+    return [row.ids for row in generate(model, contexts, numbers, sampling, **options)]
 
 
 def plain(model, context, numbers, sampling, end_ids) -> tuple[int, ...]:
@@ -82,14 +91,14 @@ def test_the_cases_are_worth_it(expected):
 def test_any_batch_gives_the_plain_ids(model, expected, batch_rows):
     sampling, numbers, rows = expected
     options = {"end_ids": END_IDS, "batch_rows": batch_rows}
-    assert generate(model, CONTEXTS, numbers, sampling, **options) == rows
+    assert ids_of(model, CONTEXTS, numbers, sampling, **options) == rows
     shuffled = [CONTEXTS[row] for row in DIFFERENT_ORDER], [numbers[row] for row in DIFFERENT_ORDER]
-    assert generate(model, *shuffled, sampling, **options) == [rows[row] for row in DIFFERENT_ORDER]
+    assert ids_of(model, *shuffled, sampling, **options) == [rows[row] for row in DIFFERENT_ORDER]
 
 
 def test_a_row_ends_with_an_end_token_or_at_the_limit(model, expected):
     sampling, numbers, _ = expected
-    for row in generate(model, CONTEXTS, numbers, sampling, end_ids=END_IDS):
+    for row in ids_of(model, CONTEXTS, numbers, sampling, end_ids=END_IDS):
         assert all(type(token) is int for token in row)
         assert not END_IDS.intersection(row[:-1])
         assert row[-1] in END_IDS or len(row) == sampling.max_new_tokens
@@ -97,7 +106,7 @@ def test_a_row_ends_with_an_end_token_or_at_the_limit(model, expected):
 
 def test_without_end_tokens_every_row_is_full(model):
     sampling = SamplingConfiguration(max_new_tokens=5)
-    rows = generate(model, CONTEXTS, numbers_of(len(CONTEXTS), 5), sampling, end_ids=())
+    rows = ids_of(model, CONTEXTS, numbers_of(len(CONTEXTS), 5), sampling, end_ids=())
     assert [len(row) for row in rows] == [5] * len(CONTEXTS)
 
 
@@ -105,13 +114,13 @@ def test_one_token(model):
     sampling = SamplingConfiguration(max_new_tokens=1)
     numbers = numbers_of(len(CONTEXTS), 1)
     expected = [plain(model, *row, sampling, ()) for row in zip(CONTEXTS, numbers, strict=True)]
-    assert generate(model, CONTEXTS, numbers, sampling, end_ids=()) == expected
+    assert ids_of(model, CONTEXTS, numbers, sampling, end_ids=()) == expected
 
 
 def test_greedy_is_the_generate_of_transformers(model):
     contexts = contexts_of([4, 60, 11, 11, 2])
     sampling = SamplingConfiguration(temperature=0, max_new_tokens=20)
-    found = generate(model, contexts, numbers_of(5, 20), sampling, end_ids=END_IDS)
+    found = ids_of(model, contexts, numbers_of(5, 20), sampling, end_ids=END_IDS)
     for context, ids in zip(contexts, found, strict=True):
         whole = model.generate(
             torch.tensor([context]),
@@ -124,29 +133,103 @@ def test_greedy_is_the_generate_of_transformers(model):
         assert tuple(whole[0, len(context) :].tolist()) == ids
 
 
-def test_a_context_is_read_once_however_many_rows_share_it(model):
+def fed_by(model, *arguments, **options) -> list[tuple[int, ...]]:
+    """The shapes of the ids that the model is fed."""
     shapes = []
     hook = model.get_input_embeddings().register_forward_hook(
         lambda module, args, output: shapes.append(tuple(args[0].shape))
     )
     try:
-        contexts = [context for context in contexts_of([5, 3]) for _ in range(4)]
-        generate(model, contexts, numbers_of(8, 2), SamplingConfiguration(max_new_tokens=2), end_ids=())
+        generate(model, *arguments, **options)
     finally:
         hook.remove()
-    assert shapes == [(2, 5), (8, 1)]
+    return shapes
+
+
+def test_a_context_is_read_once_however_many_rows_share_it(model):
+    contexts = [context for context in contexts_of([5, 3]) for _ in range(4)]
+    sampling = SamplingConfiguration(max_new_tokens=2)
+    assert fed_by(model, contexts, numbers_of(8, 2), sampling, end_ids=()) == [(1, 5 + 3), (8, 1)]
+
+
+def test_what_contexts_share_is_read_once(model):
+    """Siblings of 7 and 9 tokens on a context of 20, which is asked for as well."""
+    root, one, other = contexts_of([20, 7, 9])
+    contexts, sampling = [(*root, *one), root, (*root, *other)], SamplingConfiguration(max_new_tokens=1)
+    assert fed_by(model, contexts, numbers_of(3, 1), sampling, end_ids=()) == [(1, 36)]
 
 
 def test_ended_rows_are_fed_no_more(model, expected):
     sampling, numbers, rows = expected
-    fed = []
-    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, output: fed.append(args[0].shape[0]))
-    try:
-        generate(model, CONTEXTS, numbers, sampling, end_ids=END_IDS)
-    finally:
-        hook.remove()
+    fed = [num_rows for num_rows, _ in fed_by(model, CONTEXTS, numbers, sampling, end_ids=END_IDS)]
     # After the contexts, step t feeds the rows that go on to a token t + 1.
     assert fed[1:] == [sum(len(row) > step for row in rows) for step in range(1, max(map(len, rows)))]
+
+
+def test_log_probs_are_those_of_the_whole_distribution(model, expected):
+    """Whatever is drawn from: against a forward of context and turn."""
+    sampling, numbers, _ = expected
+    for context, row in zip(CONTEXTS, generate(model, CONTEXTS, numbers, sampling, end_ids=END_IDS), strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([[*context, *row.ids]])).logits[0, len(context) - 1 : -1].log_softmax(-1)
+        expected_logprobs = logprobs[torch.arange(len(row.ids)), list(row.ids)].tolist()
+        assert row.logprobs == pytest.approx(expected_logprobs, rel=1e-4, abs=1e-4)
+        assert row.scored is None
+
+
+# --- What is known from before, and what is scored on the way -------------------------------------------------
+
+
+def test_a_memory_holds_what_the_last_call_read(model):
+    """Of a turn the last token is not fed; of a context all is fed but what a row of the memory begins with."""
+    one, other = contexts_of([50, 40])
+    sampling, options = SamplingConfiguration(max_new_tokens=4), {"end_ids": (), "memory": PrefixCache()}
+    said = ids_of(model, [one, other], numbers_of(2, 4), sampling, **options)
+    longer = [(*one, *said[0], 7, 8, 9), (*other, *said[1], 6, 5, 4)]
+    assert fed_by(model, longer, numbers_of(2, 4), sampling, **options)[0] == (2, 1 + 3)
+    # Cut back to where a row goes another way.
+    assert fed_by(model, [(*one, 99)], numbers_of(1, 4), sampling, **options)[0] == (1, 1)
+    # What was not in the last call is forgotten.
+    assert fed_by(model, [other], numbers_of(1, 4), sampling, **options)[0] == (1, 40)
+
+
+def test_memories_do_not_mix(model):
+    contexts, sampling = contexts_of([30, 20]), SamplingConfiguration(max_new_tokens=4)
+    expected = ids_of(model, contexts, numbers_of(2, 4), sampling, end_ids=())
+    memory = PrefixCache()
+    for _ in range(3):
+        assert ids_of(model, contexts, numbers_of(2, 4), sampling, end_ids=(), memory=memory) == expected
+        assert ids_of(model, contexts[:1], numbers_of(1, 4), sampling, end_ids=(), memory=PrefixCache()) == expected[:1]
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_tokens_of_a_context_are_scored_on_the_way(model, carried):
+    """All but the first, the end alone, none at all, and with a last token that does not stand in the context."""
+    (context,) = contexts_of([30])
+    asked = [
+        Scored(1, context[1:]),
+        Scored(25, context[25:]),
+        Scored(30, ()),
+        Scored(28, (*context[28:], 7)),
+        Scored(30, (7,)),
+        Scored(10, context[10:14]),
+    ]
+    memory = PrefixCache() if carried else None
+    sampling = SamplingConfiguration(max_new_tokens=3)
+    if carried:
+        generate(model, [context[:27]], numbers_of(1, 3), sampling, end_ids=(), memory=memory)
+    rows = generate(
+        model, [context] * len(asked), numbers_of(len(asked), 3), sampling, end_ids=(), memory=memory, scored=asked
+    )
+    assert [row.ids for row in rows] == ids_of(
+        model, [context] * len(asked), numbers_of(len(asked), 3), sampling, end_ids=()
+    )
+    for row, (start, ids) in zip(rows, asked, strict=True):
+        (expected,) = sequence_logprobs(model, [context[:start]], [ids], packing="none")
+        assert row.scored == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-4)
+
+
+# --- The rest -----------------------------------------------------------------------------------------------
 
 
 def test_up_to_the_last_position(model):
@@ -154,7 +237,7 @@ def test_up_to_the_last_position(model):
     sampling = SamplingConfiguration(max_new_tokens=12)
     (numbers,) = numbers_of(1)
     expected = plain(model, context, numbers, sampling, ())
-    assert generate(model, [context], [numbers], sampling, end_ids=()) == [expected]
+    assert ids_of(model, [context], [numbers], sampling, end_ids=()) == [expected]
 
 
 def test_the_weights_can_be_trained_afterwards(model):
@@ -163,7 +246,7 @@ def test_the_weights_can_be_trained_afterwards(model):
     modes = set()
     trained.register_forward_hook(lambda *_: modes.add((torch.is_grad_enabled(), torch.is_inference_mode_enabled())))
     contexts = contexts_of([400, 30])
-    rows = generate(trained, contexts, numbers_of(2), SAMPLINGS[0], end_ids=())
+    rows = ids_of(trained, contexts, numbers_of(2), SAMPLINGS[0], end_ids=())
     assert modes == {(False, False)}
     assert torch.is_grad_enabled()
     sum(values.sum() for values in sequence_logprobs(trained, contexts, rows)).backward()
@@ -173,10 +256,10 @@ def test_the_weights_can_be_trained_afterwards(model):
 def test_the_global_generator_plays_no_part(model):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    rows = generate(model, CONTEXTS, numbers_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS)
+    rows = ids_of(model, CONTEXTS, numbers_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert generate(model, CONTEXTS, numbers_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS) == rows
+    assert ids_of(model, CONTEXTS, numbers_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS) == rows
 
 
 def test_no_rows(model):

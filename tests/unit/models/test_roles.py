@@ -13,16 +13,18 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from astra_accel.config import LoRAConfiguration, ModelConfiguration, SamplingConfiguration
+from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
 from astra_accel.models.generation import generate
 from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs
-from astra_accel.models.roles import LanguageModel, Roles, find_roles, load_roles
+from astra_accel.models.reading import Scored
+from astra_accel.models.roles import Ids, LanguageModel, Roles, find_roles, load_roles
 from astra_accel.models.sampling import uniforms
 from astra_accel.models.tiny import build_tiny, save_tiny
 
 CONTEXTS = [(1, 2, 3), (9,), (30, 20, 10, 5, 60)]
 CONTINUATIONS = [(7, 8), (11, 12, 13, 14), (100,)]
 LORA = LoRAConfiguration(r=4, alpha=8)
+COMPUTE = ComputeConfiguration()
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:`is_gradient_checkpointing`")
 
@@ -32,9 +34,10 @@ def load(
     target: ModelConfiguration,
     baseline: ModelConfiguration | None = None,
     lora: LoRAConfiguration | None = LORA,
+    compute: ComputeConfiguration = COMPUTE,
 ) -> Roles:
     torch.manual_seed(0)  # a new adapter's A is random
-    return load_roles(find_roles(tester, target, baseline, lora), "cpu")
+    return load_roles(find_roles(tester, target, baseline, lora), "cpu", compute)
 
 
 def model(path: str | Path = "tiny", **options: Any) -> ModelConfiguration:
@@ -305,10 +308,111 @@ def test_every_role_generates_as_itself(tmp_path):
         alone = build_tiny("llama")[0]
         if adapter is not None:
             alone = PeftModel.from_pretrained(alone, adapter).merge_and_unload()
-        expected = generate(alone, CONTEXTS, numbers, sampling, end_ids=ends)
-        assert role.generate(CONTEXTS, numbers, sampling, batch_rows=64) == expected
+        expected = [row.ids for row in generate(alone, CONTEXTS, numbers, sampling, end_ids=ends)]
+        assert [row.ids for row in role.generate(CONTEXTS, numbers, sampling, batch_rows=64)] == expected
         found.append(expected)
     assert found[0] != found[1] != found[2] != found[0]
+
+
+# --- A rollout ----------------------------------------------------------------------------------------------
+
+
+def state(roles: Roles) -> tuple[set[str], dict[str, int], dict[str, torch.Tensor]]:
+    """What is trained, where it is, and all weights."""
+    values = roles.trained.state_dict()
+    return (
+        trained_names(roles),
+        {name: value.data_ptr() for name, value in values.items()},
+        {name: value.clone() for name, value in values.items()},
+    )
+
+
+@pytest.mark.parametrize("merge_adapter", [True, False])
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_a_rollout_speaks_with_the_weights_as_they_are_and_leaves_them_alone(tmp_path, merge_adapter, lora):
+    """Merged or not, after training and after an error, the roles say what they say outside of a rollout."""
+    compute = ComputeConfiguration(merge_adapter=merge_adapter)
+    roles = load(model(), model(adapter=save_adapter(tmp_path)), lora=lora, compute=compute)
+    every = (roles.tester, roles.target, roles.baseline)
+    sampling, numbers = SamplingConfiguration(max_new_tokens=6), [uniforms((row,), 6) for row in range(3)]
+
+    def said() -> list[list[tuple[int, ...]]]:
+        return [[row.ids for row in role.generate(CONTEXTS, numbers, sampling, batch_rows=64)] for role in every[:2]]
+
+    for _ in range(2):
+        train(roles)
+        before, expected, scores = state(roles), said(), [score(role) for role in every]
+        with roles.rolling_out():
+            assert said() == said() == expected
+            for role, values in zip(every, scores, strict=True):
+                assert_same(score(role), values)
+        with pytest.raises(ValueError, match="context 0 is empty"), roles.rolling_out():
+            roles.tester.logprobs([()], [(1,)])
+        after = state(roles)
+        assert after[:2] == before[:2]
+        assert all(torch.equal(after[2][name], value) for name, value in before[2].items())
+        assert all(torch.equal(score(role), values) for role, values in zip(every, scores, strict=True))
+
+
+def num_forwards(roles: Roles, role: LanguageModel, contexts: list[Ids], continuations: list[Ids]) -> int:
+    """How often the model runs for some log-probs, which are those that it gives on its own."""
+    score(roles.tester)  # the model's checks
+    runs: list[int] = []
+    hook = role.model.get_input_embeddings().register_forward_hook(lambda *_: runs.append(1))
+    found = role.logprobs(contexts, continuations)
+    hook.remove()
+    with role.switch():
+        assert_same(pad_logprobs(found), pad_logprobs(sequence_logprobs(role.model, contexts, continuations)))
+    return len(runs)
+
+
+def hear(role: LanguageModel) -> None:
+    """Let a role answer to what is scored on the way."""
+    sampling = SamplingConfiguration(max_new_tokens=2)
+    heard = [(*context, *ids) for context, ids in zip(CONTEXTS, CONTINUATIONS, strict=True)]
+    asked = [Scored(len(context), ids) for context, ids in zip(CONTEXTS, CONTINUATIONS, strict=True)]
+    role.generate(heard, [uniforms((row,), 2) for row in range(3)], sampling, batch_rows=64, scored=asked)
+
+
+def test_what_a_frozen_role_said_in_a_rollout_is_not_computed_again():
+    """Until the next rollout, by all roles of the same weights, and by no other."""
+    roles = load(model(), model())
+    train(roles)
+    with torch.no_grad():
+        with roles.rolling_out():
+            hear(roles.target)
+        for role, expected in ((roles.target, 0), (roles.baseline, 0), (roles.tester, 1)):
+            assert num_forwards(roles, role, CONTEXTS, CONTINUATIONS) == expected
+        # What was not heard is computed, and that alone.
+        assert num_forwards(roles, roles.target, [*CONTEXTS, (4,)], [*CONTINUATIONS, (5, 6)]) == 1
+        with roles.rolling_out():
+            assert num_forwards(roles, roles.baseline, CONTEXTS, CONTINUATIONS) == 1
+
+
+def test_a_role_of_other_weights_recalls_nothing(tmp_path):
+    roles = load(model(), model(adapter=save_adapter(tmp_path)))
+    with torch.no_grad(), roles.rolling_out():
+        hear(roles.target)
+        assert num_forwards(roles, roles.target, CONTEXTS, CONTINUATIONS) == 0
+        assert num_forwards(roles, roles.baseline, CONTEXTS, CONTINUATIONS) == 1
+
+
+def test_the_tester_is_never_recalled():
+    """Its weights move: what it said a rollout ago is no longer true."""
+    roles = load(model(), model(), lora=None)
+    with torch.no_grad():
+        with roles.rolling_out():
+            hear(roles.tester)
+        train(roles)
+        assert num_forwards(roles, roles.tester, CONTEXTS, CONTINUATIONS) == 1
+
+
+def test_what_was_read_is_remembered_in_a_rollout_alone():
+    roles = load(model(), model())
+    with roles.rolling_out():
+        assert roles.tester.memory is not None
+        assert roles.tester.memory is not roles.target.memory
+    assert roles.tester.memory is roles.target.memory is roles.baseline.memory is None
 
 
 # --- Types --------------------------------------------------------------------------------------------------

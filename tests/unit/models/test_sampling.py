@@ -7,24 +7,35 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from astra_accel.config import SamplingConfiguration
-from astra_accel.models.sampling import exact_device, filtered_probs, sample, uniforms
+from astra_accel.models.sampling import exact_device, sample, uniforms
 
 INF = float("inf")
 BELOW_ONE = np.nextafter(1.0, 0.0)
 EVERYTHING = SamplingConfiguration()
 
 
-def logits_of(probs: list[float]) -> torch.Tensor:
-    return torch.tensor([probs], dtype=torch.float64).log()
+def logits_of(parts: list[float]) -> torch.Tensor:
+    return torch.tensor([parts], dtype=torch.float64).log()
+
+
+def spaced(count: int) -> np.ndarray:
+    """Evenly spaced numbers, none at an end."""
+    return (np.arange(count) + 0.5) / count
 
 
 def draw(logits: torch.Tensor, numbers: list[float] | np.ndarray, sampling=EVERYTHING) -> list[int]:
     """The tokens that several numbers give of one row of logits."""
     uniform = torch.as_tensor(np.asarray(numbers))
-    return sample(logits.expand(len(uniform), -1), uniform, sampling).tolist()
+    return sample(logits.expand(len(uniform), -1), uniform, sampling)[0].tolist()
+
+
+def shares(parts: list[float], count: int, sampling=EVERYTHING) -> list[int]:
+    """How many of ``count`` evenly spaced numbers give each token, where tokens are as likely as their parts."""
+    return np.bincount(draw(logits_of(parts), spaced(count), sampling), minlength=len(parts)).tolist()
 
 
 # --- The numbers --------------------------------------------------------------------------------------------
@@ -62,59 +73,98 @@ def test_the_first_numbers_of_many_paths_are_uniform():
 
 # --- The distribution ---------------------------------------------------------------------------------------
 
+SETTINGS = [
+    SamplingConfiguration(temperature=temperature, top_k=top_k, top_p=top_p)
+    for temperature in (0.3, 1.0, 1.7)
+    for top_k in (0, 1, 3, 7, 12, 20)
+    for top_p in (0.05, 0.6, 0.95, 1.0)
+]
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
-@pytest.mark.parametrize("top_k", [0, 1, 7, 50, 80])
-@pytest.mark.parametrize("top_p", [0.05, 0.6, 0.95, 1.0])
-def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
-    logits = torch.randn(16, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
-    expected = TemperatureLogitsWarper(temperature)(None, logits)
-    if top_k:
-        expected = TopKLogitsWarper(top_k)(None, expected)
-    if top_p < 1:
-        expected = TopPLogitsWarper(top_p)(None, expected)
-    found = filtered_probs(logits, SamplingConfiguration(temperature=temperature, top_k=top_k, top_p=top_p))
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, expected.softmax(-1), rtol=1e-9, atol=1e-12)
+
+def warped(logits: torch.Tensor, sampling: SamplingConfiguration) -> np.ndarray:
+    """The distribution that transformers samples from, of one row of logits."""
+    logits = TemperatureLogitsWarper(sampling.temperature)(None, logits.double())
+    if sampling.top_k:
+        logits = TopKLogitsWarper(sampling.top_k)(None, logits)
+    if sampling.top_p < 1:
+        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+    return logits.softmax(-1)[0].numpy()
+
+
+@pytest.mark.parametrize(
+    "sampling", SETTINGS, ids=lambda sampling: "{temperature}-{top_k}-{top_p}".format(**vars(sampling))
+)
+def test_the_distribution_is_that_of_transformers(sampling):
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)) * 2
+    probs = warped(logits, sampling)
+    # Evenly spaced numbers hit an interval as often as its length says, give or take one.
+    even = np.bincount(draw(logits, spaced(5000), sampling), minlength=12)
+    assert np.abs(even - 5000 * probs).max() <= 1 + 1e-3
+    found = np.bincount(draw(logits, uniforms((1, 2), 5000), sampling), minlength=12)
+    possible = probs > 0
+    assert found[~possible].sum() == 0
+    if possible.sum() > 1:
+        assert chisquare(found[possible], 5000 * probs[possible]).pvalue > 1e-4
 
 
 def test_equal_logits_at_the_edge_of_top_k_all_stay():
-    """e^2 : e : e, so 0.576, 0.212 and 0.212."""
-    found = filtered_probs(torch.tensor([[1.0, 2.0, 1.0, 0.0]]), SamplingConfiguration(top_k=2))
-    assert found[0].tolist() == pytest.approx([0.2119, 0.5761, 0.2119, 0.0], abs=1e-4)
+    """Of 2 : 4 : 2 : 1 the second place is tied, so top-k of 2 leaves three tokens, of 2, 4 and 2 eighths."""
+    assert shares([2, 4, 2, 1], 8, SamplingConfiguration(top_k=2)) == [2, 4, 2, 0]
+    assert shares([1] * 8, 8, SamplingConfiguration(top_k=3)) == [1] * 8
 
 
 def test_top_p_counts_what_top_k_left():
-    """Top-k leaves 0.4 and 0.3, which is 4/7 and 3/7: then 4/7 alone holds the half."""
-    logits = logits_of([0.4, 0.3, 0.2, 0.1])
-    assert filtered_probs(logits, SamplingConfiguration(top_k=2, top_p=0.5))[0].tolist() == [1, 0, 0, 0]
-    half = filtered_probs(logits, SamplingConfiguration(top_p=0.5))[0]
-    assert half.tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
+    """Top-k leaves 4 and 3, which is 4/7 and 3/7: then 4/7 alone holds the half, as 4/10 does not."""
+    assert shares([4, 3, 2, 1], 7, SamplingConfiguration(top_k=2, top_p=0.5)) == [7, 0, 0, 0]
+    assert shares([4, 3, 2, 1], 7, SamplingConfiguration(top_p=0.5)) == [4, 3, 0, 0]
+
+
+def test_tiny_top_p_leaves_the_likeliest():
+    tiny = SamplingConfiguration(top_p=1e-300)
+    assert shares([3, 1, 4, 1, 5, 9, 2, 6], 31, tiny) == [0, 0, 0, 0, 0, 31, 0, 0]
 
 
 def test_temperature_zero_takes_the_likeliest():
-    greedy = SamplingConfiguration(temperature=0)
     logits = torch.tensor([[0.5, 3.0, -1.0, 2.9]])
-    assert filtered_probs(logits, greedy).tolist() == [[0, 1, 0, 0]]
-    assert draw(logits, [0.0, 0.5, BELOW_ONE], greedy) == [1, 1, 1]
+    for top_k, top_p in ((0, 1.0), (2, 1.0), (0, 0.5)):
+        greedy = SamplingConfiguration(temperature=0, top_k=top_k, top_p=top_p)
+        assert draw(logits, [0.0, 0.5, BELOW_ONE], greedy) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_every_type_and_size_of_logits(dtype):
     logits = torch.tensor([[-6e4, 6e4, 6e4, -INF]], dtype=dtype)
-    assert filtered_probs(logits, EVERYTHING).tolist() == [[0, 0.5, 0.5, 0]]
-    assert draw(logits, [0.0, 0.49, 0.51, BELOW_ONE]) == [1, 1, 2, 2]
+    for sampling in (EVERYTHING, SamplingConfiguration(top_k=3), SamplingConfiguration(top_p=0.9)):
+        assert draw(logits, [0.0, 0.49, 0.51, BELOW_ONE], sampling) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        EVERYTHING,
+        SamplingConfiguration(temperature=0),
+        SamplingConfiguration(temperature=0.4, top_k=2),
+        SamplingConfiguration(temperature=3.0, top_p=0.5),
+    ],
+)
+def test_log_probs_are_those_of_the_whole_distribution_at_temperature_one(sampling):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 300, generator=generator) * 4
+    tokens, logprobs = sample(logits, torch.rand(40, generator=generator, dtype=torch.float64), sampling)
+    expected = logits.double().log_softmax(-1)[torch.arange(40), tokens]
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs.double(), expected, rtol=1e-6, atol=1e-5)
+    assert expected.unique().numel() > 20
 
 
 # --- The draw -----------------------------------------------------------------------------------------------
 
 
 def test_frequencies_are_the_probabilities():
-    """Of 64 evenly spaced numbers, as many give a token as its probability has 64ths."""
+    """Of 64 evenly spaced numbers, as many give a token as its probability has 64ths, in the vocabulary's order."""
     parts = [16, 1, 0, 30, 2, 0, 15]
-    numbers = (np.arange(64) + 0.5) / 64
-    drawn = draw(logits_of([part / 64 for part in parts]), numbers)
-    assert np.bincount(drawn, minlength=7).tolist() == parts
+    assert shares(parts, 64) == parts
+    drawn = draw(logits_of(parts), spaced(64))
     assert drawn == sorted(drawn)
 
 
@@ -123,12 +173,9 @@ def test_frequencies_under_top_k_and_top_p():
 
     8 + 5 + 4 = 17 of 19 is less than 0.9, so a fourth token is needed; it is not for 0.89.
     """
-    logits = logits_of([0.1, 0.4, 0.05, 0.25, 0.2])
-    numbers = (np.arange(19 * 17) + 0.5) / (19 * 17)
-    four = np.bincount(draw(logits, numbers, SamplingConfiguration(top_k=4, top_p=0.9)), minlength=5)
-    assert (four / 17).tolist() == [2, 8, 0, 5, 4]
-    three = np.bincount(draw(logits, numbers, SamplingConfiguration(top_k=4, top_p=0.89)), minlength=5)
-    assert (three / 19).tolist() == [0, 8, 0, 5, 4]
+    parts = [2, 8, 1, 5, 4]
+    assert shares(parts, 19, SamplingConfiguration(top_k=4, top_p=0.9)) == [2, 8, 0, 5, 4]
+    assert shares(parts, 17, SamplingConfiguration(top_k=4, top_p=0.89)) == [0, 8, 0, 5, 4]
 
 
 @given(
@@ -143,17 +190,72 @@ def test_a_token_without_probability_is_never_drawn(logits, number, temperature,
         logits = [*logits, 0.0]
     sampling = SamplingConfiguration(temperature=temperature, top_k=top_k, top_p=top_p)
     (token,) = draw(torch.tensor([logits]), [number], sampling)
-    assert filtered_probs(torch.tensor([logits]), sampling)[0, token] > 0
+    # One of float32's smallest numbers; and of equal tokens at an edge transformers may keep another.
+    possible = warped(torch.tensor([logits]), sampling) > 1e-45
+    assert logits[token] >= min(logit for logit, kept in zip(logits, possible, strict=True) if kept)
 
 
 def test_the_ends_of_the_unit_interval():
     """The first and the last token with any probability, whatever stands beside them."""
     logits = torch.tensor([[-INF, -INF, 0.0, -INF, 1.0, 0.5, -INF]])
-    assert draw(logits, [0.0, BELOW_ONE, 1.0]) == [2, 5, 5]
+    for sampling in (EVERYTHING, SamplingConfiguration(top_k=6), SamplingConfiguration(top_p=0.999)):
+        assert draw(logits, [0.0, BELOW_ONE, 1.0], sampling) == [2, 5, 5]
     # The probabilities of three equal tokens add up to less than 1.
     assert draw(torch.zeros(1, 3), [0.0, BELOW_ONE]) == [0, 2]
     # 49 times 1/49 adds up to another number than 1 as well.
     assert draw(torch.zeros(1, 49), [0.0, BELOW_ONE]) == [0, 48]
+
+
+@pytest.mark.parametrize("sampling", [EVERYTHING, *SETTINGS[::17], SamplingConfiguration(temperature=0)])
+def test_a_vocabulary_of_one(sampling):
+    uniform = torch.tensor([0.0, 0.5, BELOW_ONE], dtype=torch.float64)
+    tokens, logprobs = sample(torch.full((3, 1), -7.0), uniform, sampling)
+    assert (tokens.tolist(), logprobs.tolist()) == ([0, 0, 0], [0, 0, 0])
+
+
+# --- Vocabularies larger than a block and than the first candidates -------------------------------------------
+
+
+def cut(probs: np.ndarray, sampling: SamplingConfiguration) -> np.ndarray:
+    """What top-k and top-p leave of a distribution, token by token from the likeliest, in float64."""
+    kept = np.zeros_like(probs)
+    order = np.argsort(-probs, kind="stable")
+    allowed = order[: sampling.top_k] if sampling.top_k else order
+    total, so_far = probs[allowed].sum(), 0.0
+    for token in allowed:
+        if so_far >= sampling.top_p * total:
+            break
+        kept[token] = probs[token]
+        so_far += probs[token]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize("vocabulary", [257, 1024, 5003])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        EVERYTHING,
+        SamplingConfiguration(temperature=0.7),
+        SamplingConfiguration(top_k=40),
+        SamplingConfiguration(top_k=1500, top_p=0.8),
+        SamplingConfiguration(top_p=0.3),
+        SamplingConfiguration(temperature=1.3, top_p=0.97),
+    ],
+    ids=["all", "cooler", "top_k", "both", "top_p", "warmer"],
+)
+def test_a_large_vocabulary_is_cut_and_cumulated_as_in_one_piece(vocabulary, spread, sampling):
+    """With little spread, thousands of tokens are about as likely and nearly all are candidates; with much, few."""
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * spread
+    logits[0, vocabulary // 3] = -INF
+    ends = cut((logits[0].double() / sampling.temperature).softmax(-1).numpy(), sampling).cumsum()
+    numbers = np.concatenate([spaced(60), [0.0, BELOW_ONE]])
+    tokens = np.array(draw(logits, numbers, sampling))
+    # The token whose share holds the number, or its neighbour where rounding moved the border between them.
+    starts = np.concatenate([[0.0], ends])[tokens]
+    assert (ends[tokens] > starts).all()
+    assert (starts <= numbers + 1e-6).all()
+    assert (numbers <= ends[tokens] + 1e-6).all()
 
 
 def test_rows_do_not_mix():
@@ -161,8 +263,8 @@ def test_rows_do_not_mix():
     logits = torch.randn(40, 30, generator=generator)
     numbers = torch.rand(40, generator=generator, dtype=torch.float64)
     sampling = SamplingConfiguration(top_k=20, top_p=0.8)
-    alone = [sample(logits[[row]], numbers[[row]], sampling).item() for row in range(40)]
-    assert sample(logits, numbers, sampling).tolist() == alone
+    alone = [sample(logits[[row]], numbers[[row]], sampling)[0].item() for row in range(40)]
+    assert sample(logits, numbers, sampling)[0].tolist() == alone
     assert len(set(alone)) > 5
 
 

@@ -6,6 +6,8 @@ The oracle of every log-prob is a plain forward of one whole sequence by a model
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from astra_accel.config import (
+    ComputeConfiguration,
     LoRAConfiguration,
     ModelConfiguration,
     RewardConfiguration,
@@ -196,6 +199,7 @@ def test_a_probe_is_scored_in_the_context_that_it_was_sampled_in():
     for limit in range(10, 19):
         system = make(rollout=rollout(context_limit=limit))
         state = system.start("abcde") + system._probe("fgh") + system.views.segment("response", "ijk")
+        system.get_tester_logprobs([state], system.rollout_prompt_with_tester([state]))  # finds out what the model can
         read = []
         embeddings = system.roles.tester.model.get_input_embeddings()
         embeddings.register_forward_hook(lambda module, args, output, read=read: read.append(args[0][0].tolist()))
@@ -204,9 +208,215 @@ def test_a_probe_is_scored_in_the_context_that_it_was_sampled_in():
         read.clear()
         short = system.views.probe(probe.sampled_ids[:1], frozenset())
         system.get_tester_logprobs([state], [short])
-        assert read == [[*sampled_in, *short.sampled_ids]]
+        assert read == [sampled_in]  # the one token of the probe is only predicted
         num_read.add(len(sampled_in))
     assert num_read == {1 + 3, 1 + 3 + 3, 1 + 5 + 3 + 3}
+
+
+def test_tokens_are_counted_once_each():
+    """In letters, ``<s>`` first: ab|cd, ab|ce and abc|d. The last token of a sequence is only predicted."""
+    system = make()
+    assert system.num_tokens(["ab"], ["cd"]) == len("<ab") + 1
+    assert system.num_tokens(["ab", "ab"], ["cd", "ce"]) == len("<abc")
+    assert system.num_tokens(["ab", "abc"], ["cdx", "ex"]) == len("<abcd") + len("e")
+    assert system.num_tokens(["ab", "x"], ["cd", "y"]) == len("<abc") + len("x")
+    ended = system.views.probe((*system.views.segment("probe", "cd").tester_ids, 259), frozenset([259]))
+    assert system.num_tokens(["ab"], [ended]) == len("<abcd")
+
+
+# --- What a rollout said already ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapters(tmp_path) -> list[ModelConfiguration]:
+    """The tiny model with each of two adapters."""
+    made = []
+    for number in range(2):
+        system = make(seed=number)
+        move(system)
+        system.save_pretrained(tmp_path / str(number))
+        made.append(ModelConfiguration(path="tiny", adapter=str(tmp_path / str(number))))
+    return made
+
+
+@contextmanager
+def forwards(system: HFASTSystem) -> Iterator[list[int]]:
+    """The tokens of every forward of the baseline's model inside."""
+    found: list[int] = []
+    embeddings = system.roles.baseline.model.get_input_embeddings()
+    hook = embeddings.register_forward_hook(lambda module, args, output: found.append(args[0].numel()))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def rolled_out(system: HFASTSystem, depth: int = 2) -> tuple[list[Transcript], list[Segment]]:
+    """Contexts and probes of one rollout."""
+    with system.rolling_out():
+        contexts, probes, _ = zip(*turns(system, depth), strict=True)
+    return list(contexts), list(probes)
+
+
+def written_in(system: HFASTSystem, context: Transcript) -> tuple[int, ...]:
+    """What the tester reads of a raw context."""
+    return (256, *(token for segment in context.segments for token in segment.tester_ids))
+
+
+@pytest.mark.parametrize(("target", "baseline"), [(None, None), (0, 0), (None, 0), (0, 1), (0, None)])
+def test_the_baseline_says_nothing_twice(target, baseline, adapters):
+    """The target reads each probe to answer it; where it is the baseline too, its log-probs are known by then."""
+    roles = {name: "tiny" if number is None else adapters[number] for name, number in (("t", target), ("b", baseline))}
+    system = make(ModelConfiguration(path="tiny"), roles["t"], baseline_model_id=roles["b"])
+    move(system)
+    contexts, probes = rolled_out(system)
+    oracle = build_tiny("llama")[0]
+    if baseline is not None:
+        oracle = PeftModel.from_pretrained(oracle, adapters[baseline].adapter).merge_and_unload()
+    expected = [
+        plain(oracle, written_in(system, context), probe.sampled_ids)
+        for context, probe in zip(contexts, probes, strict=True)
+    ]
+
+    assert_rows(system.get_baseline_logprobs(contexts, probes), expected)
+    # A probe with a special token is another text to the target; all others it read as the baseline would.
+    alike = [row for row, probe in enumerate(probes) if probe.target_ids == probe.tester_ids]
+    assert len(alike) > len(probes) / 2
+    with forwards(system) as read:
+        system.get_baseline_logprobs([contexts[row] for row in alike], [probes[row] for row in alike])
+    assert (read == []) == (target == baseline)
+
+
+def test_the_end_of_a_probe_is_known_too():
+    """The target reads on in the text, where no turn ends; the baseline is asked for the end all the same."""
+    system = make()
+    state = system.start("So I said")
+    content = system.views.segment("probe", " no").tester_ids
+    ended = [system.views.probe((*ids, 259), frozenset([259])) for ids in (content, content[:1], ())]
+    with system.rolling_out():
+        system.rollout_prompt_with_target([state + probe for probe in ended], seeds=seeds())
+    with forwards(system) as read:
+        found = system.get_baseline_logprobs([state] * 3, ended)
+    assert read == []
+    written = written_in(system, state)
+    assert_rows(found, [plain(build_tiny("llama")[0], written, probe.sampled_ids) for probe in ended])
+
+
+def test_the_target_says_nothing_twice():
+    """Rewards ask for log-probs of the probes that the target has read."""
+    system = make()
+    move(system)
+    with system.rolling_out():
+        contexts, probes, _ = zip(*turns(system), strict=True)
+        with forwards(system) as read:
+            found = system.get_target_logprobs(contexts, probes)
+    assert read == []
+    expected = [
+        plain(build_tiny("llama")[0], written_in(system, context), probe.target_ids)
+        for context, probe in zip(contexts, probes, strict=True)
+    ]
+    assert_rows(found, expected)
+
+
+def test_probes_of_no_rollout_stand_beside_those_that_are_known():
+    system = make()
+    contexts, probes = rolled_out(system)
+    new = system.views.segment("probe", " of no rollout")
+    mixed, unknown = [new, probes[0], new, probes[-1]], [contexts[0], contexts[0], contexts[-1], contexts[-1]]
+    expected = [
+        plain(build_tiny("llama")[0], written_in(system, context), probe.sampled_ids)
+        for context, probe in zip(unknown, mixed, strict=True)
+    ]
+    assert_rows(system.get_baseline_logprobs(unknown, mixed), expected)
+
+
+def test_the_next_rollout_forgets():
+    system = make()
+    contexts, probes = rolled_out(system)
+    known = system.get_baseline_logprobs(contexts, probes)
+    with system.rolling_out():
+        pass
+    with forwards(system) as read:
+        anew = system.get_baseline_logprobs(contexts, probes)
+    assert sum(read) > 0
+    torch.testing.assert_close(anew, known, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        *(("tiny", {"context_limit": limit}) for limit in (36, 40, 44)),
+        ("tiny", {"format": "chat"}),
+        ("tiny:gpt2", {"context_limit": 40}),
+    ],
+    ids=str,
+)
+def test_what_is_known_is_what_would_be_computed(target, options):
+    """Also where tester and target read something else of the conversation: other turns dropped, other formats."""
+    system = make("tiny", target, rollout=rollout(**options))
+    move(system)
+    with system.rolling_out():
+        contexts, probes, _ = zip(*turns(system, depth=3), strict=True)
+        inside = system.get_target_logprobs(contexts, probes)
+    baseline = system.get_baseline_logprobs(contexts, probes)
+    with system.rolling_out():
+        pass
+    torch.testing.assert_close(baseline, system.get_baseline_logprobs(contexts, probes), **CLOSE)
+    torch.testing.assert_close(inside, system.get_target_logprobs(contexts, probes), **CLOSE)
+
+
+def test_a_segment_keeps_the_log_probs_that_it_was_sampled_with():
+    system = make()
+    move(system)
+    contexts, probes = rolled_out(system)
+    logprobs = system.get_tester_logprobs(contexts, probes)
+    assert_rows(logprobs, [torch.tensor(probe.sampled_logprobs) for probe in probes])
+    assert system.views.segment("probe", "no").sampled_logprobs is None
+
+
+# --- Rolling out --------------------------------------------------------------------------------------------
+
+
+def test_a_merged_adapter_says_the_same():
+    merged, apart = (make(compute=ComputeConfiguration(merge_adapter=merge)) for merge in (True, False))
+    for system in (merged, apart):
+        move(system)
+    before = [parameter.detach().clone() for parameter in merged.tester.parameters()]
+    with merged.rolling_out(), apart.rolling_out():
+        assert turns(merged, depth=3) == turns(apart, depth=3)
+    # The adapter is out of the weights again, to the bit.
+    assert all(torch.equal(*pair) for pair in zip(before, merged.tester.parameters(), strict=True))
+    # It did speak: without it the probes are others.
+    assert turns(merged, depth=1) != turns(make(), depth=1)
+
+
+@pytest.mark.parametrize("merge_adapter", [True, False])
+def test_what_fails_in_a_rollout_leaves_the_tester_as_it_was(merge_adapter):
+    system = make(compute=ComputeConfiguration(merge_adapter=merge_adapter))
+    move(system)
+    switch = system.roles.tester.switch
+    before = system.get_tester_logprobs(["So I said"], [" no"])
+
+    def fail_while_the_tester_speaks() -> None:
+        with system.rolling_out():
+            turns(system)
+            with system.roles.tester.switch():
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_while_the_tester_speaks()
+    assert system.roles.tester.switch is switch
+    assert system.roles.tester.memory is system.roles.target.memory is None
+    after = system.get_tester_logprobs(["So I said"], [" no"])
+    assert torch.equal(after, before)
+    after.sum().backward()
+    assert all(parameter.grad is not None for parameter in system.parameters())
+
+
+def test_layers_that_can_not_be_checkpointed_are_an_error(monkeypatch):
+    monkeypatch.setattr("astra_accel.methods.ast.hf_system.checkpointed_layers", lambda model: [])
+    with pytest.raises(ValueError, match=r"compute\.activation_checkpointing is set, but tiny:llama has no layers"):
+        make(compute=ComputeConfiguration(activation_checkpointing=True))
 
 
 # --- Rollouts -----------------------------------------------------------------------------------------------
@@ -343,7 +553,7 @@ def test_models_are_given_in_several_ways(tmp_path):
 def test_of_makes_the_same_system():
     tiny = ModelConfiguration(path="tiny")
     reward = RewardConfiguration(ppl_weight=7.0, min_naturalness=-3.0)
-    made = HFASTSystem.of(find_roles(tiny, tiny, None, LORA), Checksum(), "cpu", rollout(), reward)
+    made = HFASTSystem.of(find_roles(tiny, tiny, None, LORA), Checksum(), "cpu", rollout(), reward=reward)
     other = make(ppl_weight=7.0, min_naturalness=-3.0)
     contexts, probes, responses = zip(*turns(other), strict=True)
     assert turns(made) == turns(other)
