@@ -199,6 +199,19 @@ class RewardConfiguration(Section):
     """Naturalness is clipped here, in nats a token; an empty probe earns it too."""
 
 
+class ComputeConfiguration(Section):
+    """How the models are run: speed and memory. What is computed stays the same, but for rounding."""
+
+    packing: Literal["auto", "prefix_tree", "none"] = "auto"
+    """prefix_tree: log-probs read every distinct prefix of a batch once. none: every sequence. auto: once, if exact."""
+    token_budget: Count = 1024
+    """Distinct tokens that an update reads at once; larger batches are stepped on in parts, which bounds memory."""
+    activation_checkpointing: bool = False
+    """Keep the layers' inputs alone for the backward pass and compute the rest again: less memory, a third slower."""
+    merge_adapter: bool = True
+    """Roll out with the tester's adapter merged to a copy of weights that are float32: faster, more memory."""
+
+
 class Named(Section):
     """A class by its name in a registry, and what to make it with."""
 
@@ -282,6 +295,7 @@ class RunConfiguration(BaseSettings):
     lora: LoRAConfiguration | None = LoRAConfiguration()
     """The tester's adapter; null (on the command line `--lora null`) trains all of its weights."""
     rollout: RolloutConfiguration = RolloutConfiguration()
+    compute: ComputeConfiguration = ComputeConfiguration()
     reward: RewardConfiguration = RewardConfiguration()
     scorer: ScorerConfiguration = ScorerConfiguration()
     prompts: PromptsConfiguration = PromptsConfiguration()

@@ -34,7 +34,7 @@ def main() -> None:
 
     for step in range(TRAINING_STEPS):
         experience = harness.collect(step)  # every process rolls out its share and gets all of it
-        for batch, share in loader.of(experience, epoch=0):  # every process gets its share of a batch
+        for batch, share, _ in loader.of(experience, epoch=0):  # every process gets its share of a batch
             loss, _ = step_module(batch)
             accelerator.backward(loss * share * accelerator.num_processes)
             optimizer.step()

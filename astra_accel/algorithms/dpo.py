@@ -98,6 +98,14 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
             baseline_neg=_tensor([step.baseline_neg for step in batch]),
         )
 
+    def num_tokens(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> int | None:
+        """Distinct tokens of both probes of all pairs, where the system can count them."""
+        count = getattr(self.system, "num_tokens", None)
+        if count is None:
+            return None
+        batch = self.collate_fn(steps)
+        return count([*batch.prefixes] * 2, [*batch.suffix_pos, *batch.suffix_neg])
+
     def precompute(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> list[DPOStep[StateT, ActionT]]:
         """Add the baseline's log-probs, which stay the same over the epochs of an experience."""
         if not steps:

@@ -55,10 +55,17 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         """
         return 1.0
 
+    def num_tokens(self, steps: Sequence[Step]) -> int | None:  # noqa: ARG002
+        """Tokens that a step on these examples together reads, each distinct one once; None where it can't be told.
+
+        The trainer keeps what is stepped on at once within the system's ``token_budget``, if it has one.
+        """
+        return None
+
     def precompute(self, steps: Sequence[Step]) -> Sequence[Step]:
         """Add what frozen models say of each example, once an experience (the baseline's log-probs).
 
-        Each rank gets its share of the examples, so examples must not be mixed here.
+        Each rank gets the examples of the graphs that it rolled out, so those of other graphs must not matter here.
         """
         return steps
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +26,14 @@ class Experience:
         index: number of the training step, from 0.
         graphs: one an episode, in order.
         steps: the training examples of all graphs, in order.
+        trees: for each example which graph it came of. Examples of one tree share most of what a model reads for
+            them, so they stay together.
     """
 
     index: int
     graphs: Sequence[Graph]
     steps: Sequence[Any]
+    trees: Sequence[int]
 
 
 class Example(NamedTuple):
@@ -40,50 +44,85 @@ class Example(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One process's part of a batch.
+    """One process's part of a batch, or as much of it as is stepped on at once.
 
     Attributes:
         batch: what ``Algorithm.step`` takes.
         share: the part's share of the mean over the whole update; the shares of all processes and of all
-            accumulated batches add up to 1. 0 on a process that has no example, which steps on one all the same
+            parts of an update add up to 1. 0 on a process that has no example, which steps on one all the same
             so that it takes part in the collectives of the backward pass.
+        ends_update: whether the optimizer steps behind it.
     """
 
     batch: Any
     share: float
+    ends_update: bool
 
 
-def plan_batches(
-    weights: Sequence[float], order: Sequence[int], batch_size: int, accumulation: int, num_processes: int
-) -> tuple[list[list[int]], list[float]]:
-    """Batches of exactly ``batch_size`` indices, and each example's share of its update.
+class Plan(NamedTuple):
+    """How examples are stepped on.
 
-    Batch entries are laid out rank by rank; ``PAD`` fills what examples leave. Five examples in the order
-    0 1 2 3 4, batches of 4 on 2 processes, no accumulation::
+    Attributes:
+        rounds: each process steps once a round. The examples of each round by their indices, process by process,
+            filled up with ``PAD`` to the size of a batch.
+        shares: each example's share of its update.
+        ends_update: for each round, whether the optimizer steps behind it.
+    """
 
-        batches   [[0, 2, 1, 3], [4, PAD, PAD, PAD]]     rank 0 has the first half of each
-        shares    [1/4, 1/4, 1/4, 1/4, 1]
+    rounds: list[list[int]]
+    shares: list[float]
+    ends_update: list[bool]
+
+
+def plan_rounds(
+    weights: Sequence[float],
+    order: Sequence[int],
+    *,
+    batch_size: int,
+    accumulation: int,
+    num_processes: int,
+    split: Callable[[Sequence[int]], Sequence[Sequence[int]]] = lambda hand: [hand],
+) -> Plan:
+    """Who steps on what, and what it counts.
+
+    A batch is dealt out in runs, since neighbours belong together, and a process may split its run. Five examples
+    in the order 0 1 2 3 4, batches of 4 on 2 processes, no accumulation; then the same with runs split in ones::
+
+        rounds        [[0, 1, 2, 3], [4, PAD, PAD, PAD]]      [[0, PAD, 2, PAD], [1, PAD, 3, PAD], [4, PAD, PAD, PAD]]
+        shares        [1/4, 1/4, 1/4, 1/4, 1]                 the same
+        ends_update   [True, True]                            [False, True, True]
 
     Args:
         weights: of each example in the mean that the algorithm's step takes.
         order: the examples' indices in the order of training.
         batch_size: examples of a batch over all processes, a multiple of ``num_processes``.
         accumulation: batches an update.
-        num_processes: examples of a batch are dealt out to them in turn.
+        num_processes: examples of a batch are dealt out to them.
+        split: parts of a process's run that are stepped on one after the other.
     """
-    chunks = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
-    shares = [0.0] * len(weights)
-    for start in range(0, len(chunks), accumulation):
-        update = [index for chunk in chunks[start : start + accumulation] for index in chunk]
-        total = sum(weights[index] for index in update)
-        for index in update:
-            shares[index] = weights[index] / total if total else 0.0
+    batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     per_rank = batch_size // num_processes
-    batches = []
-    for chunk in chunks:
-        hands = [chunk[rank::num_processes] for rank in range(num_processes)]
-        batches.append([index for hand in hands for index in hand + [PAD] * (per_rank - len(hand))])
-    return batches, shares
+    plan = Plan([], [0.0] * len(weights), [])
+    for start in range(0, len(batches), accumulation):
+        update = batches[start : start + accumulation]
+        total = sum(weights[index] for batch in update for index in batch)
+        for index in (index for batch in update for index in batch):
+            plan.shares[index] = weights[index] / total if total else 0.0
+        for batch in update:
+            hands = [split(run) if run else [] for run in _runs(batch, num_processes)]
+            for number in range(max(map(len, hands))):
+                parts = [list(hand[number]) if number < len(hand) else [] for hand in hands]
+                plan.rounds.append([index for part in parts for index in part + [PAD] * (per_rank - len(part))])
+                plan.ends_update.append(False)
+        plan.ends_update[-1] = True
+    return plan
+
+
+def _runs(batch: Sequence[int], num_runs: int) -> list[Sequence[int]]:
+    """The batch in runs of equal length, the first ones longer by 1 where that does not come out even."""
+    length, longer = divmod(len(batch), num_runs)
+    starts = [run * length + min(run, longer) for run in range(num_runs + 1)]
+    return [batch[start:end] for start, end in pairwise(starts)]
 
 
 class ExperienceLoader:
@@ -108,24 +147,70 @@ class ExperienceLoader:
         self.prepared = accelerator.prepare(loader)
 
     def of(self, experience: Experience, epoch: int) -> Iterator[Shard]:
-        """This process's shards of one pass over an experience, in an order that seed, index and epoch give."""
+        """This process's shards of one pass over an experience, in an order that seed, index and epoch give.
+
+        Trees come in random order, the examples of each together and in theirs.
+        """
         weigh = getattr(self._algorithm, "weight", _one)
         generator = torch.Generator().manual_seed(derive_seed(self._seed, SHUFFLE_STREAM, experience.index, epoch))
-        order = torch.randperm(len(experience.steps), generator=generator).tolist()
-        batches, shares = plan_batches(
+        plan = plan_rounds(
             [weigh(step) for step in experience.steps],
-            order,
-            self._batches.batch_size_of_all,
-            self._accumulation,
-            self._num_processes,
+            _shuffled(experience.trees, generator),
+            batch_size=self._batches.batch_size_of_all,
+            accumulation=self._accumulation,
+            num_processes=self._num_processes,
+            split=lambda hand: self._within_budget(hand, experience),
         )
-        self._batches.plan = batches
-        self._examples.items = [Example(step, share) for step, share in zip(experience.steps, shares, strict=True)]
-        yield from self.prepared
+        self._batches.plan = plan.rounds
+        self._examples.items = [Example(step, share) for step, share in zip(experience.steps, plan.shares, strict=True)]
+        for (batch, share), ends_update in zip(self.prepared, plan.ends_update, strict=True):
+            yield Shard(batch, share, ends_update)
 
-    def _collate(self, items: Sequence[Example]) -> Shard:
+    def _within_budget(self, hand: Sequence[int], experience: Experience) -> list[list[int]]:
+        """A run of examples in parts that each read no more tokens than the system's budget.
+
+        A tree is cut only if it exceeds the budget by itself, and an example never.
+        """
+        count = getattr(self._algorithm, "num_tokens", None)
+        budget = getattr(getattr(self._algorithm, "system", None), "token_budget", None)
+        if count is None or budget is None:
+            return [list(hand)]
+
+        def fits(part: Sequence[int]) -> bool:
+            num_tokens = count([experience.steps[index] for index in part])
+            return num_tokens is None or num_tokens <= budget
+
+        parts: list[list[int]] = [[]]
+        pending = [list(hand)]  # the whole run, then its trees, then the examples of one: the last is next
+        while pending:
+            piece = pending.pop()
+            if (len(piece) == 1 and not parts[-1]) or fits(parts[-1] + piece):
+                parts[-1] += piece
+            elif parts[-1]:
+                parts.append([])
+                pending.append(piece)
+            else:
+                pending += reversed(_cut(piece, experience.trees))
+        return parts
+
+    def _collate(self, items: Sequence[Example]) -> tuple[Any, float]:
         real = [item for item in items if item.step is not None] or [self._examples.items[0]._replace(share=0.0)]
-        return Shard(self._algorithm.collate_fn([item.step for item in real]), sum(item.share for item in real))
+        return self._algorithm.collate_fn([item.step for item in real]), sum(item.share for item in real)
+
+
+def _shuffled(trees: Sequence[int], generator: torch.Generator) -> list[int]:
+    """The indices of examples, tree after tree in random order."""
+    members: dict[int, list[int]] = {}
+    for index, tree in enumerate(trees):
+        members.setdefault(tree, []).append(index)
+    hands = list(members.values())
+    return [index for place in torch.randperm(len(hands), generator=generator).tolist() for index in hands[place]]
+
+
+def _cut(run: Sequence[int], trees: Sequence[int]) -> list[list[int]]:
+    """A run of examples in its trees, or a tree in its examples."""
+    by_tree = [list(members) for _, members in groupby(run, key=trees.__getitem__)]
+    return by_tree if len(by_tree) > 1 else [[index] for index in run]
 
 
 class _Examples(Dataset[Example]):

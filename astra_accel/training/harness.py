@@ -61,14 +61,16 @@ class Harness:
         """
         seeds = [derive_seed(self.seed, EPISODE_STREAM, index, i) for i in range(self.num_episodes_per_experience)]
         graphs = self._spread(seeds, self._rollouts)
-        steps = [step for graph in graphs for step in self.algorithm.flatten(graph)]
-        precompute = getattr(self.algorithm, "precompute", None)
-        if precompute is not None:
-            steps = self._spread(steps, precompute)
+        by_graph = [list(self.algorithm.flatten(graph)) for graph in graphs]
+        if getattr(self.algorithm, "precompute", None) is not None:
+            by_graph = self._spread(by_graph, self._precompute)
+        steps = [step for steps in by_graph for step in steps]
+        trees = [number for number, steps in enumerate(by_graph) for _ in steps]
         prepare = getattr(self.algorithm, "prepare", None)
         if prepare is not None:
             steps = list(prepare(steps))
-        return Experience(index, graphs, steps)
+        # Whoever drops examples in `prepare` leaves nobody to say which tree the others are of.
+        return Experience(index, graphs, steps, trees if len(trees) == len(steps) else range(len(steps)))
 
     def evaluate(self, seeds: Sequence[Any]) -> list[Graph]:
         """An evaluation rollout for each seed, spread over the processes; each gets all of them."""
@@ -93,6 +95,11 @@ class Harness:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         parts = on_every_rank(self.accelerator, lambda: _one_each(items[rank::world], work))
         return [parts[index % world][index // world] for index in range(len(items))]
+
+    def _precompute(self, by_graph: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """All examples of this process in one call, given back by graph."""
+        done = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.precompute))
+        return [[next(done) for _ in steps] for steps in by_graph]
 
     @torch.no_grad()
     def _rollouts(self, seeds: Sequence[int]) -> Sequence[Graph]:

@@ -70,7 +70,9 @@ def build_sampler(config: RunConfiguration, device: torch.device, prompts: Promp
     if config.rollout.tree_depth > 1:
         check_later_turns(views, config.rollout)
     scorer = build_scorer(config.scorer.name, **{"device": device, **config.scorer.options})
-    system = HFASTSystem.of(files, scorer, device, config.rollout, config.reward, seed=config.training.seed)
+    system = HFASTSystem.of(
+        files, scorer, device, config.rollout, reward=config.reward, compute=config.compute, seed=config.training.seed
+    )
     return ASTSampler(system, prompts.train, config.rollout.tree_width, config.rollout.tree_depth, prompts.dev or None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -156,15 +157,23 @@ class AccelTrainer:
         with self._stopwatch.phase("update"):
             for epoch in range(self.config.epochs_per_experience):
                 for shard in self.loader.of(experience, epoch):
-                    with self.accelerator.accumulate(self.step_module):
+                    with self._gradients(exchanged=shard.ends_update):
                         loss, logs = self.step_module(shard.batch)
                         self.accelerator.backward(loss * self._scale(shard))
-                        tally.add(loss, logs, shard.share)
-                        shards.append(shard)
-                        if self.accelerator.sync_gradients:
-                            records.append(self._finish_update(tally, shards, experience))
-                            tally, shards = UpdateTally(), []
+                    tally.add(loss, logs, shard.share)
+                    shards.append(shard)
+                    if shard.ends_update:
+                        records.append(self._finish_update(tally, shards, experience))
+                        tally, shards = UpdateTally(), []
         return records
+
+    def _gradients(self, exchanged: bool) -> AbstractContextManager[Any]:
+        """A forward and backward whose gradients stay with this process, or go out with all since the last update.
+
+        What Accelerate's ``accumulate`` does, for updates of any number of steps.
+        """
+        self.accelerator.sync_gradients = exchanged
+        return nullcontext() if exchanged else self.accelerator.no_sync(self.step_module)
 
     def _scale(self, shard: Shard) -> float:
         """What makes of this shard's mean loss its part of the update's mean.

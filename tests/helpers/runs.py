@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from astra_accel import AccelTrainer, TrainingConfiguration
-from tests.helpers.plain import build_plain
+from astra_accel import AccelTrainer, RunConfiguration, TrainingConfiguration
+from astra_accel.training.run import build_trainer
+from tests.helpers.plain import build_plain, reset_accelerate
 
 ROOT = Path(__file__).parents[2]
 TINY_DPO = ROOT / "examples" / "configs" / "tiny_dpo.yaml"
@@ -31,6 +33,15 @@ def train_plain(output_dir: Path, resume: Path | None = None, **settings: Any) -
     sampler, algorithm = build_plain()
     AccelTrainer(config, sampler, algorithm).train(resume)
     return {str(index): parameter.detach().clone() for index, parameter in enumerate(sampler.system.parameters())}
+
+
+def train_tiny(output_dir: Path, *overrides: str, resume: Path | None = None) -> AccelTrainer:
+    """Train ``tiny_dpo.yaml`` with overrides on the processes that there are; its trainer afterwards."""
+    reset_accelerate()
+    config = RunConfiguration.load(TINY_DPO, ["--training.output_dir", str(output_dir), *overrides])
+    trainer, _ = build_trainer(config, resume)
+    trainer.train(resume)
+    return trainer
 
 
 def launch(
@@ -72,3 +83,20 @@ def rollouts(run: Path, columns: Sequence[str] = ("episode", "path", "context", 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def timeless(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` without how long things took."""
+    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in metrics(run)]
+
+
+def assert_same_figures(run: Path, other: Path, tolerance: float, without: str | None = None) -> None:
+    """Compare ``metrics.jsonl`` of two runs within a tolerance, but for times and what begins like ``without``."""
+    for line, expected in zip(timeless(run), timeless(other), strict=True):
+        assert line.keys() == expected.keys()
+        names = [name for name in line if without is None or not name.startswith(without)]
+        if line["update"] == 1:
+            # The tester is still its baseline: rounding says which of two probes it favours more.
+            names.remove("dpo/reward_accuracy")
+        found, wanted = ({name: figures[name] for name in names} for figures in (line, expected))
+        assert found == pytest.approx(wanted, rel=tolerance, abs=tolerance)

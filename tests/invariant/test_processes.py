@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from astra_accel.config import TrainingConfiguration
+from astra_accel.training.distributed import make_accelerator
+from astra_accel.training.harness import Harness
+from tests.helpers.plain import PlainAlgorithm, PlainSampler, PlainSystem
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import (
     TINY_DPO,
+    assert_same_figures,
     checkpoint_weights,
     largest_difference,
     launch,
-    metrics,
     rollouts,
     train_plain,
 )
@@ -33,13 +38,8 @@ def test_tiny_dpo_is_the_same_run_on_one_and_on_two_processes(tmp_path: Path) ->
         assert largest_difference(checkpoint_weights(one, step), checkpoint_weights(two, step)) < 1e-5
     # The weights did move, or their equality would say nothing.
     assert largest_difference(checkpoint_weights(one, 3), checkpoint_weights(one, 6)) > 1e-4
-    for first, second in zip(metrics(one), metrics(two), strict=True):
-        assert first.keys() == second.keys()
-        # Evaluations sample with weights that differ by rounding, which may tip a single token.
-        timeless = [name for name in first if not name.startswith(("seconds/", "eval/"))]
-        assert {name: first[name] for name in timeless} == pytest.approx(
-            {name: second[name] for name in timeless}, rel=1e-4, abs=1e-4
-        )
+    # Evaluations sample with weights that differ by rounding, which may tip a single token.
+    assert_same_figures(one, two, 1e-4, without="eval/")
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,28 @@ def test_accumulation_is_a_larger_batch(one_process: dict, tmp_path: Path) -> No
 
 def _train_plain_with(output_dir: Path, settings: dict) -> dict:
     return train_plain(output_dir, **settings)
+
+
+class _Signing(PlainAlgorithm):
+    """Signs what it computes of a frozen model with the process that did."""
+
+    def precompute(self, steps: list) -> list:
+        return [(step, torch.distributed.get_rank()) for step in steps]
+
+
+def _collect_signed() -> tuple[list, list[int]]:
+    system = PlainSystem()
+    accelerator = make_accelerator(TrainingConfiguration())
+    experience = Harness(PlainSampler(system), _Signing(system), 9, accelerator=accelerator).collect(0)
+    return list(experience.steps), list(experience.trees)
+
+
+def test_what_frozen_models_say_is_asked_where_an_episode_was_rolled_out() -> None:
+    """A process that remembers what it read in a rollout is the one that is asked about it."""
+    (steps, trees), other = run_processes(2, _collect_signed)
+    assert (steps, trees) == other
+    assert len(set(trees)) > 3
+    assert [process for _, process in steps] == [tree % 2 for tree in trees]
+    system = PlainSystem()
+    alone = Harness(PlainSampler(system), PlainAlgorithm(system), 9).collect(0)
+    assert ([step for step, _ in steps], trees) == (alone.steps, alone.trees)

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from astra_accel.config import RunConfiguration
-from astra_accel.training.run import build_trainer
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.processes import run_processes
-from tests.helpers.runs import TINY_DPO, checkpoint_weights, largest_difference, metrics, rollouts, train_plain
+from tests.helpers.runs import checkpoint_weights, largest_difference, rollouts, timeless, train_plain, train_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -18,20 +16,13 @@ def _fresh_accelerate() -> None:
     reset_accelerate()
 
 
-def _train_tiny(output_dir: Path, *overrides: str, resume: Path | None = None) -> None:
-    reset_accelerate()
-    config = RunConfiguration.load(TINY_DPO, ["--training.output_dir", str(output_dir), *overrides])
-    trainer, _ = build_trainer(config, resume)
-    trainer.train(resume)
-
-
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Six training steps with warm-up and decay, and again from the third, in another folder and in its own."""
     schedule = ("--training.lr_scheduler", "cosine", "--training.warmup_steps", "2")
     whole, other = tmp_path / "whole", tmp_path / "other"
-    _train_tiny(whole, *schedule)
+    train_tiny(whole, *schedule)
     middle = whole / "checkpoints" / "step-000003"
-    _train_tiny(other, *schedule, resume=middle)
+    train_tiny(other, *schedule, resume=middle)
 
     final = checkpoint_weights(whole, 6)
     resumed = checkpoint_weights(other, 6)
@@ -39,15 +30,12 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert largest_difference(final, checkpoint_weights(whole, 3)) > 0
     assert rollouts(other) == rollouts(whole)[3:]
 
-    before = metrics(whole)
-    _train_tiny(whole, *schedule, resume=middle)
+    before = timeless(whole)
+    train_tiny(whole, *schedule, resume=middle)
     again = checkpoint_weights(whole, 6)
     assert all(bool((final[name] == again[name]).all()) for name in final)
     # The lines after the checkpoint are written anew and not twice, and say the same but for the time it took.
-    untimed = [
-        [{k: v for k, v in line.items() if "seconds" not in k} for line in run] for run in (before, metrics(whole))
-    ]
-    assert untimed[0] == untimed[1]
+    assert timeless(whole) == before
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "adagrad"])

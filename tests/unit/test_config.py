@@ -137,6 +137,23 @@ class TestSections:
         with pytest.raises(ValidationError, match="surprise"):
             section(surprise=1)
 
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("packing", "tree"),
+            ("token_budget", 0),
+            ("token_budget", "many"),
+            ("activation_checkpointing", "some"),
+            ("merge_adapter", 2),
+            ("merge_adapters", True),
+        ],
+    )
+    def test_a_bad_way_to_run_the_models_is_named(self, field, value):
+        with pytest.raises(ConfigurationError, match=rf"compute\.{field}\b"):
+            load(f"--compute.{field}", str(value))
+        with pytest.raises(ValidationError, match=rf"(?m)^compute\.{field}$"):
+            RunConfiguration(compute={field: value})
+
     def test_instructions_need_the_chat_format(self):
         RolloutConfiguration(format="chat", target_instruction="Be kind.")
         with pytest.raises(ValueError, match="target_instruction is set, but format is 'raw'"):

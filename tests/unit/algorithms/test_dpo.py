@@ -209,6 +209,20 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_steps():
     assert [algorithm.weight(step) for step in STEPS] == [1.0, 1.0]
 
 
+def test_tokens_are_those_of_both_probes_in_their_contexts():
+    """Letters as tokens: ``wxa``, ``wxbc``, ``wxb`` and ``y`` have w, x, a, b, c and y, each once."""
+
+    class Letters(Table):
+        def num_tokens(self, context, continuation):
+            texts = [before + after for before, after in zip(context, continuation, strict=True)]
+            return len({text[:end] for text in texts for end in range(1, len(text) + 1)})
+
+    steps = [DPOStep("wx", "a", "bc"), DPOStep("wxb", "", ""), DPOStep("", "y", "")]
+    assert DPO(Letters()).num_tokens(steps) == 6
+    assert DPO(Letters()).num_tokens(steps[1:]) == 4
+    assert DPO(Table()).num_tokens(steps) is None
+
+
 class WithWidth:
     def __init__(self, width: int) -> None:
         self.tree_width = width

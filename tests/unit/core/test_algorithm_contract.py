@@ -26,6 +26,7 @@ def test_the_optional_methods_change_nothing():
     steps = [object(), object()]
     assert algorithm.system == "the system"
     assert [algorithm.weight(step) for step in steps] == [1.0, 1.0]
+    assert algorithm.num_tokens(steps) is None
     assert algorithm.precompute(steps) == steps
     assert algorithm.prepare(steps) == steps
     assert algorithm.check_sampler(sampler=object()) is None

@@ -101,7 +101,7 @@ class TestExperienceMetrics:
         outer = Node("p", "", "response", 1.0, [inner], {"combined_score": 0.0, "naturalness": -2.0, "probe_tokens": 1})
         graphs = [Graph("p", [outer]), Graph("q", [Node("q", "probe", "", 2.0, info={"response_tokens": None})])]
 
-        assert experience_metrics(Experience(0, graphs, ["a", "b"])) == {
+        assert experience_metrics(Experience(0, graphs, ["a", "b"], [0, 0])) == {
             "examples": 2,
             "reward/mean": 2.0,
             "reward/std": pytest.approx(math.sqrt(2 / 3)),
@@ -116,11 +116,11 @@ class TestExperienceMetrics:
     def test_nodes_of_other_packages_tell_their_reward(self):
         graph = PlainGraph(0, [PlainNode(0, 1, 2, 4.0)])
 
-        figures = experience_metrics(Experience(0, [graph], []))
+        figures = experience_metrics(Experience(0, [graph], [], []))
 
         assert (figures["reward/mean"], figures["examples"], figures["tokens"]) == (4, 0, 0)
 
     def test_an_experience_without_nodes_has_no_reward(self):
-        figures = experience_metrics(Experience(0, [Graph("p", [])], []))
+        figures = experience_metrics(Experience(0, [Graph("p", [])], [], []))
 
         assert figures == {"examples": 0, "tokens": 0, "empty_probes": 0, "empty_responses": 0}

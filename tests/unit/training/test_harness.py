@@ -53,6 +53,16 @@ class TestCollect:
         assert experience.steps == [f"{seed}/{node}" for seed in sampler.seeds for node in range(seed % 3)]
         assert 0 < len(experience.steps) < 12
 
+    def test_an_example_knows_its_tree(self):
+        sampler = SeedSampler()
+
+        experience = Harness(sampler, Named(), 6).collect(2)
+
+        assert [sampler.seeds[tree] for tree in experience.trees] == [
+            int(step.split("/")[0]) for step in experience.steps
+        ]
+        assert len(set(experience.trees)) < len(experience.trees)
+
     def test_an_episode_has_its_seed_from_run_experience_and_number(self):
         sampler = SeedSampler()
         for run_seed in (0, 1):
@@ -222,7 +232,9 @@ class TestHooks:
         algorithm = self.Hooked()
         algorithm.prepare = lambda steps: steps[:1]
 
-        assert len(Harness(SeedSampler(), algorithm, 5).collect(0).steps) == 1
+        experience = Harness(SeedSampler(), algorithm, 5).collect(0)
+
+        assert len(experience.steps) == len(experience.trees) == 1
 
 
 class TestOwnLoop:

@@ -121,6 +121,41 @@ class TestTheLoop:
         for own, expected in zip(weights(trainer), system.parameters(), strict=True):
             torch.testing.assert_close(own, expected.detach())
 
+    def test_an_update_in_parts_is_that_of_the_whole(self, make, run):
+        class InParts(FixedExamples):
+            """Counts a token an example, of which the system wants no more than two at once."""
+
+            def __init__(self, counts, token_budget):
+                super().__init__(counts)
+                self.system.token_budget = token_budget
+                self.steps = []
+
+            def num_tokens(self, steps):
+                return len(steps)
+
+            def step(self, batch):
+                self.steps.append((len(batch["state"]), trainer.accelerator.sync_gradients))
+                return super().step(batch)
+
+        trained, figures, steps = [], [], []
+        for token_budget in (None, 2):
+            algorithm = InParts([5, 9], token_budget)
+            trainer = make(algorithm, training_steps=2, gradient_accumulation_steps=2, overwrite_output_dir=True)
+            trainer.train()
+            trained.append(weights(trainer))
+            figures.append([(line["loss"], line["grad_norm"], line["plain/accuracy"]) for line in metrics(run)])
+            steps.append(algorithm.steps)
+
+        # Gradients are exchanged between processes with the last part of an update alone.
+        assert steps[0] == [(4, False), (1, True), (4, False), (4, True), (1, True)]
+        assert steps[1] == [
+            *[(2, False), (2, False), (1, True)],
+            *[(2, False), (2, False), (2, False), (2, True), (1, True)],
+        ]
+        torch.testing.assert_close(trained[1], trained[0], rtol=0, atol=1e-6)
+        for whole, in_parts in zip(*figures, strict=True):
+            assert in_parts == pytest.approx(whole, abs=1e-6)
+
     def test_gradients_are_clipped_to_their_norm(self, make, run):
         trainer = make(
             FixedExamples([5, 5]), training_steps=2, batch_size=8, optimizer="sgd", lr=1.0, max_grad_norm=0.01
