@@ -1,104 +1,89 @@
-"""How much faster an experience is rolled out level by level than a node at a time.
+"""How much faster an experience is rolled out than a node at a time, and how near to what the machine can do.
 
-    python benchmarks/rollout.py [--model embedded] [--episodes 4] [--width 2] [--depth 2] [--tokens 16] [--repeats 3]
+    python benchmarks/rollout.py [--episodes 8] [--width 2] [--depth 3] [--tokens 32] [--repeats 3]
 
-Both sides sample probes and responses of the same number of tokens at most for the same prompts, with the same models
-and scorer, and compute the same reward. The node-at-a-time side is the pattern of a single-device trainer, written out
-plainly: ``generate`` for the children of one node, then one forward for their naturalness. The two take turns; the
-figure is the ratio of the medians of one run. Results go to ``benchmarks/results/rollout.json``.
+Reference: ``plain.rollout`` of each prompt. Ours: ``ASTSampler.rollout_many`` with a seed for each prompt. Both sides
+have the same prompts, models, scorer, reward and token limit; they draw different tokens, so how many each drew is in
+the result.
+
+The limits are of the trees that ours rolled out, with this run's own rates (``limit.py``). Tester and target each read
+every distinct token of all trees once: the prompts and what the other side said at once, at 2 FLOPs a parameter and
+token, and what they say themselves in decoding steps, all rows of a level together. The first limit takes a step to
+cost its reading alone, that is the weights once and the rows' distinct keys and values; the roofline takes the longer
+of reading and arithmetic, which on a CPU is the arithmetic from a few rows on. A ratio of limit to ours of 1 would be
+a rollout at the limit.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
+import limit
+import plain
+from common import build_system, device, every_prompt_once, first_prompts, interleaved, medians, parse, report, seconds
 
-from astra_accel import ASTSampler, HFASTSystem
-from astra_accel.config import RolloutConfiguration, SamplingConfiguration
-from astra_accel.data import load_prompts
-from astra_accel.models.logprobs import sequence_logprobs
-
-
-def main() -> None:
-    """Measure and print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="embedded", help="hub id, folder, embedded or tiny")
-    for name, default in (("episodes", 4), ("width", 2), ("depth", 2), ("tokens", 16), ("repeats", 3)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
-
-    tokens = SamplingConfiguration(max_new_tokens=options.tokens)
-    system = HFASTSystem(options.model, options.model, rollout=RolloutConfiguration(tester=tokens, target=tokens))
-    prompts = load_prompts()[: options.episodes]
-    sampler = ASTSampler(system, prompts, options.width, options.depth)
-    seeds = list(range(options.episodes))
-
-    level_by_level, node_at_a_time = [], []
-    for _ in range(options.repeats + 1):
-        level_by_level.append(_seconds(lambda: sampler.rollout_many(seeds)))
-        node_at_a_time.append(
-            _seconds(lambda: [_expand(system, prompt, options.width, options.depth) for prompt in prompts])
-        )
-    # The first turn of each warms up and does not count.
-    ours, plain = statistics.median(level_by_level[1:]), statistics.median(node_at_a_time[1:])
-    result = {
-        **vars(options),
-        "seconds an episode, node at a time": round(plain / options.episodes, 3),
-        "seconds an episode, level by level": round(ours / options.episodes, 3),
-        "ratio": round(plain / ours, 2),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {platform.system()}",
-    }
-    print(json.dumps(result, indent=2))
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "rollout.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+from astra_accel.core.sampler import Graph, walk
+from astra_accel.core.seeding import seeded
 
 
-@torch.no_grad()
-def _expand(system: HFASTSystem, context: str, width: int, depth: int) -> None:
-    """One tree, a node at a time: generate, respond, score, and down into each child."""
-    if depth == 0:
-        return
-    probes = _generate(system, system.roles.tester, [context] * width)
-    asked = [context + probe for probe in probes]
-    responses = _generate(system, system.roles.target, asked)
-    tokenizer = system.roles.target.files.tokenizer
-    with system.roles.target.switch():
-        for probe in probes:
-            ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (context, probe)]
-            sequence_logprobs(system.roles.target.model, [ids[0]], [ids[1]])
-    system.scorer.score([probe + response for probe, response in zip(probes, responses, strict=True)])
-    system.scorer.score(responses)
-    for text, response in zip(asked, responses, strict=True):
-        _expand(system, text + response, width, depth - 1)
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print and write the ratios."""
+    options = parse(__doc__, arguments, width=2, depth=3, buffer_mib=2048)
+    prompts, system = first_prompts(options), build_system(options)
+    sampler, seeds = every_prompt_once(system, prompts, options.width, options.depth)
+    rolled_out: dict[str, list[Graph]] = {}
+
+    def reference() -> None:
+        with seeded([0]):
+            rolled_out["reference"] = [plain.rollout(system, text, options.width, options.depth) for text in prompts]
+
+    def ours() -> None:
+        rolled_out["ours"] = sampler.rollout_many(seeds)
+
+    products, num_flops = limit.matrix_products(system.roles.target.model)
+    reading, num_bytes = limit.reading(options.buffer_mib, device())
+    for warm_up in (lambda: plain.rollout(system, prompts[0], options.width, 1), ours, products, reading):
+        warm_up()
+    works = {"reference": reference, "ours": ours, "matrix products": products, "reading": reading}
+    measured = interleaved({name: seconds(work) for name, work in works.items()}, options.repeats)
+
+    took = medians(measured)
+    rates = limit.Rates(num_flops / took["matrix products"], num_bytes / took["reading"])
+    size = limit.Size.of(system.roles.target.model)
+    works_of_roles = [limit.count_work(calls) for calls in limit.rollout_calls(system, rolled_out["ours"]).values()]
+    bandwidth = sum(limit.bandwidth_limit(work, size, rates) for work in works_of_roles)
+    roofline = sum(limit.roofline_limit(work, size, rates) for work in works_of_roles)
+    return report(
+        "rollout",
+        options,
+        measured,
+        {
+            "reference / ours": took["reference"] / took["ours"],
+            "limit / ours": bandwidth / took["ours"],
+            "roofline limit / ours": roofline / took["ours"],
+        },
+        figures={
+            "seconds an episode, reference": took["reference"] / len(prompts),
+            "seconds an episode, ours": took["ours"] / len(prompts),
+            "limit, s": bandwidth,
+            "roofline limit, s": roofline,
+            "FLOP/s": rates.flops_per_second,
+            "B/s": rates.bytes_per_second,
+            "tokens read at once": sum(work.num_prefill for work in works_of_roles),
+            "tokens decoded": sum(step.num_rows for work in works_of_roles for step in work.steps),
+            "decoding steps": sum(len(work.steps) for work in works_of_roles),
+            "tokens sampled, reference": _num_sampled(system, rolled_out["reference"]),
+            "tokens sampled, ours": _num_sampled(system, rolled_out["ours"]),
+        },
+    )
 
 
-def _generate(system: HFASTSystem, role: Any, texts: list[str]) -> list[str]:
-    tokenizer = role.files.tokenizer
-    inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(role.model.device)
-    with role.switch():
-        output = role.model.generate(
-            **inputs,
-            do_sample=True,
-            max_new_tokens=system.rollout_config.tester.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def _seconds(work: Any) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def _num_sampled(system: Any, graphs: Sequence[Graph]) -> int:
+    """Tokens of all probes and responses, without the ends of turns."""
+    tokenizer = system.roles.tester.files.tokenizer
+    said = [str(text) for graph in graphs for _, node in walk(graph) for text in (node.probe, node.response)]
+    return sum(len(tokenizer(text, add_special_tokens=False).input_ids) for text in said)
 
 
 if __name__ == "__main__":
