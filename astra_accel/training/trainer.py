@@ -22,6 +22,7 @@ from astra_accel.training.display import Display
 from astra_accel.training.distributed import check_accelerator, make_accelerator, on_every_rank, on_main
 from astra_accel.training.experience import Experience, ExperienceLoader, Shard
 from astra_accel.training.harness import Harness
+from astra_accel.training.memory import return_freed_memory
 from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metrics
 from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.outputs import RunFolder, check_output_dir, new_output_dir, valid_text
@@ -155,17 +156,23 @@ class AccelTrainer:
         self.state.empty_in_row = 0
         records, tally, shards = [], UpdateTally(), []
         with self._stopwatch.phase("update"):
+            self._return_freed_memory()
             for epoch in range(self.config.epochs_per_experience):
                 for shard in self.loader.of(experience, epoch):
                     with self._gradients(exchanged=shard.ends_update):
                         loss, logs = self.step_module(shard.batch)
                         self.accelerator.backward(loss * self._scale(shard))
+                    self._return_freed_memory()
                     tally.add(loss, logs, shard.share)
                     shards.append(shard)
                     if shard.ends_update:
                         records.append(self._finish_update(tally, shards, experience))
                         tally, shards = UpdateTally(), []
         return records
+
+    def _return_freed_memory(self) -> None:
+        if self.accelerator.device.type == "cpu":
+            return_freed_memory()
 
     def _gradients(self, exchanged: bool) -> AbstractContextManager[Any]:
         """A forward and backward whose gradients stay with this process, or go out with all since the last update.
