@@ -110,7 +110,8 @@ def grouped_attention(
     batch, num_heads, num_queries, dim = query_BHQD.shape
     num_groups = key_BGKD.shape[1]
     share = num_heads // num_groups
-    query_BGRD = query_BHQD.reshape(batch, num_groups, share * num_queries, dim)
+    # Queries that lie in another order (few_rows.py) would keep the kernel from being the quick one.
+    query_BGRD = query_BHQD.reshape(batch, num_groups, share * num_queries, dim).contiguous()
     mask_B1RK = mask_BQK[:, None].expand(-1, share, -1, -1).reshape(batch, 1, share * num_queries, -1)
     if rule.softcap is None:
         output_BGRD = F.scaled_dot_product_attention(

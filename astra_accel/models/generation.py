@@ -16,6 +16,7 @@ import torch
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.batching import cheapest_groups
+from astra_accel.models.few_rows import for_few_rows
 from astra_accel.models.head import head_of
 from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache, feed
 from astra_accel.models.reading import Question, Scored, match, read
@@ -138,7 +139,8 @@ def _decode_carried(
     bins = [_forked([was_read[task.questions[row]].row for row in group], num_new) for group in groups]
     order = [row for group in groups for row in group]
     hidden_BH = torch.stack([was_read[task.questions[row]].hidden_H for row in order])
-    sampled = _sample_turn(model, bins, order, hidden_BH, task)
+    with for_few_rows(model):
+        sampled = _sample_turn(model, bins, order, hidden_BH, task)
     generated = [
         Generated(tuple(ids), tuple(logprobs), was_read[question].scored)
         for (ids, logprobs), question in zip(sampled, task.questions, strict=True)
