@@ -21,6 +21,7 @@ from astra_accel.models.files import ModelFiles, check_lora_targets, find_model,
 from astra_accel.models.generation import Generated, generate
 from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.logprobs import sequence_logprobs
+from astra_accel.models.lora_linear import fuse_adapters
 from astra_accel.models.merging import merged_adapter
 from astra_accel.models.reading import Scored
 from astra_accel.models.recall import Recall
@@ -236,6 +237,7 @@ class _Base:
             with _peft_asks_by_old_names():
                 self.peft = get_peft_model(self.model, lora_config, TESTER_ADAPTER)
         self.peft.eval()
+        fuse_adapters(self.model)
         self.trains_adapter = True
 
     def frozen_role(self, model: ModelConfiguration, role: str, compute: ComputeConfiguration) -> LanguageModel:
