@@ -32,8 +32,10 @@ HELP = {
 }
 
 
-def parse(doc: str | None, arguments: Sequence[str] | None, **numbers: int) -> argparse.Namespace:
-    """The options of a benchmark: those of all, and a number for each name and default given here."""
+def parse(
+    doc: str | None, arguments: Sequence[str] | None, switches: Mapping[str, str] | None = None, **numbers: int
+) -> argparse.Namespace:
+    """The options of a benchmark: those of all, a number for each name and default given here, and switches."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="of all roles: hub id, folder, embedded or tiny")
     parser.add_argument("--dtype", default="float32", help="of the weights")
@@ -41,6 +43,8 @@ def parse(doc: str | None, arguments: Sequence[str] | None, **numbers: int) -> a
     for name, default in {"episodes": 8, "tokens": 32, "repeats": 3, **numbers}.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=default, help=f"{HELP.get(name, '')} (default {default})")
+    for name, meaning in (switches or {}).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
     parser.add_argument("--full", action="store_true", help="train all of the tester's weights, not LoRA")
     parser.add_argument("--target", type=float, help="what the first ratio is aimed at; written beside it")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the result is written")

@@ -9,7 +9,8 @@ Run as a script it trains for a few steps, for ``memory.py`` to see how much mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from astra_accel import DPO
 from astra_accel.core.sampler import Graph, Node
 
 Ids = Sequence[int]
+LogProbs = Callable[[Ids, Ids], torch.Tensor]
 BETA = 0.1
 
 
@@ -45,15 +47,36 @@ def logprobs(model: Any, context: Ids, continuation: Ids) -> torch.Tensor:
     return logprobs_TV[:-1].gather(-1, ids_1T[0, 1:, None]).squeeze(-1)[len(context) - 1 :]
 
 
-def dpo_loss(system: Any, pairs: Sequence[Pair]) -> torch.Tensor:
-    """The mean DPO loss of some pairs: four sequences a pair, those of the baseline without gradient."""
+class Policies(NamedTuple):
+    """Tester and baseline as functions from a context and a probe to the log-probs of the probe's tokens."""
+
+    tester: LogProbs
+    baseline: LogProbs
+
+
+def shared_policies(system: Any) -> Policies:
+    """Those of a system: one copy of the weights, and the baseline without gradient."""
+
+    def baseline(context: Ids, probe: Ids) -> torch.Tensor:
+        with torch.no_grad(), system.roles.baseline.switch():
+            return logprobs(system.roles.baseline.model, context, probe)
+
+    return Policies(partial(logprobs, system.roles.tester.model), baseline)
+
+
+def policies_as_published(tester: Any, baseline: Any) -> Policies:
+    """Two whole models without adapters; the graph through the baseline is kept although nobody trains it."""
+    return Policies(*(partial(logprobs, model.requires_grad_(True)) for model in (tester, baseline)))
+
+
+def dpo_loss(policies: Policies, pairs: Sequence[Pair]) -> torch.Tensor:
+    """The mean DPO loss of some pairs, from four sequences a pair."""
     losses = []
     for context, chosen, rejected in pairs:
-        margins = []
-        for probe in (chosen, rejected):
-            with torch.no_grad(), system.roles.baseline.switch():
-                baseline = logprobs(system.roles.baseline.model, context, probe).sum()
-            margins.append(logprobs(system.roles.tester.model, context, probe).sum() - baseline)
+        margins = [
+            policies.tester(context, probe).sum() - policies.baseline(context, probe).sum()
+            for probe in (chosen, rejected)
+        ]
         losses.append(-F.logsigmoid(BETA * (margins[0] - margins[1])))
     return torch.stack(losses).mean()
 
@@ -119,12 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the pattern does: batches of pairs, one backward and one update each."""
     options = parse(__doc__, arguments, width=2, depth=3, batch=16, steps=2)
     system = build_system(options)
+    policies = shared_policies(system)
     optimizer = torch.optim.AdamW(system.parameters(), lr=1e-5)
     for _ in range(options.steps):
         trees = [rollout(system, prompt, options.width, options.depth) for prompt in first_prompts(options)]
         pairs = [pair for tree in trees for pair in pairs_of(system, tree)]
         for start in range(0, len(pairs), options.batch):
-            dpo_loss(system, pairs[start : start + options.batch]).backward()
+            dpo_loss(policies, pairs[start : start + options.batch]).backward()
             optimizer.step()
             optimizer.zero_grad()
 

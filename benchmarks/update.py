@@ -1,13 +1,15 @@
 """How much faster a DPO update is than a sequence at a time, and how near to what the machine can do.
 
     python benchmarks/update.py [--episodes 8] [--width 2] [--depth 3] [--tokens 32] [--repeats 3] [--full]
+        [--as-published]
 
 All sides take one optimizer step on the same pairs: the contexts of one rollout, done before, with rewards drawn at
 random so that no two tie and every context gives a pair.
 
 Reference: for each pair four forwards over whole sequences with a log-softmax over the whole vocabulary (chosen and
-rejected probe under tester and baseline), the loss and its backward. It runs the baseline without gradient, which is
-cheaper than what a reference that keeps that graph does.
+rejected probe under tester and baseline), the loss and its backward. It has our adapter, and runs the baseline without
+gradient. The published reference does neither: it trains all weights of the tester, and keeps the graph through a
+baseline of its own. ``--as-published`` measures that too; it takes three times the work and four times the memory.
 
 Ours: ``precompute``, then what the trainer runs: loader, step module, backward, optimizer. In a real run the baseline's
 log-probs are left over from the rollout, where the same weights played the target, and that is what the ratios count;
@@ -20,7 +22,7 @@ what each layer reads) and 6 where all weights are trained (and theirs), at the 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,17 +45,14 @@ LR = 1e-5
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print and write the ratios."""
-    options = parse(__doc__, arguments, width=2, depth=3)
+    options = parse(
+        __doc__, arguments, switches={"as_published": "measure the reference as published too"}, width=2, depth=3
+    )
     system = build_system(options)
     sampler, seeds = every_prompt_once(system, first_prompts(options), options.width, options.depth)
     ours = Update(system, sampler.rollout_many(seeds))
     pairs = plain_pairs(system, ours.steps)
-    optimizer = torch.optim.AdamW(system.parameters(), lr=LR)
-
-    def reference() -> None:
-        plain_backward(system, pairs)
-        optimizer.step()
-        optimizer.zero_grad()
+    policies = plain.shared_policies(system)
 
     recall = system.roles.baseline.recall
 
@@ -63,14 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         system.roles.baseline.recall = recall
 
     products, num_flops = limit.matrix_products(system.roles.target.model)
-    for warm_up in (lambda: plain_backward(system, pairs[:1]), ours, products):
+    for warm_up in (lambda: plain_backward(policies, pairs[:1]), ours, products):
         warm_up()
     works = {
-        "reference": reference,
+        "reference": plain_update(policies, pairs, system.parameters()),
         "ours": ours,
         "ours, nothing recalled": without_recall,
         "matrix products": products,
     }
+    if options.as_published:
+        files = system.roles.tester.files
+        tester, baseline = (files.load(getattr(torch, options.dtype)).to(device()) for _ in range(2))
+        published = plain.policies_as_published(tester, baseline)
+        works["reference as published"] = plain_update(published, pairs, tester.parameters())
     measured = interleaved({name: seconds(work) for name, work in works.items()}, options.repeats)
 
     took = medians(measured)
@@ -78,15 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     size = limit.Size.of(system.roles.target.model)
     num_tokens = num_distinct(pairs)
     least = limit.update_limit(num_tokens, size, rates, full=options.full)
+    ratios = {
+        "reference / ours": took["reference"] / took["ours"],
+        "limit / ours": least / took["ours"],
+        "reference / ours, nothing recalled": took["reference"] / took["ours, nothing recalled"],
+    }
+    if options.as_published:
+        ratios["reference as published / ours"] = took["reference as published"] / took["ours"]
     return report(
         "update",
         options,
         measured,
-        {
-            "reference / ours": took["reference"] / took["ours"],
-            "limit / ours": least / took["ours"],
-            "reference / ours, nothing recalled": took["reference"] / took["ours, nothing recalled"],
-        },
+        ratios,
         figures={
             "limit, s": least,
             "FLOP/s": rates.flops_per_second,
@@ -145,10 +152,24 @@ def plain_pairs(system: Any, steps: Sequence[DPOStep]) -> list[plain.Pair]:
     ]
 
 
-def plain_backward(system: Any, pairs: Sequence[plain.Pair]) -> None:
-    """The gradient of the mean loss over all pairs, pair by pair."""
+def plain_update(
+    policies: plain.Policies, pairs: Sequence[plain.Pair], parameters: Iterable[torch.nn.Parameter]
+) -> Callable[[], None]:
+    """One update on all pairs, pair by pair; call it to do it once more."""
+    optimizer = torch.optim.AdamW(parameters, lr=LR)
+
+    def update() -> None:
+        plain_backward(policies, pairs)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def plain_backward(policies: plain.Policies, pairs: Sequence[plain.Pair]) -> None:
+    """The gradient of the mean loss over all pairs."""
     for pair in pairs:
-        (plain.dpo_loss(system, [pair]) / len(pairs)).backward()
+        (plain.dpo_loss(policies, [pair]) / len(pairs)).backward()
 
 
 def num_distinct(pairs: Sequence[plain.Pair]) -> int:
