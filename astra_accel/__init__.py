@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
     from astra_accel.training.harness import Harness
+    from astra_accel.training.preemption import Preempted
     from astra_accel.training.trainer import AccelTrainer, Trainer
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ _MODULES = {
     "Harness": "training.harness",
     "LlamaGuardScorer": "scorers.llama_guard",
     "Node": "core.sampler",
+    "Preempted": "training.preemption",
     "ProfanityScorer": "scorers.profanity",
     "RunConfiguration": "config",
     "Sampler": "core.sampler",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from astra_accel.config import ConfigurationError, RunConfiguration
+from astra_accel.config import ConfigurationError, RunConfiguration, check_resume
 
 PACKAGE = Path(__file__).parent
 
@@ -32,7 +32,11 @@ def accelerate_config(name: str) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code (2 for a mistake in what was asked)."""
+    """Run a command; returns its exit code (2 for a mistake in what was asked).
+
+    Raises:
+        Preempted: a signal stopped the run; a ``SystemExit`` with code 75.
+    """
     parser = argparse.ArgumentParser(
         prog="astra-accel", description="Train language models that red-team language models.", allow_abbrev=False
     )
@@ -42,11 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="train a tester as a YAML file says",
         description="Train a tester as a YAML file says. Any field can be set by its section and name: "
         "--training.lr 1e-4.",
-        usage="%(prog)s --config FILE [--accelerate-config NAME] [--resume CHECKPOINT] [--SECTION.FIELD VALUE ...]",
+        usage="%(prog)s --config FILE [--accelerate-config NAME] [--resume CHECKPOINT|auto] "
+        "[--SECTION.FIELD VALUE ...]",
         allow_abbrev=False,
     )
     train.add_argument("--config", help="YAML file with the sections of a run (examples/configs)")
-    train.add_argument("--resume", help="a checkpoint folder to go on from")
+    train.add_argument(
+        "--resume", help="a checkpoint folder to go on from; auto: the newest in training.output_dir, if any"
+    )
     train.add_argument(
         "--accelerate-config", help="name or file: start `accelerate launch` with it; without it, one process"
     )
@@ -59,17 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(known: argparse.Namespace, overrides: list[str]) -> int:
-    RunConfiguration.load(known.config, overrides)  # a mistake is told before processes start
+    config = RunConfiguration.load(known.config, overrides)  # a mistake is told before processes start
+    check_resume(config.training, known.resume)
     job: list[str] = [] if known.config is None else ["--config", known.config]
     job += [] if known.resume is None else ["--resume", known.resume]
     job += overrides
-    if known.accelerate_config is None:
-        from astra_accel.training.run import main as run_main
+    if known.accelerate_config is not None:
+        launcher: list[str] = [sys.executable, "-m", "accelerate.commands.launch"]
+        launcher += ["--config_file", str(accelerate_config(known.accelerate_config))]
+        # In place of this process, which would keep the signals that are meant for the run.
+        os.execv(sys.executable, [*launcher, "--module", "astra_accel.training.run", *job])
+    from astra_accel.training.run import main as run_main
 
-        return run_main(job)
-    launcher: list[str] = [sys.executable, "-m", "accelerate.commands.launch"]
-    launcher += ["--config_file", str(accelerate_config(known.accelerate_config))]
-    return subprocess.call([*launcher, "--module", "astra_accel.training.run", *job])
+    return run_main(job)
 
 
 if __name__ == "__main__":

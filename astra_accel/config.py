@@ -35,6 +35,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 Count = Annotated[int, Field(ge=1)]
 NO_WARMUP = ("constant", "reduce_lr_on_plateau")
+AUTO = "auto"
+"""Instead of a checkpoint to resume from: the newest whole one in the output folder, or the beginning."""
 
 
 class ConfigurationError(ValueError):
@@ -85,7 +87,7 @@ class TrainingConfiguration(Section):
     overwrite_output_dir: bool = False
     """Delete the run that `output_dir` holds, instead of stopping with an error."""
     save_steps: Count | None = 100
-    """Training steps between checkpoints (the last step has one too); None saves none."""
+    """Training steps between checkpoints (the last step has one too); None saves the best alone, and at a signal."""
     save_total_limit: Count | None = 2
     """Checkpoints to keep, the best one aside; None keeps all."""
     eval_steps: Count | None = None
@@ -338,6 +340,19 @@ class RunConfiguration(BaseSettings):
     def to_yaml(self) -> str:
         """The configuration as YAML that :meth:`load` reads back to an equal one."""
         return to_yaml(self)
+
+
+def check_resume(config: TrainingConfiguration, resume: str | Path | None) -> None:
+    """Find a resume that has nowhere to look.
+
+    Raises:
+        ConfigurationError: it is ``auto``, and no output folder is named.
+    """
+    if resume == AUTO and config.output_dir is None:
+        raise ConfigurationError(
+            "resume is 'auto', which looks for checkpoints in training.output_dir, but that is null, a new folder each "
+            "time; expected a folder (--training.output_dir DIR)"
+        )
 
 
 def to_yaml(section: BaseModel) -> str:

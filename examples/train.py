@@ -5,7 +5,8 @@
         --config examples/configs/llama3_8b_lora_dpo.yaml --training.lr 1e-4
 
 Any field of the configuration can be set on the command line by its section and name; ``--resume`` takes a checkpoint
-folder to go on from.
+folder to go on from, or ``auto``: the newest checkpoint in the output folder, and the beginning where there is none. A
+run that SIGTERM or SIGUSR1 stopped exits with code 75.
 """
 
 import sys

@@ -42,6 +42,10 @@ class CheckpointError(RuntimeError):
     """A folder is no checkpoint, is damaged, or belongs to another model."""
 
 
+class CheckpointFormatError(CheckpointError):
+    """A checkpoint was written by another version of the package."""
+
+
 @dataclass
 class TrainerState:
     """How far a run is.
@@ -160,8 +164,26 @@ def prune_checkpoints(folder: Path, keep: int | None, step: int, best_step: int 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a folder, oldest first."""
-    named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
-    return sorted((path for path in named if (path / MANIFEST).is_file()), key=lambda path: int(path.name[5:]))
+    return [path for path in _named(folder) if (path / MANIFEST).is_file()]
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a folder that is whole (None: there is none), and why each newer one is not.
+
+    Raises:
+        CheckpointFormatError: another version of the package can go on from it, and should.
+    """
+    passed_over = []
+    for path in reversed(_named(folder)):
+        try:
+            verify_checkpoint(path)
+        except CheckpointFormatError:
+            raise
+        except CheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return path, passed_over
+    return None, passed_over
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -181,7 +203,7 @@ def verify_checkpoint(path: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged: {error!r}") from error
     if format_number != FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {format_number}; this version reads {FORMAT}")
+        raise CheckpointFormatError(f"{path} has checkpoint format {format_number}; this version reads {FORMAT}")
     for name, size, sha256 in files:
         file = path / name
         if not file.is_file():
@@ -190,6 +212,12 @@ def verify_checkpoint(path: Path) -> None:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes, expected {size}: it is damaged")
         if _sha256(file) != sha256:
             raise CheckpointError(f"{file} has other contents than when it was written: it is damaged")
+
+
+def _named(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint, oldest first."""
+    named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+    return sorted(named, key=lambda path: int(path.name[5:]))
 
 
 def _write_main_files(training: Training, folder: Path) -> None:

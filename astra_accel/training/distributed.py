@@ -136,6 +136,8 @@ def on_every_rank(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     return [outcome for outcome, _ in outcomes]
 
 
-def on_main(accelerator: Accelerator, work: Callable[[], T]) -> None:
-    """Do something on the main process alone; if it fails there, it fails everywhere."""
-    on_every_rank(accelerator, work if accelerator.is_main_process else lambda: None)
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do something on the main process alone and give all its result; if it fails there, it fails everywhere."""
+    part: Callable[[], Any] = work if accelerator.is_main_process else lambda: None
+    result: T = on_every_rank(accelerator, part)[0]
+    return result

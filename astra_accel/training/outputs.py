@@ -36,8 +36,14 @@ def new_output_dir() -> Path:
     return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
-def check_output_dir(config: TrainingConfiguration, resuming: bool) -> None:
+def check_output_dir(config: TrainingConfiguration, resuming: bool, restarting: bool = False) -> None:
     """Find out whether the output folder is free.
+
+    Args:
+        config: names the folder.
+        resuming: the run goes on from a checkpoint, so the folder may hold anything.
+        restarting: the run begins anew where it may have been before, and was stopped before it had a checkpoint. The
+            folder may hold what it left, but no tester: that is the result of a run that ended.
 
     Raises:
         OutputFolderError: it holds a run; says how to resume or to overwrite it.
@@ -48,7 +54,7 @@ def check_output_dir(config: TrainingConfiguration, resuming: bool) -> None:
         return
     if not folder.is_dir():
         raise NotADirectoryError(f"training.output_dir is {folder}, which is a file; expected a folder")
-    found = [part for part in PARTS if (folder / part).exists()]
+    found = [part for part in ((TESTER,) if restarting else PARTS) if (folder / part).exists()]
     if found and not resuming and not config.overwrite_output_dir:
         checkpoints = sorted((folder / CHECKPOINTS).glob("step-*"))
         resume = f"--resume {checkpoints[-1]}" if checkpoints else "(it has no checkpoint to resume from)"

@@ -13,7 +13,14 @@ import torch
 from rich.table import Table
 
 from astra_accel.algorithms import build_algorithm
-from astra_accel.config import ConfigurationError, PromptSource, RunConfiguration
+from astra_accel.config import (
+    AUTO,
+    ConfigurationError,
+    PromptSource,
+    RunConfiguration,
+    TrainingConfiguration,
+    check_resume,
+)
 from astra_accel.data import check_disjoint, load_prompts
 from astra_accel.methods.ast.evaluator import ASTEvaluator
 from astra_accel.methods.ast.hf_system import HFASTSystem
@@ -22,9 +29,9 @@ from astra_accel.methods.ast.views import Views, check_later_turns, check_prompt
 from astra_accel.models.embedded import EmbeddedModelError
 from astra_accel.models.roles import find_roles
 from astra_accel.scorers import build_scorer
-from astra_accel.training.checkpoint import CheckpointError, verify_checkpoint
+from astra_accel.training.checkpoint import CheckpointError, newest_checkpoint, verify_checkpoint
 from astra_accel.training.distributed import make_accelerator
-from astra_accel.training.outputs import OutputFolderError, check_output_dir
+from astra_accel.training.outputs import CHECKPOINTS, OutputFolderError, check_output_dir
 from astra_accel.training.trainer import AccelTrainer
 
 logger = logging.getLogger(__name__)
@@ -38,7 +45,7 @@ MISTAKES = (
     CheckpointError,
     EmbeddedModelError,
 )
-USAGE = "[--config FILE.yaml] [--resume CHECKPOINT] [--SECTION.FIELD VALUE ...]"
+USAGE = "[--config FILE.yaml] [--resume CHECKPOINT|auto] [--SECTION.FIELD VALUE ...]"
 
 
 class Prompts:
@@ -81,12 +88,10 @@ def build_trainer(config: RunConfiguration, resume: str | Path | None = None) ->
 
     Raises:
         OutputFolderError: the output folder holds another run.
-        CheckpointError: ``resume`` is no whole checkpoint.
+        CheckpointError: ``resume`` is neither "auto" nor a whole checkpoint.
         ConfigurationError, FileNotFoundError, ValueError: something does not fit; names the field.
     """
-    check_output_dir(config.training, resuming=resume is not None)
-    if resume is not None:
-        verify_checkpoint(Path(resume))
+    _check_folders(config.training, resume)
     if config.training.eval_steps is not None and config.prompts.dev is None:
         raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
     # Made once without a system, only to find a bad option before weights load.
@@ -104,17 +109,24 @@ def build_trainer(config: RunConfiguration, resume: str | Path | None = None) ->
 
 def run(trainer: AccelTrainer, prompts: Prompts, resume: str | Path | None = None) -> None:
     """Train, with the figures on the test prompts before and after."""
-    before = trainer.evaluate(prompts.test) if prompts.test and resume is None else {}
-    trainer.train(resume)
+    checkpoint = trainer.find_checkpoint(resume)
+    before = trainer.evaluate(prompts.test) if prompts.test and checkpoint is None else {}
+    trainer.train(checkpoint or resume)
     after = trainer.evaluate(prompts.test) if prompts.test else {}
     _show(trainer, before, after, len(prompts.test))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse a command line and run. Mistakes in it are one message, without a traceback; exit code 2."""
+    """Parse a command line and run. Mistakes in it are one message, without a traceback; exit code 2.
+
+    Raises:
+        Preempted: a signal stopped the run; a ``SystemExit`` with code 75.
+    """
     parser = argparse.ArgumentParser(prog="train", usage=f"%(prog)s {USAGE}", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with the sections of a run (examples/configs)")
-    parser.add_argument("--resume", help="a checkpoint folder to go on from")
+    parser.add_argument(
+        "--resume", help="a checkpoint folder to go on from; auto: the newest in training.output_dir, if any"
+    )
     known, overrides = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -128,6 +140,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     run(trainer, prompts, known.resume)
     return 0
+
+
+def _check_folders(config: TrainingConfiguration, resume: str | Path | None) -> None:
+    """What :meth:`AccelTrainer.train` finds too, but after the models have loaded."""
+    check_resume(config, resume)
+    if resume == AUTO and config.output_dir is not None:
+        checkpoint, _ = newest_checkpoint(config.output_dir / CHECKPOINTS)
+    else:
+        checkpoint = None if resume is None else Path(resume)
+    check_output_dir(config, resuming=checkpoint is not None, restarting=resume == AUTO)
+    if checkpoint is not None:
+        verify_checkpoint(checkpoint)
 
 
 def _load(source: PromptSource | None) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from astra_accel.config import RunConfiguration, Section, TrainingConfiguration, to_yaml
+from astra_accel.config import AUTO, RunConfiguration, Section, TrainingConfiguration, check_resume, to_yaml
 from astra_accel.core.evaluator import Evaluator
 from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.checkpoint import TrainerState, Training
@@ -26,6 +26,7 @@ from astra_accel.training.memory import return_freed_memory
 from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metrics
 from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.outputs import RunFolder, check_output_dir, new_output_dir, valid_text
+from astra_accel.training.preemption import Preempted, Preemption
 from astra_accel.training.step_module import StepModule
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class AccelTrainer:
         self.folder = RunFolder(self._agree_on_folder())
         self._config_yaml = _config_yaml(config, run_config)
         self._stopwatch = Stopwatch()
+        self._preemption = Preemption()
 
     def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
         """Run training to its end, from the beginning or from a checkpoint.
@@ -115,12 +117,22 @@ class AccelTrainer:
         Afterwards the system holds the weights that ``tester/`` holds: those of the best checkpoint where
         evaluations chose one and ``load_best_at_end`` is set, else the last.
 
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or ``"auto"``: see :meth:`find_checkpoint`.
+
         Raises:
             CheckpointError: ``resume_from_checkpoint`` is no whole checkpoint of this model.
+            ConfigurationError: it is ``"auto"``, and no output folder is configured.
             OutputFolderError: the output folder holds another run.
             NonFiniteError, EmptyExperienceError: training can't go on.
+            Preempted: a process got SIGTERM or SIGUSR1; the training step was finished and has a checkpoint.
         """
-        self._begin(None if resume_from_checkpoint is None else Path(resume_from_checkpoint))
+        with self._preemption.watching():
+            self._begin(resume_from_checkpoint)
+            self._run_steps()
+            self._end()
+
+    def _run_steps(self) -> None:
         with self.display.running(self.state.step):
             while self.state.step < self.config.training_steps:
                 with self._stopwatch.phase("rollout"):
@@ -129,7 +141,6 @@ class AccelTrainer:
                 self.state.step += 1
                 self.learning_rate.advance(_mean_reward(experience))
                 self._after_step(experience, records)
-        self._end()
 
     def evaluate(self, seeds: Sequence[Any] | None = None) -> dict[str, float]:
         """The evaluator's metrics of the tester as it is, on held-out prompts; the same on every process.
@@ -142,6 +153,24 @@ class AccelTrainer:
             seeds = given[: self.config.num_eval_episodes] if given else range(self.config.num_eval_episodes)
         graphs = self.harness.evaluate(list(seeds))
         return self.evaluator.aggregate_metrics([self.evaluator.compute_metrics(graph) for graph in graphs])
+
+    def find_checkpoint(self, resume: str | Path | None) -> Path | None:
+        """The checkpoint that a run resumed from ``resume`` goes on from. All processes together.
+
+        ``"auto"`` is the newest in the output folder that is whole, None where there is none: the run begins anew.
+
+        Raises:
+            ConfigurationError: ``"auto"``, and no output folder is configured.
+            CheckpointError: ``"auto"``, and the newest is of another version of the package.
+        """
+        if resume != AUTO:
+            return None if resume is None else Path(resume)
+        check_resume(self.config, resume)
+        # One process looks for all, or they might see different moments.
+        found, passed_over = on_main(self.accelerator, lambda: checkpoints.newest_checkpoint(self.folder.checkpoints))
+        for why in passed_over:
+            self.display.say(f"passed over: {why}")
+        return found
 
     def save_tester(self, folder: str | Path | None = None) -> Path:
         """Write the tester as it is (None: to ``tester/`` of the run). All processes together."""
@@ -249,26 +278,33 @@ class AccelTrainer:
             figures |= {f"eval/{name}": value for name, value in metrics.items()}
             improved = self._note_best(metrics)
         figures |= self._stopwatch.take()
-        self._report(experience, records, figures)
-        if improved or (config.save_steps is not None and (last or step % config.save_steps == 0)):
+        preempted = self._report(experience, records, figures)
+        due = config.save_steps is not None and (last or step % config.save_steps == 0)
+        if improved or due or preempted:
             with self._stopwatch.phase("save"):
                 self._save()
+        if preempted:
+            self._stop()
 
-    def _report(self, experience: Experience, records: list[dict[str, Any]], figures: dict[str, Any]) -> None:
+    def _report(self, experience: Experience, records: list[dict[str, Any]], figures: dict[str, Any]) -> bool:
+        """Write and show a training step; whether any process was told to end meanwhile."""
         records = [{**record, **figures} for record in records]
 
-        def write() -> None:
-            self._write_rollouts(experience)
-            for record in records:
-                self.folder.write_metrics(record)
+        def write() -> bool:
+            if self.accelerator.is_main_process:
+                self._write_rollouts(experience)
+                for record in records:
+                    self.folder.write_metrics(record)
+            return self._preemption.noted
 
-        on_main(self.accelerator, write)
+        preempted = any(on_every_rank(self.accelerator, write))
         for record in records:
             self.accelerator.log(record, step=record["update"])
         self.display.step(self.state.step, records[-1])
         every = self.config.sample_steps
         if every is not None and (self.state.step == 1 or self.state.step % every == 0):
             self.display.conversations(experience.graphs, self.config.num_sample_conversations)
+        return preempted
 
     def _note_best(self, metrics: Mapping[str, float]) -> bool:
         name = self.config.best_metric
@@ -279,18 +315,22 @@ class AccelTrainer:
         self.state.best_value, self.state.best_step = metrics[name], self.state.step
         return True
 
-    def _begin(self, resume: Path | None) -> None:
+    def _begin(self, resume: str | Path | None) -> None:
         config = self.config.model_copy(update={"output_dir": self.folder.path})
-        on_main(self.accelerator, lambda: check_output_dir(config, resuming=resume is not None))
-        if resume is not None:
-            self._compare_configurations(resume)
-            self.state = checkpoints.load_checkpoint(self._training(), resume)
-            self.display.say(f"resumed from {resume} at step {self.state.step}")
-        fresh = resume is None and config.overwrite_output_dir
+        checkpoint = self.find_checkpoint(resume)
+        resuming, automatic = checkpoint is not None, resume == AUTO
+        on_main(self.accelerator, lambda: check_output_dir(config, resuming, restarting=automatic))
+        if checkpoint is not None:
+            self._compare_configurations(checkpoint)
+            self.state = checkpoints.load_checkpoint(self._training(), checkpoint)
+            self.display.say(f"resumed from {checkpoint} at step {self.state.step}")
+        elif automatic:
+            self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run begins anew")
+        fresh = not resuming and config.overwrite_output_dir
         on_main(self.accelerator, lambda: self.folder.begin(self._config_yaml, overwrite=fresh))
         on_main(self.accelerator, lambda: self.folder.rewind(self.state.step))
-        if resume is not None:
-            self._bring_best(resume)
+        if checkpoint is not None:
+            self._bring_best(checkpoint)
         if self.config.log_with:
             self.accelerator.init_trackers("astra_accel", config=_flat(self.config.model_dump(mode="json")))
         self.display.say(f"writing to {self.folder.path}")
@@ -302,9 +342,27 @@ class AccelTrainer:
             checkpoints.load_weights(self.module, path)
             self.display.say(f"took the weights of {path}, the best by {self.config.best_metric}")
         self.save_tester()
-        if self.config.log_with:
-            self.accelerator.end_training()
+        self._end_trackers()
         self.display.say(f"tester saved to {self.folder.tester}")
+
+    def _stop(self) -> None:
+        """End before the end, at a checkpoint of this training step."""
+        self._end_trackers()
+        path = self.folder.checkpoints / checkpoints.checkpoint_name(self.state.step)
+        automatic = "" if self.config.output_dir is None else f", or --resume {AUTO}"
+        self.display.say(f"stopped by a signal after step {self.state.step}; to go on: --resume {path}{automatic}")
+        raise Preempted(path)
+
+    def _end_trackers(self) -> None:
+        """What ``Accelerator.end_training`` does, but the processes can still talk: evaluations may follow."""
+
+        def finish() -> None:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+        # Together, since a launcher kills the others as soon as one process has exited with an error code.
+        if self.config.log_with:
+            on_every_rank(self.accelerator, finish)
 
     def _save(self) -> None:
         checkpoints.save_checkpoint(self._training(), self.folder.checkpoints)
@@ -344,9 +402,8 @@ class AccelTrainer:
                 checkpoints.adopt_checkpoint(there, self.folder.checkpoints)
             return (own / checkpoints.MANIFEST).is_file()
 
-        # The main process looks and all of them go by what it found, or they might see different moments.
-        found = on_every_rank(self.accelerator, bring if self.accelerator.is_main_process else lambda: None)[0]
-        if not found:
+        # One process looks for all, or they might see different moments.
+        if not on_main(self.accelerator, bring):
             self.display.say(f"{there}, the best checkpoint so far, is gone: the best is looked for anew")
             self.state.best_step = self.state.best_value = None
 

@@ -77,6 +77,11 @@ def _held_run(folder: Path) -> Arguments:
     return []
 
 
+def _ended_run(folder: Path) -> Arguments:
+    (folder / "run" / "tester").mkdir(parents=True)
+    return ["--resume", "auto"]
+
+
 def _trained_and_held_out(folder: Path) -> Arguments:
     train = _prompts(_rows("Seen before."))(folder)
     return [*train, "--prompts.dev.source", train[-1], "--prompts.dev.split", "train"]
@@ -114,6 +119,7 @@ MISTAKES = {
         lambda folder: ["--resume", str(folder)],
         ["is no checkpoint", "manifest.json"],
     ),
+    "automatic resume of a run that ended": (_ended_run, ["already holds a run (tester)", "overwrite_output_dir"]),
     "held-out prompt": (_trained_and_held_out, ["dev", "Seen before."]),
     "context limit": (_fixed("--rollout.context_limit", "100000"), ["rollout.context_limit", "512"]),
 }
@@ -137,6 +143,17 @@ def test_a_mistake_is_one_clear_message(name: str, tmp_path: Path, capsys: pytes
 def test_a_configuration_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", "nowhere.yaml"]) == 2
     assert "no configuration file at nowhere.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, lambda job: cli_main(["train", "--accelerate-config", "cpu_2", *job])])
+def test_an_automatic_resume_without_an_output_folder(
+    command: Callable[[Arguments], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["--config", str(TINY_DPO), "--training.output_dir", "null", "--resume", "auto"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert "training.output_dir" in message
+    assert "null" in message
 
 
 def test_an_unknown_accelerate_configuration_is_named_with_those_that_there_are(

@@ -25,7 +25,7 @@ TINY_DPO = ROOT / "examples" / "configs" / "tiny_dpo.yaml"
 Weights = dict[str, torch.Tensor]
 
 
-def train_plain(output_dir: Path, resume: Path | None = None, **settings: Any) -> Weights:
+def train_plain(output_dir: Path, resume: Path | str | None = None, **settings: Any) -> Weights:
     """Train the plain system with ``AccelTrainer`` on the processes that there are; its weights afterwards."""
     config = TrainingConfiguration(
         **{"output_dir": output_dir, "lr": 0.05, "batch_size": 4, "training_steps": 6, "sample_steps": None} | settings
@@ -48,17 +48,28 @@ def launch(
     script: str, *arguments: str | Path, accelerate_config: str | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run an example as a user would, in a process of its own; its output as text."""
+    process = start(script, *arguments, accelerate_config=accelerate_config)
+    with process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def start(script: str, *arguments: str | Path, accelerate_config: str | None = None) -> subprocess.Popen[str]:
+    """Start an example as a user would, in a process of its own, and leave it running."""
     command = [sys.executable, str(ROOT / "examples" / script)]
     if accelerate_config is not None:
         config_file = ROOT / "accelerate_configs" / f"{accelerate_config}.yaml"
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
         command = [*launcher, "--config_file", str(config_file), *command[1:]]
-    return subprocess.run(
+    return subprocess.Popen(
         [*command, *map(str, arguments)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

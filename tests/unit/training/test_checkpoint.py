@@ -15,12 +15,14 @@ from astra_accel.config import TrainingConfiguration
 from astra_accel.training import checkpoint
 from astra_accel.training.checkpoint import (
     CheckpointError,
+    CheckpointFormatError,
     TrainerState,
     Training,
     checkpoint_name,
     list_checkpoints,
     load_checkpoint,
     load_weights,
+    newest_checkpoint,
     prune_checkpoints,
     read_config,
     save_checkpoint,
@@ -379,6 +381,47 @@ class TestSaving:
 
         assert {name for name, before in synced if not before} == FILES | {".step-000000.tmp"}
         assert synced[-1] == (tmp_path.name, ["step-000000"])
+
+
+class TestNewest:
+    @pytest.fixture
+    def three(self, tmp_path):
+        """A folder with whole checkpoints of steps 1, 2 and 3."""
+        training = build()
+        for _ in range(3):
+            update(training)
+            save_checkpoint(training, tmp_path)
+        return tmp_path
+
+    def test_it_is_the_last_that_is_whole(self, three):
+        assert newest_checkpoint(three) == (three / "step-000003", [])
+
+    def test_what_is_not_whole_is_passed_over_and_named_the_newest_first(self, three):
+        (three / "step-000003" / "manifest.json").unlink()
+        flip_bit(three / "step-000002" / "optimizer.pt")
+
+        found, passed_over = newest_checkpoint(three)
+
+        assert found == three / "step-000001"
+        unfinished, damaged = passed_over
+        assert unfinished.startswith(f"{three / 'step-000003'} is no checkpoint (it has no manifest.json)")
+        assert damaged.startswith(f"{three / 'step-000002' / 'optimizer.pt'} has other contents")
+
+    def test_one_of_another_version_is_not_passed_over(self, three):
+        rewrite_manifest(three / "step-000003", lambda manifest: manifest.update(format=2))
+
+        with pytest.raises(CheckpointFormatError, match="step-000003 has checkpoint format 2"):
+            newest_checkpoint(three)
+
+    def test_there_may_be_none(self, three, tmp_path):
+        for name in ("step-000001", "step-000002", "step-000003"):
+            (three / name / "trained.safetensors").unlink()
+
+        found, passed_over = newest_checkpoint(three)
+
+        assert found is None
+        assert len(passed_over) == 3
+        assert newest_checkpoint(tmp_path / "absent") == (None, [])
 
 
 class TestKeeping:

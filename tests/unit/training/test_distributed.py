@@ -181,6 +181,11 @@ class TestOnEveryRank:
 
         assert done == ["main"]
 
+    def test_what_the_main_process_found_is_the_answer_of_all(self, monkeypatch):
+        monkeypatch.setattr(distributed, "gather_object", lambda mine: [("found", None), *mine])
+
+        assert on_main(Pretended(num_processes=3, is_main_process=False), lambda: "own") == "found"
+
     def test_what_fails_on_the_main_process_fails_on_the_others(self, monkeypatch):
         monkeypatch.setattr(distributed, "gather_object", lambda mine: [(None, "KeyError: 'x'"), *mine])
 

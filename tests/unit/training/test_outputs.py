@@ -13,8 +13,8 @@ from astra_accel.training.outputs import OutputFolderError, RunFolder, check_out
 from tests.helpers.plain import build_plain
 
 
-def check(folder, resuming=False, **settings):
-    check_output_dir(TrainingConfiguration(output_dir=folder, **settings), resuming=resuming)
+def check(folder, resuming=False, restarting=False, **settings):
+    check_output_dir(TrainingConfiguration(output_dir=folder, **settings), resuming, restarting)
 
 
 @pytest.fixture
@@ -61,6 +61,15 @@ class TestCheckOutputDir:
     def test_resuming_and_overwriting_go_on(self, run):
         check(run, resuming=True)
         check(run, overwrite_output_dir=True)
+
+    def test_restarting_goes_on_where_a_run_was_stopped_but_not_where_one_ended(self, run):
+        check(run, restarting=True)
+        (run / "tester").mkdir()
+
+        with pytest.raises(OutputFolderError, match=r"already holds a run \(tester\)"):
+            check(run, restarting=True)
+        check(run, restarting=True, resuming=True)
+        check(run, restarting=True, overwrite_output_dir=True)
 
     def test_a_file_is_no_folder(self, tmp_path):
         (tmp_path / "file").touch()

@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,9 +12,16 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from astra_accel import DPO, AccelTrainer, ASTSampler, HFASTSystem, RunConfiguration, Scorer, TrainingConfiguration
-from astra_accel.config import LoRAConfiguration, RolloutConfiguration, SamplingConfiguration, to_yaml
+from astra_accel.config import (
+    ConfigurationError,
+    LoRAConfiguration,
+    RolloutConfiguration,
+    SamplingConfiguration,
+    to_yaml,
+)
 from astra_accel.training.checkpoint import CheckpointError, list_checkpoints
 from astra_accel.training.outputs import OutputFolderError
+from astra_accel.training.preemption import Preempted
 from astra_accel.training.trainer import EmptyExperienceError, NonFiniteError, changed_fields
 from tests.helpers.plain import PlainAlgorithm, PlainSampler, PlainStep, PlainSystem, build_plain, reset_accelerate
 from tests.helpers.runs import checkpoint_weights, metrics
@@ -568,6 +576,151 @@ class TestStartingAgain:
             "training.training_steps: 3, now 4",
             "training.num_episodes_per_experience: 8, now 2",
         ]
+
+
+@pytest.fixture
+def at_step(make):
+    """Makes trainers that do something in the rollouts of a training step."""
+
+    def at_step(step, do, **settings):
+        sampler, algorithm = build_plain()
+        trainer = make(sampler=sampler, algorithm=algorithm, **settings)
+        rollout = sampler.rollout
+
+        def rollout_and_more(seed):
+            if trainer.state.step == step - 1:
+                do()
+            return rollout(seed)
+
+        sampler.rollout = rollout_and_more
+        return trainer
+
+    return at_step
+
+
+class TestPreemption:
+    def stopped(self, at_step, step, **settings):
+        trainer = at_step(step, lambda: signal.raise_signal(signal.SIGTERM), **settings)
+        with pytest.raises(Preempted) as caught:
+            trainer.train()
+        return trainer, caught.value
+
+    def test_the_step_is_finished_and_saved_and_the_run_goes_on_from_there(self, at_step, make, run, tmp_path, capsys):
+        whole = make(training_steps=5, output_dir=tmp_path / "whole")
+        whole.train()
+
+        trainer, preempted = self.stopped(at_step, 2, training_steps=5, save_steps=None)
+
+        assert preempted.checkpoint == run / "checkpoints" / "step-000002"
+        assert {line["step"] for line in metrics(run)} == {1, 2}
+        assert not (run / "tester").exists()
+        assert not same(weights(trainer), weights(whole))
+        assert f"stopped by a signal after step 2; to go on: --resume {preempted.checkpoint}" in capsys.readouterr().out
+
+        resumed = make(training_steps=5, save_steps=None)
+        resumed.train("auto")
+
+        assert f"resumed from {preempted.checkpoint} at step 2" in capsys.readouterr().out
+        assert same(weights(resumed), weights(whole))
+        assert {line["step"] for line in metrics(run)} == {1, 2, 3, 4, 5}
+        assert (run / "tester").exists()
+
+    def test_in_the_last_step_it_stops_too_and_what_is_left_comes_when_it_is_resumed(self, at_step, make, run):
+        self.stopped(at_step, 3)
+        assert not (run / "tester").exists()
+
+        make().train("auto")
+
+        assert (run / "tester" / "trained.safetensors").exists()
+        assert {line["step"] for line in metrics(run)} == {1, 2, 3}
+
+    def test_handlers_are_there_while_it_trains_alone(self, at_step):
+        before, inside = signal.getsignal(signal.SIGTERM), []
+
+        at_step(1, lambda: inside.append(signal.getsignal(signal.SIGTERM))).train()
+
+        assert before not in inside
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_trackers_are_ended(self, at_step, monkeypatch):
+        ended = []
+        monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.finish", lambda _: ended.append("tensorboard"))
+
+        self.stopped(at_step, 2, log_with=["tensorboard"])
+
+        assert ended == ["tensorboard"]
+
+
+class TestResumingAutomatically:
+    def test_without_a_checkpoint_it_begins_and_says_so(self, make, run, capsys):
+        trainer = make()
+
+        trainer.train("auto")
+
+        assert trainer.state.step == 3
+        shown = capsys.readouterr().out
+        assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run begins anew" in shown
+
+    def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(self, at_step, make, run):
+        def killed():
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            at_step(3, killed).train()
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 3, "upda')
+        (run / "rollouts" / "step-000009.parquet").touch()
+        with pytest.raises(OutputFolderError):
+            make().train()
+
+        trainer = make()
+        trainer.train("auto")
+
+        assert [line["update"] for line in metrics(run)] == list(range(1, trainer.state.update + 1))
+        assert len(list((run / "rollouts").iterdir())) == 3
+
+    def test_a_damaged_checkpoint_is_passed_over_and_named(self, make, run, tmp_path, capsys):
+        make(training_steps=4, output_dir=tmp_path / "whole").train()
+        make(training_steps=3, save_steps=1).train()
+        damaged = run / "checkpoints" / "step-000003" / "trained.safetensors"
+        damaged.write_bytes(b"")
+        capsys.readouterr()
+
+        resumed = make(training_steps=4, save_steps=1)
+        resumed.train("auto")
+
+        shown = capsys.readouterr().out
+        assert f"passed over: {damaged} has 0 bytes" in shown
+        assert f"resumed from {run / 'checkpoints' / 'step-000002'} at step 2" in shown
+        assert torch.equal(resumed.module.policy.weight, checkpoint_weights(tmp_path / "whole", 4)["policy.weight"])
+
+    def test_a_run_that_ended_is_nothing_to_begin_anew(self, make, run):
+        make(save_steps=None).train()
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+        with pytest.raises(OutputFolderError, match=r"already holds a run \(tester\)"):
+            make().train("auto")
+
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    def test_a_run_that_ended_with_a_checkpoint_ends_again(self, make, run):
+        first = make()
+        first.train()
+        before = metrics(run)
+
+        again = make()
+        again.train("auto")
+
+        assert same(weights(again), weights(first))
+        assert metrics(run) == before
+
+    def test_it_needs_a_folder_that_is_named(self, make, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+        with pytest.raises(ConfigurationError, match=r"looks for checkpoints in training\.output_dir.*null"):
+            make(output_dir=None).train("auto")
+
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestChangedFields:
