@@ -21,6 +21,8 @@ from astra_accel.config import TrainingConfiguration
 
 T = TypeVar("T")
 
+MANY_CORES = 4
+"""For one process; with fewer, a single thread may well be what was meant."""
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -94,6 +96,29 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
             raise ValueError(
                 f"training.{name} is {value!r}, but the accelerator was made with {getattr(accelerator, name)!r}"
             )
+
+
+def launch_advice(accelerator: Accelerator, config: TrainingConfiguration) -> list[str]:
+    """What a person would want to know of a launch that works as configured, but leaves a part of the machine idle."""
+    advice = []
+    num_processes, num_episodes = accelerator.num_processes, config.num_episodes_per_experience
+    if num_processes > num_episodes:
+        advice.append(
+            f"training.num_episodes_per_experience is {num_episodes}, so {num_processes - num_episodes} of the "
+            f"{num_processes} processes have nothing to roll out"
+        )
+    threads = _num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1 and threads >= MANY_CORES:
+        advice.append(
+            f"each process computes on one of the {threads} cores that it could have; set OMP_NUM_THREADS={threads} "
+            f"(`accelerate launch` sets 1 unless told --num_cpu_threads_per_process {threads})"
+        )
+    return advice
+
+
+def _num_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_trackers(config: TrainingConfiguration) -> None:

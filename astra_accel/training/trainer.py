@@ -19,7 +19,7 @@ from astra_accel.core.evaluator import Evaluator
 from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.checkpoint import TrainerState, Training
 from astra_accel.training.display import Display
-from astra_accel.training.distributed import check_accelerator, make_accelerator, on_every_rank, on_main
+from astra_accel.training.distributed import check_accelerator, launch_advice, make_accelerator, on_every_rank, on_main
 from astra_accel.training.experience import Experience, ExperienceLoader, Shard
 from astra_accel.training.harness import Harness
 from astra_accel.training.memory import return_freed_memory
@@ -334,6 +334,8 @@ class AccelTrainer:
         if self.config.log_with:
             self.accelerator.init_trackers("astra_accel", config=_flat(self.config.model_dump(mode="json")))
         self.display.say(f"writing to {self.folder.path}")
+        for line in launch_advice(self.accelerator, self.config):
+            self.display.say(line)
 
     def _end(self) -> None:
         best = self.state.best_step

@@ -1,13 +1,21 @@
 """The part of ``training/distributed.py`` that one process can show."""
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, LoggerType
 
 from astra_accel.config import TrainingConfiguration
 from astra_accel.training import distributed
-from astra_accel.training.distributed import RankError, check_accelerator, make_accelerator, on_every_rank, on_main
+from astra_accel.training.distributed import (
+    RankError,
+    check_accelerator,
+    launch_advice,
+    make_accelerator,
+    on_every_rank,
+    on_main,
+)
 
 
 class Pretended:
@@ -88,6 +96,38 @@ class TestMakeAccelerator:
 
     def test_a_precision_that_is_left_open_is_the_accelerators(self):
         check_accelerator(Pretended(mixed_precision="fp16"), TrainingConfiguration(mixed_precision=None))
+
+
+class TestLaunchAdvice:
+    @pytest.fixture(autouse=True)
+    def _machine(self, monkeypatch):
+        """8 cores, of which a process uses one."""
+        monkeypatch.setattr(distributed, "_num_cores", lambda: 8)
+        monkeypatch.setattr(distributed.torch, "get_num_threads", lambda: 1)
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+
+    def test_idle_cores_are_told_with_the_number_to_set(self, monkeypatch):
+        (told,) = launch_advice(Pretended(), TrainingConfiguration())
+        assert "OMP_NUM_THREADS=8" in told
+
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        (told,) = launch_advice(Pretended(num_processes=2), TrainingConfiguration())
+        assert "OMP_NUM_THREADS=4" in told
+
+    def test_cores_that_are_used_or_few_or_not_what_computes_are_no_news(self, monkeypatch):
+        assert launch_advice(Pretended(device=torch.device("cuda")), TrainingConfiguration()) == []
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        assert launch_advice(Pretended(num_processes=4), TrainingConfiguration()) == []
+        monkeypatch.delenv("LOCAL_WORLD_SIZE")
+        monkeypatch.setattr(distributed.torch, "get_num_threads", lambda: 2)
+        assert launch_advice(Pretended(), TrainingConfiguration()) == []
+
+    def test_processes_without_an_episode_are_told(self, monkeypatch):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+        config = TrainingConfiguration(num_episodes_per_experience=5)
+        assert launch_advice(Pretended(num_processes=5), config) == []
+        (told,) = launch_advice(Pretended(num_processes=8), config)
+        assert "num_episodes_per_experience is 5, so 3 of the 8 processes" in told
 
 
 class TestTrackers:
