@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from astra_accel.models.attention import attending_as_now
+from astra_accel.models.forwards import changed_forwards
 
 
 def checkpointed_layers(model: Any) -> list[Any]:
@@ -25,20 +26,12 @@ def activation_checkpointing(model: Any) -> Iterator[None]:
     transformers' own checkpointing asks the layers to be in training mode, which turns their dropout on; a tester
     trains without. So the layers' forwards are wrapped instead.
     """
-    layers = checkpointed_layers(model)
-    # A layer may have a forward of its own already, such as Accelerate's hooks set.
-    before = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(
-            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts
-        )
-    try:
+
+    def change(layer: Any) -> Callable[..., Any]:
+        return partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts)
+
+    with changed_forwards(checkpointed_layers(model), change):
         yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            del layer.forward  # the class's own shows again
-            if forward is not None:
-                layer.forward = forward
 
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
