@@ -6,10 +6,13 @@ vocabulary of 49152), so they are made in chunks, used, and dropped.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from astra_accel.models.support import UnsupportedModelError
@@ -55,9 +58,15 @@ class Head:
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         return cls(linear, scale, getattr(config, "final_logit_softcapping", None))
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 logits ``[..., vocabulary]`` of the body's output ``[..., hidden]``."""
-        logits = self.linear(hidden).float()
+    def logits(self, hidden: torch.Tensor, *, called: bool = True) -> torch.Tensor:
+        """Float32 logits ``[..., vocabulary]`` of the body's output ``[..., hidden]``.
+
+        Args:
+            hidden: the body's output.
+            called: whether the layer is called, with what is hooked on that, or its weights are used as they are.
+        """
+        linear = self.linear if called else partial(F.linear, weight=self.linear.weight, bias=self.linear.bias)
+        logits = linear(hidden).float()
         if self.scale != 1:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -121,12 +130,19 @@ class _FrozenHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor, head: Head
     ) -> torch.Tensor:
+        with _whole(head.linear):
+            return _FrozenHead._logprobs(ctx, hidden_RH, rows_E, tokens_E, head)
+
+    @staticmethod
+    def _logprobs(
+        ctx: Any, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor, head: Head
+    ) -> torch.Tensor:
         weight_VH = head.linear.weight
         logprobs_E = torch.empty(len(rows_E), device=hidden_RH.device)
         slope_E = torch.ones_like(logprobs_E)
         mean_RH = torch.zeros_like(hidden_RH) if hidden_RH.requires_grad else None
         for chunk in head.chunks(len(hidden_RH)):
-            logits_CV = head.logits(hidden_RH[chunk])
+            logits_CV = head.logits(hidden_RH[chunk], called=not _is_spread(head.linear))
             lse_C = logits_CV.logsumexp(-1)
             edges = _edges_in(chunk, rows_E)
             rows, tokens = rows_E[edges] - chunk.start, tokens_E[edges]
@@ -150,10 +166,27 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_E: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         mean_RH, rows_E, tokens_E, slope_E = ctx.saved_tensors
-        own_EH = ctx.head.linear.weight[tokens_E].float() * (gradient_E * slope_E)[:, None]
+        with _whole(ctx.head.linear):
+            own_EH = ctx.head.linear.weight[tokens_E].float() * (gradient_E * slope_E)[:, None]
         total_R = gradient_E.new_zeros(len(mean_RH)).index_add_(0, rows_E, gradient_E)
         gradient_RH = (-total_R[:, None] * mean_RH.float()).index_add_(0, rows_E, own_EH)
         return (gradient_RH * ctx.head.scale).to(mean_RH.dtype), None, None, None
+
+
+def _whole(linear: torch.nn.Linear) -> AbstractContextManager[None]:
+    """A context in which a layer's weights are whole where ZeRO-3 spread them.
+
+    It gathers them for a call of the layer alone, in which they can be used once. All processes enter together.
+    """
+    if not _is_spread(linear) or linear.weight.ds_status.name == "AVAILABLE":  # type: ignore[attr-defined]
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters(list(linear.parameters()))
+
+
+def _is_spread(linear: torch.nn.Linear) -> bool:
+    return hasattr(linear.weight, "ds_id")
 
 
 def _edges_in(chunk: slice, rows_E: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,15 @@ from astra_accel.models.head import head_of, token_logprobs
 from astra_accel.models.prefix_tree import Pack, pack_sequences
 from astra_accel.models.reading import packed_hidden
 from astra_accel.models.rereading import takes_padding
-from astra_accel.models.support import assert_same, check_sequences, plain_logprobs, supports, transformers_model
+from astra_accel.models.sharding import is_sharded
+from astra_accel.models.support import (
+    UnsupportedModelError,
+    assert_same,
+    check_sequences,
+    plain_logprobs,
+    supports,
+    transformers_model,
+)
 
 Ids = Sequence[int]
 Packing = Literal["auto", "prefix_tree", "none"]
@@ -46,7 +54,8 @@ def sequence_logprobs(
             give the same both ways. The values are the same either way, but for rounding.
         token_budget: distinct tokens of one packed forward; without packing, tokens with padding of one forward
             where gradients are off. Several packs with gradients keep the activations of one alone, and compute
-            those of the others again in the backward pass.
+            those of the others again in the backward pass. Weights that are sharded over processes are read in one
+            forward where gradients are on, since all processes have to make as many.
         activation_checkpointing: keep the layers' inputs alone for the backward pass, and compute the rest again.
 
     Returns:
@@ -65,10 +74,21 @@ def sequence_logprobs(
         raise ValueError(f"packing is {packing!r}, expected auto, prefix_tree or none")
     results = [torch.zeros(0, device=model.device)] * len(contexts)
     if not any(len(continuation) > 0 for continuation in continuations):
-        return results
+        if not (contexts and torch.is_grad_enabled()):
+            return results
+        # Processes wait for one another's gradients, and layers: a step that scores nothing depends on the weights too.
+        (unasked,) = sequence_logprobs(model, contexts[:1], [contexts[0][-1:]], packing=packing)
+        return [result + 0 * unasked.sum() for result in results]
     model = transformers_model(model)
     packed = packing != "none" and can_pack(model, required=packing == "prefix_tree")
     work = _packed if packed else _padded
+    if torch.is_grad_enabled() and is_sharded(model):
+        token_budget = sum(map(len, contexts)) + sum(map(len, continuations))
+        if not packed and not takes_padding(model):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} takes no padding, so each process has a forward for every length, and would "
+                f"wait for others where they share sharded weights; expected a launch by DDP or ZeRO-2"
+            )
     # A pack that is computed again in the backward pass must keep as little the second time, so the switch is inside.
     switch = partial(checkpointed, model) if activation_checkpointing and torch.is_grad_enabled() else nullcontext
     for index, values in work(model, contexts, continuations, token_budget, switch).items():

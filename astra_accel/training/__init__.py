@@ -1,6 +1,6 @@
 """The trainer. In the order in which a training step goes through the files:
 
-``harness`` collects an ``experience`` of all processes, whose loader hands batches to the ``step_module``; ``optim``
-updates; ``metrics``, ``outputs``, ``display`` and ``checkpoint`` tell and keep what happened; ``trainer`` is the
+``harness`` collects an ``experience`` of all processes, whose loader hands batches to the ``engine``, which steps
+on them through the ``step_module`` (``fsdp`` and ``zero`` are engines that spread weights) and updates with ``optim``; ``metrics``, ``outputs``, ``display`` and ``checkpoint`` tell and keep what happened; ``trainer`` is the
 loop, ``distributed`` what it asks of the other processes, and ``run`` makes a trainer of a configuration.
 """

@@ -14,19 +14,19 @@ import random
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from astra_accel.training.distributed import on_every_rank, on_main
+from astra_accel.training.engine import Engine
 from astra_accel.training.optim import LearningRate
-from astra_accel.training.step_module import StepModule
 
 FORMAT = 1
 MANIFEST, WEIGHTS, OPTIMIZER, STATE, CONFIG = (
@@ -69,9 +69,7 @@ class TrainerState:
 class Training:
     """What a checkpoint is made of."""
 
-    accelerator: Accelerator
-    module: StepModule
-    optimizer: Any
+    engine: Engine
     learning_rate: LearningRate
     state: TrainerState
     config_yaml: str
@@ -84,7 +82,7 @@ def checkpoint_name(step: int) -> str:
 
 def save_checkpoint(training: Training, folder: Path) -> Path:
     """Write a checkpoint of the current step into the folder of checkpoints. All processes together."""
-    accelerator = training.accelerator
+    accelerator = training.engine.accelerator
     name = checkpoint_name(training.state.step)
     temporary = folder / f".{name}.tmp"
 
@@ -93,9 +91,8 @@ def save_checkpoint(training: Training, folder: Path) -> Path:
         temporary.mkdir(parents=True)
 
     def write() -> None:
+        _write_share(training, temporary)
         torch.save(_random_states(), temporary / _random_file(accelerator.process_index))
-        if accelerator.is_main_process:
-            _write_main_files(training, temporary)
 
     try:
         on_main(accelerator, prepare)
@@ -122,23 +119,52 @@ def load_checkpoint(training: Training, path: Path) -> TrainerState:
     Raises:
         CheckpointError: it is none, a file of it is damaged (named), or its weights are another model's.
     """
-    verify_checkpoint(path)
-    _load_weights(training.module, path)
-    saved = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
-    training.optimizer.load_state_dict(saved["optimizer"])
+    engine = training.engine
+    load_weights(engine, path)
+    saved, *others = [
+        torch.load(path / name, map_location="cpu", weights_only=True, mmap=engine.sharded)
+        for name in _shares(path, OPTIMIZER)
+    ]
+    state = saved["optimizer"]["state"]
+    for other in others:
+        state |= other["state"]
+    engine.load_optimizer(saved["optimizer"]["param_groups"], state)
     training.learning_rate.load_state_dict(saved["learning_rate"])
-    if training.accelerator.scaler is not None and saved["scaler"] is not None:
-        training.accelerator.scaler.load_state_dict(saved["scaler"])
-    own_states = path / _random_file(training.accelerator.process_index)
+    scaler = engine.accelerator.scaler
+    if scaler is not None and saved["scaler"] is not None:
+        scaler.load_state_dict(saved["scaler"])
+    own_states = path / _random_file(engine.accelerator.process_index)
     if own_states.exists():  # A run that goes on with more processes has none for the new ones.
         _restore_random_states(torch.load(own_states, weights_only=True))
     return TrainerState(**json.loads((path / STATE).read_text(encoding="utf-8")))
 
 
-def load_weights(module: StepModule, path: Path) -> None:
-    """Restore the trained weights alone from a checkpoint."""
+def load_weights(engine: Engine, path: Path) -> None:
+    """Restore the trained weights alone from a checkpoint.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`.
+    """
     verify_checkpoint(path)
-    _load_weights(module, path)
+    own = engine.module.trained_state()
+    with ExitStack() as files:
+        saved: dict[str, Any] = {}  # the file that a weight is in
+        for name in _shares(path, WEIGHTS):
+            try:
+                file = files.enter_context(safe_open(path / name, framework="pt"))
+            except SafetensorError as error:
+                raise CheckpointError(f"{path / name} can't be read: {error}") from error
+            saved |= dict.fromkeys(file.keys(), file)
+        differing = sorted(set(saved) ^ set(own)) or [
+            name for name, file in saved.items() if list(engine.shape(own[name])) != file.get_slice(name).get_shape()
+        ]
+        if differing:
+            raise CheckpointError(
+                f"{path} holds the weights of another model: {len(differing)} of them differ in name or shape "
+                f"({', '.join(differing[:3])}, …)"
+            )
+        # In the order of one process's names, since some launches load together.
+        engine.load_trained_state((name, saved[name].get_tensor(name)) for name in own)
 
 
 def read_config(path: Path) -> str:
@@ -220,11 +246,32 @@ def _named(folder: Path) -> list[Path]:
     return sorted(named, key=lambda path: int(path.name[5:]))
 
 
-def _write_main_files(training: Training, folder: Path) -> None:
-    write_weights(training.module, folder / WEIGHTS)
-    scaler = training.accelerator.scaler
+def _write_share(training: Training, folder: Path) -> None:
+    """This process's part of the state: all of it on the main process, or every so manieth tensor where it is sharded.
+
+    So no process holds, or writes, more than its part of what is too large for one.
+    """
+    engine, accelerator = training.engine, training.engine.accelerator
+    rank, num_writers = accelerator.process_index, accelerator.num_processes if engine.sharded else 1
+    # All that processes do together comes first: whatever fails behind it leaves none of them waiting.
+    weights = {
+        name: tensor.detach().cpu().contiguous()
+        for index, (name, tensor) in enumerate(engine.trained_state())
+        if index % num_writers == rank
+    }
+    state = {index: _on_cpu(values) for index, values in engine.optimizer_state() if index % num_writers == rank}
+    if rank < num_writers:
+        save_file(weights, folder / _of_process(WEIGHTS, rank))
+    if accelerator.is_main_process:
+        _write_main_files(training, state, folder)
+    elif rank < num_writers:
+        torch.save({"state": state}, folder / _of_process(OPTIMIZER, rank))
+
+
+def _write_main_files(training: Training, optimizer_state: dict[int, Any], folder: Path) -> None:
+    scaler = training.engine.accelerator.scaler
     saved = {
-        "optimizer": training.optimizer.state_dict(),
+        "optimizer": {"state": optimizer_state, "param_groups": training.engine.optimizer_groups()},
         "learning_rate": training.learning_rate.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
     }
@@ -233,10 +280,8 @@ def _write_main_files(training: Training, folder: Path) -> None:
     (folder / CONFIG).write_text(training.config_yaml, encoding="utf-8")
 
 
-def write_weights(module: StepModule, path: Path) -> None:
-    """The trained parameters and buffers as safetensors, by their names in the step module."""
-    weights = {name: tensor.detach().contiguous() for name, tensor in module.trained_state().items()}
-    save_file(weights, path)
+def _on_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -263,21 +308,15 @@ def _rename_into_place(temporary: Path, final: Path) -> None:
     _sync(final.parent)
 
 
-def _load_weights(module: StepModule, path: Path) -> None:
-    try:
-        saved = load_file(path / WEIGHTS)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path / WEIGHTS} can't be read: {error}") from error
-    own = module.trained_state()
-    differing = sorted(set(saved) ^ set(own)) or [name for name in own if own[name].shape != saved[name].shape]
-    if differing:
-        raise CheckpointError(
-            f"{path} holds the weights of another model: {len(differing)} of them differ in name or shape "
-            f"({', '.join(differing[:3])}, …)"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])
+def _of_process(name: str, rank: int) -> str:
+    """``optimizer.pt`` of the main process, ``optimizer-1.pt`` of process 1."""
+    return name if rank == 0 else f"{Path(name).stem}-{rank}{Path(name).suffix}"
+
+
+def _shares(path: Path, name: str) -> list[str]:
+    """Those files of a checkpoint which hold the shares of the processes that wrote ``name``, the main one's first."""
+    files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return [_of_process(name, rank) for rank in range(len(files)) if _of_process(name, rank) in files]
 
 
 def _random_file(rank: int) -> str:

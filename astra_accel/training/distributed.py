@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 MANY_CORES = 4
 """For one process; with fewer, a single thread may well be what was meant."""
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class RankError(RuntimeError):
@@ -70,11 +69,7 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
             f"WORLD_SIZE is {launched}, but the accelerator has {accelerator.num_processes} process(es): each would "
             f"train alone. On CPU make it with Accelerator(cpu=True), or pass no accelerator"
         )
-    if accelerator.distributed_type in SHARDED:
-        raise ValueError(
-            f"the launch shards the weights ({accelerator.distributed_type.value}), but rollouts and checkpoints of "
-            f"sharded weights are not supported yet; expected one process, or several with DDP (multi_gpu, multi_node)"
-        )
+    _check_sharding(accelerator, config)
     if not accelerator.gradient_state.sync_with_dataloader:
         raise ValueError(
             "the accelerator accumulates gradients over the ends of loaders (sync_with_dataloader is False), but an "
@@ -96,6 +91,24 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
             raise ValueError(
                 f"training.{name} is {value!r}, but the accelerator was made with {getattr(accelerator, name)!r}"
             )
+
+
+def _check_sharding(accelerator: Accelerator, config: TrainingConfiguration) -> None:
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        from astra_accel.training.zero import check_deepspeed
+
+        check_deepspeed(accelerator, config)
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError(
+            "the launch shards the weights by FSDP 1, whose flat parameters must all have one type and be trained "
+            "together, which LoRA's are not; expected fsdp_version: 2 in the fsdp_config of the accelerate config"
+        )
+    if kind == DistributedType.MEGATRON_LM:
+        raise ValueError(
+            f"the launch is of {kind.value}, which builds models of its own; expected one process, DDP, FSDP2 or "
+            f"DeepSpeed (see accelerate_configs)"
+        )
 
 
 def launch_advice(accelerator: Accelerator, config: TrainingConfiguration) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from rich.table import Table
 
 from astra_accel.algorithms import build_algorithm
@@ -83,8 +84,15 @@ def build_sampler(config: RunConfiguration, device: torch.device, prompts: Promp
     return ASTSampler(system, prompts.train, config.rollout.tree_width, config.rollout.tree_depth, prompts.dev or None)
 
 
-def build_trainer(config: RunConfiguration, resume: str | Path | None = None) -> tuple[AccelTrainer, Prompts]:
+def build_trainer(
+    config: RunConfiguration, resume: str | Path | None = None, accelerator: Accelerator | None = None
+) -> tuple[AccelTrainer, Prompts]:
     """The trainer of a configuration and its prompts. Mistakes are found before weights load.
+
+    Args:
+        config: the whole run.
+        resume: what it goes on from, if anything.
+        accelerator: the processes to train on; None makes one as configured.
 
     Raises:
         OutputFolderError: the output folder holds another run.
@@ -96,7 +104,8 @@ def build_trainer(config: RunConfiguration, resume: str | Path | None = None) ->
         raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
     # Made once without a system, only to find a bad option before weights load.
     build_algorithm(config.algorithm.name, None, **config.algorithm.options)
-    accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
+    if accelerator is None:
+        accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
     prompts = Prompts(config)
     sampler = build_sampler(config, accelerator.device, prompts)
     algorithm = build_algorithm(config.algorithm.name, sampler.system, **config.algorithm.options)

@@ -36,6 +36,8 @@ class StepModule(torch.nn.Module):
                 setattr(self, self._free_name(name.replace(".", "_")), owner)
                 for parameter in owned:
                     missing.pop(id(parameter), None)
+        # By this name FSDP looks for the layers to shard one by one.
+        self._no_split_modules = sorted(_layer_classes(self))
         for index, parameter in enumerate(wanted):
             if id(parameter) in missing:
                 raise ValueError(
@@ -58,6 +60,12 @@ class StepModule(torch.nn.Module):
         trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         persistent = self.state_dict(keep_vars=True)
         return trained | {name: buffer for name, buffer in self.named_buffers() if name in persistent}
+
+
+def _layer_classes(module: torch.nn.Module) -> set[str]:
+    """The names of the classes that the models within name as their layers, of those that they have."""
+    named = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    return named & {type(part).__name__ for part in module.modules()}
 
 
 def _owners(system: Any) -> Iterator[tuple[str, torch.nn.Module | torch.nn.Parameter]]:

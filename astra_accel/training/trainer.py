@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
 
 from astra_accel.config import AUTO, RunConfiguration, Section, TrainingConfiguration, check_resume, to_yaml
 from astra_accel.core.evaluator import Evaluator
@@ -20,6 +20,7 @@ from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.checkpoint import TrainerState, Training
 from astra_accel.training.display import Display
 from astra_accel.training.distributed import check_accelerator, launch_advice, make_accelerator, on_every_rank, on_main
+from astra_accel.training.engine import make_engine
 from astra_accel.training.experience import Experience, ExperienceLoader, Shard
 from astra_accel.training.harness import Harness
 from astra_accel.training.memory import return_freed_memory
@@ -97,13 +98,12 @@ class AccelTrainer:
             seed=config.seed,
             accelerator=self.accelerator,
         )
+        optimizer = build_optimizer(config, sampler.system.parameters())
+        self.learning_rate = LearningRate(config, optimizer)
+        self.engine = make_engine(self.accelerator, StepModule(sampler.system, algorithm), optimizer, config)
         self.loader = ExperienceLoader(
             self.accelerator, algorithm, config.batch_size, config.gradient_accumulation_steps, config.seed
         )
-        self.module = StepModule(sampler.system, algorithm)
-        optimizer = build_optimizer(config, sampler.system.parameters())
-        self.learning_rate = LearningRate(config, optimizer)
-        self.step_module, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.state = TrainerState()
         self.display = Display(self.accelerator.is_main_process, config.training_steps)
         self.folder = RunFolder(self._agree_on_folder())
@@ -135,7 +135,7 @@ class AccelTrainer:
     def _run_steps(self) -> None:
         with self.display.running(self.state.step):
             while self.state.step < self.config.training_steps:
-                with self._stopwatch.phase("rollout"):
+                with self._stopwatch.phase("rollout"), self.engine.whole_weights():
                     experience = self.harness.collect(self.state.step)
                 records = self._update_on(experience)
                 self.state.step += 1
@@ -151,7 +151,8 @@ class AccelTrainer:
         if seeds is None:
             given = self.evaluator.seeds
             seeds = given[: self.config.num_eval_episodes] if given else range(self.config.num_eval_episodes)
-        graphs = self.harness.evaluate(list(seeds))
+        with self.engine.whole_weights():
+            graphs = self.harness.evaluate(list(seeds))
         return self.evaluator.aggregate_metrics([self.evaluator.compute_metrics(graph) for graph in graphs])
 
     def find_checkpoint(self, resume: str | Path | None) -> Path | None:
@@ -175,7 +176,8 @@ class AccelTrainer:
     def save_tester(self, folder: str | Path | None = None) -> Path:
         """Write the tester as it is (None: to ``tester/`` of the run). All processes together."""
         path = self.folder.tester if folder is None else Path(folder)
-        on_main(self.accelerator, lambda: self._write_tester(path))
+        weights = self.engine.gathered_state() if self.engine.sharded else None
+        on_main(self.accelerator, lambda: self._write_tester(path, weights))
         return path
 
     def _update_on(self, experience: Experience) -> list[dict[str, Any]]:
@@ -188,9 +190,7 @@ class AccelTrainer:
             self._return_freed_memory()
             for epoch in range(self.config.epochs_per_experience):
                 for shard in self.loader.of(experience, epoch):
-                    with self._gradients(exchanged=shard.ends_update):
-                        loss, logs = self.step_module(shard.batch)
-                        self.accelerator.backward(loss * self._scale(shard))
+                    loss, logs = self.engine.backward(shard.batch, shard.share, ends_update=shard.ends_update)
                     self._return_freed_memory()
                     tally.add(loss, logs, shard.share)
                     shards.append(shard)
@@ -203,30 +203,12 @@ class AccelTrainer:
         if self.accelerator.device.type == "cpu":
             return_freed_memory()
 
-    def _gradients(self, exchanged: bool) -> AbstractContextManager[Any]:
-        """A forward and backward whose gradients stay with this process, or go out with all since the last update.
-
-        What Accelerate's ``accumulate`` does, for updates of any number of steps.
-        """
-        self.accelerator.sync_gradients = exchanged
-        return nullcontext() if exchanged else self.accelerator.no_sync(self.step_module)
-
-    def _scale(self, shard: Shard) -> float:
-        """What makes of this shard's mean loss its part of the update's mean.
-
-        ``backward`` divides by the accumulation steps and the processes' gradients are averaged; both are undone,
-        since the shares of an update add up to 1 over its batches and processes already.
-        """
-        return shard.share * self.config.gradient_accumulation_steps * self.accelerator.num_processes
-
     def _finish_update(self, tally: UpdateTally, shards: Sequence[Shard], experience: Experience) -> dict[str, Any]:
-        max_norm = float("inf") if self.config.max_grad_norm is None else self.config.max_grad_norm
-        grad_norm = float(self.accelerator.clip_grad_norm_(self.step_module.parameters(), max_norm))
         means = tally.reduce(self.accelerator)
-        self._check_finite(means["loss"], grad_norm, shards)
         lr = self.learning_rate.value
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        grad_norm = self.engine.update(
+            self.config.max_grad_norm, lambda norm: self._check_finite(means["loss"], norm, shards)
+        )
         self.state.update += 1
         return {
             "step": experience.index + 1,
@@ -341,7 +323,7 @@ class AccelTrainer:
         best = self.state.best_step
         if self.config.load_best_at_end and best is not None and best != self.state.step:
             path = self.folder.checkpoints / checkpoints.checkpoint_name(best)
-            checkpoints.load_weights(self.module, path)
+            checkpoints.load_weights(self.engine, path)
             self.display.say(f"took the weights of {path}, the best by {self.config.best_metric}")
         self.save_tester()
         self._end_trackers()
@@ -376,9 +358,7 @@ class AccelTrainer:
         )
 
     def _training(self) -> Training:
-        return Training(
-            self.accelerator, self.module, self.optimizer, self.learning_rate, self.state, self._config_yaml
-        )
+        return Training(self.engine, self.learning_rate, self.state, self._config_yaml)
 
     def _compare_configurations(self, checkpoint: Path) -> None:
         checkpoints.verify_checkpoint(checkpoint)
@@ -412,13 +392,16 @@ class AccelTrainer:
     def _write_rollouts(self, experience: Experience) -> None:
         self.folder.write_rollouts(experience.index + 1, experience.graphs)
 
-    def _write_tester(self, path: Path) -> None:
+    def _write_tester(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        """Write the tester, with these weights where it does not hold them whole itself."""
         save_pretrained = getattr(self.harness.sampler.system, "save_pretrained", None)
         path.mkdir(parents=True, exist_ok=True)
-        if save_pretrained is not None:
+        if save_pretrained is None:
+            save_file(self.engine.gathered_state() if weights is None else weights, path / checkpoints.WEIGHTS)
+        elif weights is None:
             save_pretrained(path)
         else:
-            checkpoints.write_weights(self.module, path / checkpoints.WEIGHTS)
+            save_pretrained(path, state_dict=weights)
         card = tester_card(self._config_yaml, self.state)
         (path / "README.md").write_text(card, encoding="utf-8")
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from astra_accel import AccelTrainer, RunConfiguration, TrainingConfiguration
 from astra_accel.training.run import build_trainer
+from tests.helpers.launches import make_launch
 from tests.helpers.plain import build_plain, reset_accelerate
 
 ROOT = Path(__file__).parents[2]
@@ -25,21 +26,25 @@ TINY_DPO = ROOT / "examples" / "configs" / "tiny_dpo.yaml"
 Weights = dict[str, torch.Tensor]
 
 
-def train_plain(output_dir: Path, resume: Path | str | None = None, **settings: Any) -> Weights:
+def train_plain(
+    output_dir: Path, resume: Path | str | None = None, launch_kind: str = "ddp", **settings: Any
+) -> Weights:
     """Train the plain system with ``AccelTrainer`` on the processes that there are; its weights afterwards."""
+    reset_accelerate()
     config = TrainingConfiguration(
         **{"output_dir": output_dir, "lr": 0.05, "batch_size": 4, "training_steps": 6, "sample_steps": None} | settings
     )
     sampler, algorithm = build_plain()
-    AccelTrainer(config, sampler, algorithm).train(resume)
-    return {str(index): parameter.detach().clone() for index, parameter in enumerate(sampler.system.parameters())}
+    trainer = AccelTrainer(config, sampler, algorithm, accelerator=make_launch(launch_kind, config))
+    trainer.train(resume)
+    return {name: tensor.detach().clone() for name, tensor in trainer.engine.trained_state()}
 
 
-def train_tiny(output_dir: Path, *overrides: str, resume: Path | None = None) -> AccelTrainer:
+def train_tiny(output_dir: Path, *overrides: str, resume: Path | None = None, launch_kind: str = "ddp") -> AccelTrainer:
     """Train ``tiny_dpo.yaml`` with overrides on the processes that there are; its trainer afterwards."""
     reset_accelerate()
     config = RunConfiguration.load(TINY_DPO, ["--training.output_dir", str(output_dir), *overrides])
-    trainer, _ = build_trainer(config, resume)
+    trainer, _ = build_trainer(config, resume, accelerator=make_launch(launch_kind, config.training))
     trainer.train(resume)
     return trainer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from astra_accel.models.generation import Generated
 from astra_accel.models.logprobs import can_pack, pad_logprobs
 from astra_accel.models.prefix_tree import num_distinct_tokens
 from astra_accel.models.reading import Scored
-from astra_accel.models.roles import LanguageModel, RoleFiles, find_roles, load_roles
+from astra_accel.models.roles import TESTER_ADAPTER, LanguageModel, RoleFiles, find_roles, load_roles
 from astra_accel.models.sampling import uniforms
 from astra_accel.models.support import transformers_model
 
@@ -123,6 +123,9 @@ class HFASTSystem(ASTSystem[Any, Any]):
         self.token_budget = compute.token_budget
         if compute.packing == "prefix_tree":
             self._check_packing()
+        elif compute.packing == "auto":
+            # Found out here, since later the weights may be spread over processes that are not all at this point.
+            can_pack(transformers_model(self.roles.tester.model))
         if compute.activation_checkpointing and not checkpointed_layers(self.tester):
             raise ValueError(
                 f"compute.activation_checkpointing is set, but {files.tester.source} has no layers that can do it"
@@ -226,12 +229,20 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """Tokens of each probe as the target reads it, ``[batch]``."""
         return torch.tensor([len(self._probe(item).target_ids) for item in probe], device=logprobs_BT.device)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tester (the adapter alone where it is LoRA) and its tokenizer."""
-        if self.roles.trained is self.roles.tester.model:
-            self.tester.save_pretrained(folder)
-        else:
-            self.tester.save_pretrained(folder, selected_adapters=["default"])
+    def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write the tester (the adapter alone where it is LoRA) and its tokenizer.
+
+        Args:
+            folder: where to.
+            state_dict: the trained weights by their names in this system (``tester.…``), where its own are spread
+                over processes.
+        """
+        options: dict[str, Any] = {}
+        if state_dict is not None:
+            options["state_dict"] = {name.removeprefix("tester."): tensor for name, tensor in state_dict.items()}
+        if self.roles.trained is not self.roles.tester.model:
+            options["selected_adapters"] = [TESTER_ADAPTER]
+        self.tester.save_pretrained(folder, **options)
         self.roles.tester.files.tokenizer.save_pretrained(folder)
 
     def _policy_logprobs(

@@ -29,6 +29,7 @@ from astra_accel.training.checkpoint import (
     verify_checkpoint,
 )
 from astra_accel.training.distributed import make_accelerator
+from astra_accel.training.engine import make_engine
 from astra_accel.training.optim import OPTIMIZERS, LearningRate, build_optimizer
 from astra_accel.training.step_module import StepModule
 from tests.helpers.plain import PlainAlgorithm, PlainStep, build_plain, reset_accelerate
@@ -59,17 +60,15 @@ def build(seed=0, **settings):
     module = StepModule(sampler.system, algorithm)
     optimizer = build_optimizer(config, sampler.system.parameters())
     learning_rate = LearningRate(config, optimizer)
-    _, optimizer = accelerator.prepare(module, optimizer)
-    return Training(accelerator, module, optimizer, learning_rate, TrainerState(), "training:\n  lr: 0.1\n")
+    engine = make_engine(accelerator, module, optimizer, config)
+    return Training(engine, learning_rate, TrainerState(), "training:\n  lr: 0.1\n")
 
 
 def update(training, count=1):
     for _ in range(count):
         steps = [PlainStep(state, state % 5, (state + 1) % 5, 1.0) for state in range(4)]
-        loss, _ = training.module(PlainAlgorithm.collate_fn(steps))
-        training.accelerator.backward(loss)
-        training.optimizer.step()
-        training.optimizer.zero_grad()
+        training.engine.backward(PlainAlgorithm.collate_fn(steps), 1.0, ends_update=True)
+        training.engine.update(None, lambda norm: None)
         training.learning_rate.advance(0.0)
         training.state.step += 1
         training.state.update += 1
@@ -77,14 +76,16 @@ def update(training, count=1):
 
 def contents(training):
     """Everything that a checkpoint restores, as bytes."""
-    weights = {name: tensor.detach().numpy().tobytes() for name, tensor in training.module.trained_state().items()}
+    weights = {
+        name: tensor.detach().numpy().tobytes() for name, tensor in training.engine.module.trained_state().items()
+    }
     states = {
         (index, name): torch.as_tensor(value).numpy().tobytes()
-        for index, state in training.optimizer.state_dict()["state"].items()
+        for index, state in training.engine.optimizer.state_dict()["state"].items()
         for name, value in state.items()
         if value is not None
     }
-    return weights, states, training.optimizer.state_dict()["param_groups"], training.learning_rate.state_dict()
+    return weights, states, training.engine.optimizer.state_dict()["param_groups"], training.learning_rate.state_dict()
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ class TestRoundTrip:
         training = build(seed=5)
         before = contents(training)
 
-        load_weights(training.module, saved)
+        load_weights(training.engine, saved)
 
         after = contents(training)
         assert after[0] != before[0]
@@ -182,11 +183,11 @@ class TestRoundTrip:
 
     def test_loading_keeps_the_tensors_that_the_optimizer_holds(self, saved):
         training = build(seed=5)
-        parameters = list(training.module.parameters())
+        parameters = list(training.engine.module.parameters())
 
         load_checkpoint(training, saved)
 
-        held = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
+        held = [parameter for group in training.engine.optimizer.param_groups for parameter in group["params"]]
         assert {id(parameter) for parameter in held} == {id(parameter) for parameter in parameters}
         before = contents(training)[0]
         update(training)
@@ -258,7 +259,7 @@ class TestVerification:
         training = build(seed=5)
         before = contents(training)
 
-        for read in (verify_checkpoint, lambda path: load_weights(training.module, path)):
+        for read in (verify_checkpoint, lambda path: load_weights(training.engine, path)):
             with pytest.raises(CheckpointError, match=f"{name} {message}"):
                 read(saved)
         with pytest.raises(CheckpointError, match=f"{name} {message}"):
@@ -285,14 +286,14 @@ class TestVerification:
 
     def test_the_weights_of_another_model_are_named(self, saved):
         training = build()
-        training.module.value_head = torch.nn.Linear(5, 2)
+        training.engine.module.value_head = torch.nn.Linear(5, 2)
 
         with pytest.raises(CheckpointError, match=r"another model: 2 of them differ .*value_head\.weight"):
             load_checkpoint(training, saved)
-        training.module.more = torch.nn.Linear(1, 1)
-        del training.module.policy
+        training.engine.module.more = torch.nn.Linear(1, 1)
+        del training.engine.module.policy
         with pytest.raises(CheckpointError, match=r"3 of them differ .*more\.bias, more\.weight, policy\.weight"):
-            load_weights(training.module, saved)
+            load_weights(training.engine, saved)
 
     def test_what_is_no_checkpoint_names_those_near_it(self, saved, tmp_path):
         run, folder = saved.parent.parent, saved.parent

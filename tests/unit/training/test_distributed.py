@@ -71,10 +71,16 @@ class TestMakeAccelerator:
         with pytest.raises(ValueError, match=r"sync_with_dataloader is False"):
             check_accelerator(accelerator, TrainingConfiguration(gradient_accumulation_steps=2))
 
-    @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-    def test_a_launch_that_shards_weights_is_refused(self, kind):
-        with pytest.raises(ValueError, match=rf"shards the weights \({kind.value}\).*not supported yet"):
-            check_accelerator(Pretended(distributed_type=kind), TrainingConfiguration())
+    def test_fsdp_1_is_refused(self):
+        pretended = Pretended(distributed_type=DistributedType.FSDP, is_fsdp2=False)
+        with pytest.raises(ValueError, match=r"by FSDP 1.*expected fsdp_version: 2"):
+            check_accelerator(pretended, TrainingConfiguration())
+        check_accelerator(Pretended(distributed_type=DistributedType.FSDP, is_fsdp2=True), TrainingConfiguration())
+
+    def test_a_launch_that_builds_its_own_models_is_refused(self):
+        pretended = Pretended(distributed_type=DistributedType.MEGATRON_LM)
+        with pytest.raises(ValueError, match="MEGATRON_LM, which builds models of its own"):
+            check_accelerator(pretended, TrainingConfiguration())
 
     @pytest.mark.parametrize(
         ("field", "configured", "made"), [("gradient_accumulation_steps", 4, 2), ("mixed_precision", "bf16", "no")]

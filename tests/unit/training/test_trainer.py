@@ -250,7 +250,7 @@ class TestNonFinite:
         algorithm = self.Failing(spoil)
         trainer = make(algorithm, num_episodes_per_experience=4, training_steps=9, save_steps=1)
         steps = []
-        trainer.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        trainer.engine.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
 
         with pytest.raises(
             NonFiniteError, match=r"update 3 has loss .* and gradient norm .*; it was not made"
@@ -338,7 +338,7 @@ class TestEvaluation:
         assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-000002", "step-000004"]
         best, last = checkpoint_weights(run, 2), checkpoint_weights(run, 4)
         assert not torch.equal(best["policy.weight"], last["policy.weight"])
-        assert torch.equal(trainer.module.policy.weight, best["policy.weight"])
+        assert torch.equal(trainer.engine.module.policy.weight, best["policy.weight"])
         assert torch.equal(load_file(run / "tester" / "trained.safetensors")["policy.weight"], best["policy.weight"])
         assert "- best_step: 2\n" in (run / "tester" / "README.md").read_text()
 
@@ -351,7 +351,7 @@ class TestEvaluation:
         assert (resumed.state.best_step, resumed.state.best_value) == (1, 0.9)
         names = [path.name for path in list_checkpoints(tmp_path / "other" / "checkpoints")]
         assert names == ["step-000001", "step-000004"]
-        assert torch.equal(resumed.module.policy.weight, checkpoint_weights(run, 1)["policy.weight"])
+        assert torch.equal(resumed.engine.module.policy.weight, checkpoint_weights(run, 1)["policy.weight"])
 
     def test_a_best_checkpoint_that_is_gone_is_looked_for_anew(self, make, run, tmp_path):
         make(**self.settings([0.9, 0.1], training_steps=2)).train()
@@ -368,7 +368,7 @@ class TestEvaluation:
         trainer.train()
 
         last = checkpoint_weights(run, 4)["policy.weight"]
-        assert torch.equal(trainer.module.policy.weight, last)
+        assert torch.equal(trainer.engine.module.policy.weight, last)
         assert torch.equal(load_file(run / "tester" / "trained.safetensors")["policy.weight"], last)
 
     def test_a_best_step_is_saved_also_without_save_steps(self, make, run):
@@ -482,7 +482,7 @@ class TestFiles:
         assert trainer.save_tester(tmp_path / "mine") == tmp_path / "mine"
 
         saved = load_file(tmp_path / "mine" / "trained.safetensors")
-        assert torch.equal(saved["policy.weight"], trainer.module.policy.weight)
+        assert torch.equal(saved["policy.weight"], trainer.engine.module.policy.weight)
 
     def test_tensorboard_gets_the_figures(self, make, run):
         make(log_with=["tensorboard"], training_steps=4).train()
@@ -692,7 +692,9 @@ class TestResumingAutomatically:
         shown = capsys.readouterr().out
         assert f"passed over: {damaged} has 0 bytes" in shown
         assert f"resumed from {run / 'checkpoints' / 'step-000002'} at step 2" in shown
-        assert torch.equal(resumed.module.policy.weight, checkpoint_weights(tmp_path / "whole", 4)["policy.weight"])
+        assert torch.equal(
+            resumed.engine.module.policy.weight, checkpoint_weights(tmp_path / "whole", 4)["policy.weight"]
+        )
 
     def test_a_run_that_ended_is_nothing_to_begin_anew(self, make, run):
         make(save_steps=None).train()

@@ -1,0 +1,48 @@
+"""Every kind of launch on CPU processes, as ``accelerate launch`` makes them of GPUs."""
+
+from __future__ import annotations
+
+import os
+
+from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DataLoaderConfiguration, DistributedType
+
+from astra_accel import TrainingConfiguration
+from astra_accel.training.distributed import make_accelerator
+
+SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
+LAUNCHES = ("ddp", *SHARDED)
+
+
+def make_launch(kind: str, config: TrainingConfiguration) -> Accelerator:
+    """The accelerator of a launch kind (one of ``LAUNCHES``) on the processes that there are."""
+    if kind == "ddp":
+        return make_accelerator(config)
+    return _fsdp2(config) if kind == "fsdp2" else _zero(int(kind[-1]), config)
+
+
+def _fsdp2(config: TrainingConfiguration) -> Accelerator:
+    """FSDP2 over gloo, which torch has and Accelerate offers for GPUs alone."""
+    accelerator = make_accelerator(config)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        state_dict_type="SHARDED_STATE_DICT",
+    )
+    for shared in (AcceleratorState._shared_state, PartialState._shared_state):
+        shared["distributed_type"] = DistributedType.FSDP
+    return accelerator
+
+
+def _zero(stage: int, config: TrainingConfiguration) -> Accelerator:
+    """DeepSpeed over gloo: with ``cpu=True`` Accelerate would leave DeepSpeed out."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")],
+        deepspeed_plugin=DeepSpeedPlugin(zero_stage=stage, zero3_init_flag=False),
+    )
