@@ -104,6 +104,9 @@ class TrainingConfiguration(Section):
     """Training steps between sample conversations on the screen; None shows none."""
     num_sample_conversations: int = Field(2, ge=0)
     """Conversations shown each time."""
+    timeout: float = Field(600.0, gt=0, allow_inf_nan=False)
+    """Seconds that a process waits for the others before the run ends with an error; at least as much longer as the
+    slowest of them takes for its part of a rollout or an evaluation than the quickest."""
     max_empty_experiences: Count = 10
     """Experiences in a row that may yield no training example before the run stops with an error."""
 

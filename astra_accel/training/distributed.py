@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +17,7 @@ from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
     DistributedType,
+    InitProcessGroupKwargs,
     LoggerType,
     gather_object,
 )
@@ -50,7 +55,10 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
         log_with=config.log_with or None,
         project_dir=None if config.output_dir is None else str(config.output_dir),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+        ],
     )
     check_accelerator(accelerator, config)
     return accelerator
@@ -150,6 +158,16 @@ def _check_trackers(config: TrainingConfiguration) -> None:
             raise ValueError(f"training.log_with has {name!r}, which writes files; expected a training.output_dir")
 
 
+_waits: list[float] = []
+
+
+def take_waited() -> float:
+    """Seconds since the last call that this process spent in exchanges: waiting for the slowest, but for little."""
+    waited = math.fsum(_waits)
+    _waits.clear()
+    return waited
+
+
 def on_every_rank(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     """Do something on each process and give all of them everybody's result, in the order of ranks.
 
@@ -163,15 +181,43 @@ def on_every_rank(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
         result = work()
     except Exception as caught:
         error = caught
-    outcomes: list[tuple[Any, str | None]] = gather_object(
-        [(result, None if error is None else f"{type(error).__name__}: {error}")]
-    )
+    own = (result, None if error is None else f"{type(error).__name__}: {error}")
+    started = time.perf_counter()
+    try:
+        outcomes: list[tuple[Any, str | None]] = gather_object([own])
+    except RuntimeError:  # the others are gone, which matters less than why this one failed
+        if error is None:
+            raise
+    _waits.append(time.perf_counter() - started)
     if error is not None:
         raise error
     for rank, (_, failure) in enumerate(outcomes):
         if failure is not None:
             raise RankError(f"process {rank} failed with {failure}")
     return [outcome for outcome, _ in outcomes]
+
+
+@contextmanager
+def naming_lost_processes(timeout: float) -> Iterator[None]:
+    """Say in words when a process can't reach the others any more.
+
+    Raises:
+        RankError: one of them died, or did not answer for ``timeout`` seconds.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_the_network(error):
+            raise
+        raise RankError(
+            f"process {os.environ.get('RANK', '0')} lost the others: one of them died, or did not answer for "
+            f"{timeout:g} s (training.timeout). Its own error says why; the last checkpoint is whole"
+        ) from error
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    # NCCL's errors have classes; gloo's are plain, with the place in its sources where they come from.
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:

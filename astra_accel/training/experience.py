@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from astra_accel.core.sampler import Graph
 from astra_accel.core.seeding import derive_seed
+from astra_accel.training.balance import balanced_hands, equal_runs
 
 PAD = -1
 SHUFFLE_STREAM = 1
@@ -81,12 +82,13 @@ def plan_rounds(
     batch_size: int,
     accumulation: int,
     num_processes: int,
+    deal: Callable[[Sequence[int], int], Sequence[Sequence[int]]] = equal_runs,
     split: Callable[[Sequence[int]], Sequence[Sequence[int]]] = lambda hand: [hand],
 ) -> Plan:
     """Who steps on what, and what it counts.
 
-    A batch is dealt out in runs, since neighbours belong together, and a process may split its run. Five examples
-    in the order 0 1 2 3 4, batches of 4 on 2 processes, no accumulation; then the same with runs split in ones::
+    A batch is dealt out to the processes, and a process may split its hand. Five examples in the order 0 1 2 3 4,
+    batches of 4 on 2 processes in equal runs, no accumulation; then the same with hands split in ones::
 
         rounds        [[0, 1, 2, 3], [4, PAD, PAD, PAD]]      [[0, PAD, 2, PAD], [1, PAD, 3, PAD], [4, PAD, PAD, PAD]]
         shares        [1/4, 1/4, 1/4, 1/4, 1]                 the same
@@ -98,7 +100,8 @@ def plan_rounds(
         batch_size: examples of a batch over all processes, a multiple of ``num_processes``.
         accumulation: batches an update.
         num_processes: examples of a batch are dealt out to them.
-        split: parts of a process's run that are stepped on one after the other.
+        deal: the hands of so many processes from a batch, none larger than its part of a full one.
+        split: parts of a process's hand that are stepped on one after the other.
     """
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     per_rank = batch_size // num_processes
@@ -109,20 +112,13 @@ def plan_rounds(
         for index in (index for batch in update for index in batch):
             plan.shares[index] = weights[index] / total if total else 0.0
         for batch in update:
-            hands = [split(run) if run else [] for run in _runs(batch, num_processes)]
+            hands = [split(hand) if hand else [] for hand in deal(batch, num_processes)]
             for number in range(max(map(len, hands))):
                 parts = [list(hand[number]) if number < len(hand) else [] for hand in hands]
                 plan.rounds.append([index for part in parts for index in part + [PAD] * (per_rank - len(part))])
                 plan.ends_update.append(False)
         plan.ends_update[-1] = True
     return plan
-
-
-def _runs(batch: Sequence[int], num_runs: int) -> list[Sequence[int]]:
-    """The batch in runs of equal length, the first ones longer by 1 where that does not come out even."""
-    length, longer = divmod(len(batch), num_runs)
-    starts = [run * length + min(run, longer) for run in range(num_runs + 1)]
-    return [batch[start:end] for start, end in pairwise(starts)]
 
 
 class ExperienceLoader:
@@ -159,12 +155,23 @@ class ExperienceLoader:
             batch_size=self._batches.batch_size_of_all,
             accumulation=self._accumulation,
             num_processes=self._num_processes,
+            deal=lambda batch, num_hands: self._dealt(batch, num_hands, experience),
             split=lambda hand: self._within_budget(hand, experience),
         )
         self._batches.plan = plan.rounds
         self._examples.items = [Example(step, share) for step, share in zip(experience.steps, plan.shares, strict=True)]
         for (batch, share), ends_update in zip(self.prepared, plan.ends_update, strict=True):
             yield Shard(batch, share, ends_update)
+
+    def _dealt(self, batch: Sequence[int], num_hands: int, experience: Experience) -> list[list[int]]:
+        """A batch dealt out to the processes by what they will have to read, where the algorithm can tell that."""
+        count = getattr(self._algorithm, "num_tokens", None)
+        if num_hands == 1 or count is None or count([experience.steps[index] for index in batch]) is None:
+            return equal_runs(batch, num_hands)
+        room = self._batches.batch_size_of_all // num_hands
+        return balanced_hands(
+            batch, experience.trees, num_hands, room, lambda hand: count([experience.steps[index] for index in hand])
+        )
 
     def _within_budget(self, hand: Sequence[int], experience: Experience) -> list[list[int]]:
         """A run of examples in parts that each read no more tokens than the system's budget.

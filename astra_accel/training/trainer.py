@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -19,7 +21,15 @@ from astra_accel.core.evaluator import Evaluator
 from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.checkpoint import TrainerState, Training
 from astra_accel.training.display import Display
-from astra_accel.training.distributed import check_accelerator, launch_advice, make_accelerator, on_every_rank, on_main
+from astra_accel.training.distributed import (
+    check_accelerator,
+    launch_advice,
+    make_accelerator,
+    naming_lost_processes,
+    on_every_rank,
+    on_main,
+    take_waited,
+)
 from astra_accel.training.engine import make_engine
 from astra_accel.training.experience import Experience, ExperienceLoader, Shard
 from astra_accel.training.harness import Harness
@@ -125,9 +135,10 @@ class AccelTrainer:
             ConfigurationError: it is ``"auto"``, and no output folder is configured.
             OutputFolderError: the output folder holds another run.
             NonFiniteError, EmptyExperienceError: training can't go on.
+            RankError: another process failed, died, or did not answer for ``config.timeout`` seconds.
             Preempted: a process got SIGTERM or SIGUSR1; the training step was finished and has a checkpoint.
         """
-        with self._preemption.watching():
+        with self._preemption.watching(), naming_lost_processes(self.config.timeout):
             self._begin(resume_from_checkpoint)
             self._run_steps()
             self._end()
@@ -259,6 +270,7 @@ class AccelTrainer:
                 metrics = self.evaluate()
             figures |= {f"eval/{name}": value for name, value in metrics.items()}
             improved = self._note_best(metrics)
+        figures |= self._speed(figures["tokens"])
         figures |= self._stopwatch.take()
         preempted = self._report(experience, records, figures)
         due = config.save_steps is not None and (last or step % config.save_steps == 0)
@@ -287,6 +299,15 @@ class AccelTrainer:
         if every is not None and (self.state.step == 1 or self.state.step % every == 0):
             self.display.conversations(experience.graphs, self.config.num_sample_conversations)
         return preempted
+
+    def _speed(self, num_tokens: int) -> dict[str, float]:
+        """How quickly a training step went, over all processes."""
+        seconds = self._stopwatch.seconds
+        waited = on_every_rank(self.accelerator, take_waited)
+        return {
+            "speed/tokens_per_second": num_tokens / (seconds["rollout"] + seconds.get("update", 0.0)),
+            "speed/wait_share": fmean(waited) / math.fsum(seconds.values()),
+        }
 
     def _note_best(self, metrics: Mapping[str, float]) -> bool:
         name = self.config.best_metric

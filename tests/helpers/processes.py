@@ -31,7 +31,7 @@ def run_processes(count: int, body: Callable[..., Any], *args: Any, timeout: flo
         ProcessFailure: with the traceback of every process that failed, the first rank's first.
     """
     context = torch.multiprocessing.get_context("spawn")
-    port = _free_port()
+    port = free_port()
     processes, pipes = [], []
     for rank in range(count):
         receiver, sender = context.Pipe(duplex=False)
@@ -86,7 +86,8 @@ def _work(
         torch.distributed.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

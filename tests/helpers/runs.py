@@ -103,7 +103,8 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def timeless(run: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl`` without how long things took."""
-    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in metrics(run)]
+    times = ("seconds/", "speed/")
+    return [{name: value for name, value in line.items() if not name.startswith(times)} for line in metrics(run)]
 
 
 def assert_same_figures(run: Path, other: Path, tolerance: float, without: str | None = None) -> None:

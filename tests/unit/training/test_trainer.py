@@ -448,6 +448,7 @@ class TestFiles:
             assert line.keys() >= {
                 "step", "update", "loss", "plain/accuracy", "plain/value", "grad_norm", "lr", "examples",
                 "reward/mean", "reward/std", "reward/max", "tokens", "seconds/rollout", "seconds/update",
+                "speed/tokens_per_second", "speed/wait_share",
             }  # fmt: skip
             assert all(isinstance(value, int | float) for value in line.values())
 
