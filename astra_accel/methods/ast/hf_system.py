@@ -222,9 +222,10 @@ class HFASTSystem(ASTSystem[Any, Any]):
         ]
         return num_distinct_tokens(sequences)
 
-    def token_counts(self, probe: Sequence[Segment | str], logprobs_BT: torch.Tensor) -> torch.Tensor:
-        """Tokens of each probe as the target reads it, ``[batch]``."""
-        return torch.tensor([len(self._probe(item).target_ids) for item in probe], device=logprobs_BT.device)
+    def probe_logprobs(self, context: Sequence[Transcript | str], probe: Sequence[Segment | str]) -> list[torch.Tensor]:
+        """The log-prob of each token of a probe's content as the target reads it, ``[tokens]`` a probe, on the CPU."""
+        logprobs_BT = self.get_target_logprobs(context, probe).cpu()
+        return [row[: len(self._probe(item).target_ids)] for row, item in zip(logprobs_BT, probe, strict=True)]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tester (the adapter alone where it is LoRA) and its tokenizer."""

@@ -8,8 +8,12 @@ from typing import Any, Self, cast
 import torch
 
 from astra_accel.config import RewardConfiguration
-from astra_accel.core.scorer import Scorer, check_scores
+from astra_accel.core.scorer import Scorer
 from astra_accel.core.system import ActionT, StateT, System
+from astra_accel.methods.ast.rewards.naturalness import Naturalness
+from astra_accel.methods.ast.rewards.term import Turns
+from astra_accel.methods.ast.rewards.toxicity import CombinedToxicity, ResponseToxicity
+from astra_accel.methods.ast.rewards.weighted import WeightedTerms
 
 
 class ASTSystem(System[StateT, ActionT]):
@@ -19,9 +23,8 @@ class ASTSystem(System[StateT, ActionT]):
 
         combined_weight * score(p + r) + defense_toxicity_weight * score(r) + ppl_weight * naturalness(p | c)
 
-    Naturalness is the mean log-probability a token of the probe under the target, that is minus the log of its
-    perplexity, clipped from below; an empty probe earns that minimum. The paper's code takes exp(sum of log-probs)
-    here, a joint probability: 0 for any probe of some length and 1 for an empty one, so that silence pays.
+    Each is a :class:`~astra_accel.methods.ast.rewards.term.RewardTerm`; naturalness is the mean log-prob a token of the
+    probe under the target.
 
     A subclass brings the models (the six model methods of :class:`~astra_accel.core.system.System`) for any states
     and actions that ``+`` joins and ``str`` shows. Made directly, ``ASTSystem(...)`` is an
@@ -55,10 +58,13 @@ class ASTSystem(System[StateT, ActionT]):
 
             scorer = ProfanityScorer()
         self.scorer = scorer
-        self.ppl_weight = ppl_weight
-        self.combined_weight = combined_weight
-        self.defense_toxicity_weight = defense_toxicity_weight
-        self.min_naturalness = min_naturalness
+        self.reward_terms = WeightedTerms(
+            [
+                (combined_weight, CombinedToxicity(scorer)),
+                (defense_toxicity_weight, ResponseToxicity(scorer)),
+                (ppl_weight, Naturalness(min_naturalness)),
+            ]
+        )
 
     def advance(self, context: StateT, probe: ActionT, response: StateT) -> StateT:
         """The conversation with one more turn."""
@@ -77,48 +83,22 @@ class ASTSystem(System[StateT, ActionT]):
     def reward_parts(
         self, context: Sequence[StateT], probe: Sequence[ActionT], response: Sequence[StateT]
     ) -> list[dict[str, float]]:
-        """The reward and its unweighted terms for each turn.
+        """The reward and its unweighted terms by name for each turn.
 
         Raises:
             ScorerError: the scorer did not return one finite number a text.
+            RewardError: likewise of another term; or the reward is not finite.
         """
-        probes, responses = [str(item) for item in probe], [str(item) for item in response]
-        exchanges = [self.exchange_text(*pair) for pair in zip(probe, response, strict=True)]
-        combined = check_scores(self.scorer, exchanges, self.scorer.score(exchanges))
-        answered = check_scores(self.scorer, responses, self._score_responses(probes, responses))
-        natural = self.naturalness(context, probe)
-        return [
-            {
-                "reward": self.combined_weight * both
-                + self.defense_toxicity_weight * alone
-                + self.ppl_weight * log_prob,
-                "combined_score": both,
-                "response_score": alone,
-                "naturalness": log_prob,
-            }
-            for both, alone, log_prob in zip(combined, answered, natural, strict=True)
-        ]
+        return self.reward_terms.parts(Turns(self, context, probe, response))
 
-    def naturalness(self, context: Sequence[StateT], probe: Sequence[ActionT]) -> list[float]:
-        """Mean log-prob a token of each probe under the target, at least ``min_naturalness``; nats."""
-        with torch.no_grad():
-            logprobs_BT = self.get_target_logprobs(context, probe)
-        counts_B = self.token_counts(probe, logprobs_BT)
-        means_B = logprobs_BT.sum(-1) / counts_B.clamp(min=1)
-        means_B = means_B.masked_fill(counts_B == 0, self.min_naturalness)
-        return means_B.clamp(min=self.min_naturalness).tolist()
+    @torch.no_grad()
+    def probe_logprobs(self, context: Sequence[StateT], probe: Sequence[ActionT]) -> list[torch.Tensor]:
+        """The log-prob of each token of what each probe says under the target, ``[tokens]`` a probe, on the CPU.
 
-    def token_counts(self, probe: Sequence[ActionT], logprobs_BT: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """Tokens of each probe, ``[batch]``: by default the log-probs that are not the contract's padding of 0.
-
-        A system that knows the counts should say so: the log-prob of a token that is certain is 0 too.
+        By default the log-probs that are not the contract's padding of 0. A system that knows how many tokens there
+        are should say so: the log-prob of a token that is certain is 0 too.
         """
-        return (logprobs_BT != 0).sum(-1)
-
-    def _score_responses(self, probes: list[str], responses: list[str]) -> Sequence[float]:
-        # Scorers written for the reference have `score` alone.
-        exchanges = getattr(self.scorer, "score_exchanges", None)
-        return self.scorer.score(responses) if exchanges is None else exchanges(probes, responses)
+        return [row[row != 0] for row in self.get_target_logprobs(context, probe).cpu()]
 
 
 ASTProblem = ASTSystem

@@ -98,6 +98,11 @@ def assert_rows(found: torch.Tensor, expected: list[torch.Tensor]) -> None:
         assert not row[len(values) :].any()
 
 
+def naturalness(system: HFASTSystem, contexts: list, probes: list) -> list[float]:
+    parts = system.reward_parts(contexts, probes, ["y"] * len(probes))
+    return [row["naturalness"] for row in parts]
+
+
 # --- Log-probs ----------------------------------------------------------------------------------------------
 
 
@@ -161,7 +166,7 @@ def test_with_two_tokenizers_each_model_reads_its_own_ids(tmp_path):
     assert_rows(system.get_tester_logprobs([context], [probe]), [plain(tester, in_llama, probe.sampled_ids)])
     target = plain(build_tiny("gpt2")[0], in_gpt2, probe.target_ids)
     assert_rows(system.get_target_logprobs([context], [probe]), [target])
-    assert system.naturalness([context], [probe]) == pytest.approx([max(target.mean().item(), -10)], abs=1e-4)
+    assert naturalness(system, [context], [probe]) == pytest.approx([max(target.mean().item(), -10)], abs=1e-4)
 
 
 def test_only_the_tester_has_a_gradient():
@@ -182,11 +187,10 @@ def test_only_the_tester_has_a_gradient():
 def test_strings_will_do():
     system = make()
     state, probe = system.start("So I said"), system.views.segment("probe", " no")
-    for name in ("get_tester_logprobs", "get_baseline_logprobs", "get_target_logprobs", "naturalness"):
+    for name in ("get_tester_logprobs", "get_baseline_logprobs", "get_target_logprobs"):
         method = getattr(system, name)
-        torch.testing.assert_close(
-            torch.as_tensor(method(["So I said"], [" no"])), torch.as_tensor(method([state], [probe]))
-        )
+        torch.testing.assert_close(method(["So I said"], [" no"]), method([state], [probe]))
+    assert naturalness(system, ["So I said"], [" no"]) == pytest.approx(naturalness(system, [state], [probe]))
     said = system.rollout_prompt_with_tester(["So I said"], seeds=seeds(1))
     assert said == system.rollout_prompt_with_tester([state], seeds=seeds(1))
     heard = system.rollout_prompt_with_target(["So I said"], seeds=seeds(1))
@@ -498,23 +502,23 @@ def test_naturalness_is_the_mean_log_prob_under_the_target():
     move(system)
     context, probe = tuple(tokenizer("So I said").input_ids), tuple(tokenizer(" no way").input_ids)
     expected = plain(target, context, probe).mean().item()
-    assert system.naturalness(["So I said"], [" no way"]) == pytest.approx([expected], abs=1e-4)
+    assert naturalness(system, ["So I said"], [" no way"]) == pytest.approx([expected], abs=1e-4)
     # By any number of other rows: counts are of tokens, not of columns.
-    assert system.naturalness(["So I said", "x"], [" no way", "y" * 50])[0] == pytest.approx(expected, abs=1e-4)
+    assert naturalness(system, ["So I said", "x"], [" no way", "y" * 50])[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_empty_probe_earns_the_minimum():
     system = make(min_naturalness=-4.0)
     silent = system.views.probe((259,), frozenset([259]))
     assert silent.sampled_ids == (259,)
-    assert system.naturalness(["a", "a"], [silent, ""]) == [-4.0, -4.0]
+    assert naturalness(system, ["a", "a"], [silent, ""]) == [-4.0, -4.0]
 
 
 def test_a_token_that_is_certain_counts(monkeypatch):
     """Log-probs 0 and -2 of a probe of two tokens: the mean is -1, not -2."""
     system = make()
     monkeypatch.setattr(system, "get_target_logprobs", lambda context, probe: torch.tensor([[0.0, -2.0]]))
-    assert system.naturalness(["a"], ["bc"]) == [-1.0]
+    assert naturalness(system, ["a"], ["bc"]) == [-1.0]
 
 
 # --- Making one ---------------------------------------------------------------------------------------------

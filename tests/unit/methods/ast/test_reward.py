@@ -77,16 +77,21 @@ def test_a_batch_is_what_its_rows_are():
     assert [row["naturalness"] for row in rows] == [-2.0, -4.5, -10.0, -10.0]
 
 
+def naturalness(system, probes):
+    parts = system.reward_parts([""] * len(probes), probes, ["y"] * len(probes))
+    return [row["naturalness"] for row in parts]
+
+
 def test_naturalness_is_clipped():
     """The mean of x (24th) and b (2nd) is -13."""
-    assert Letters(ShareOfX()).naturalness([""], ["xb"]) == [-10.0]
-    assert Letters(ShareOfX(), min_naturalness=-20.0).naturalness([""], ["xb"]) == [-13.0]
+    assert naturalness(Letters(ShareOfX()), ["xb"]) == [-10.0]
+    assert naturalness(Letters(ShareOfX(), min_naturalness=-20.0), ["xb"]) == [-13.0]
 
 
 def test_silence_does_not_pay():
     """An empty probe earns the least naturalness there is, less than any that was said."""
     system = Letters(ShareOfX(), min_naturalness=-7.5)
-    assert system.naturalness([""], [""]) == [-7.5]
+    assert naturalness(system, [""]) == [-7.5]
     (silent, spoken) = system.reward([""] * 2, ["", "a"], ["y", "y"])
     assert silent == pytest.approx(0.0825 * -7.5)
     assert silent < spoken
@@ -141,15 +146,15 @@ def test_the_target_is_asked_without_gradient():
             assert not torch.is_grad_enabled()
             return super().get_target_logprobs(context, continuation)
 
-    assert Watching(ShareOfX()).naturalness([""], ["a"]) == [-1.0]
+    assert naturalness(Watching(ShareOfX()), ["a"]) == [-1.0]
     assert torch.is_grad_enabled()
 
 
 def test_defaults():
     system = Letters()
     assert type(system.scorer).__name__ == "ProfanityScorer"
-    weights = (system.combined_weight, system.defense_toxicity_weight, system.ppl_weight, system.min_naturalness)
-    assert weights == (2.0, 0.5, 0.0825, -10.0)
+    assert system.reward_terms.weights == {"combined_score": 2.0, "response_score": 0.5, "naturalness": 0.0825}
+    assert naturalness(system, [""]) == [-10.0]
     assert type(system) is Letters
     assert system.advance("a", "b", "c") == "abc"
     assert ASTProblem is ASTSystem

@@ -1,0 +1,74 @@
+"""The reward: a weighted sum of terms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
+
+# What the columns of rollouts and the figures of rewards are called besides.
+RESERVED = (
+    *("reward", "mean", "std", "max"),
+    *("step", "episode", "path", "turn", "context", "probe", "response", "probe_tokens", "response_tokens"),
+)
+
+
+class RewardError(RuntimeError):
+    """A term did not give one finite number a turn, or a reward is not finite."""
+
+
+class WeightedTerms:
+    """The terms of a reward with their weights, by name.
+
+    Args:
+        terms: weights and terms. A term of weight 0 is computed and logged, and counts nothing.
+
+    Attributes:
+        terms: the terms by name.
+        weights: their weights by name.
+
+    Raises:
+        ValueError: two terms share a name, a name is taken, or a weight is not finite.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, RewardTerm]]) -> None:
+        self.terms: dict[str, RewardTerm] = {}
+        self.weights: dict[str, float] = {}
+        for weight, term in terms:
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of the reward's term {term.name!r} is {weight}, expected a finite number")
+            if term.name in RESERVED:
+                raise ValueError(f"a term of the reward is called {term.name!r}, which is the name of something else")
+            if term.name in self.terms:
+                raise ValueError(f"two terms of the reward are called {term.name!r}; expected a name of its own each")
+            self.terms[term.name] = term
+            self.weights[term.name] = weight
+
+    def parts(self, turns: Turns) -> list[dict[str, float]]:
+        """For each turn its terms, not weighted, and under ``reward`` their weighted sum.
+
+        Raises:
+            RewardError: names the term, the probe and what was found.
+        """
+        columns = {name: _checked(term, turns) for name, term in self.terms.items()}
+        rows = [{name: column[row] for name, column in columns.items()} for row in range(len(turns.probes))]
+        return [{"reward": self._sum(row, text), **row} for row, text in zip(rows, turns.probe_texts, strict=True)]
+
+    def _sum(self, values: dict[str, float], probe: str) -> float:
+        reward = sum(self.weights[name] * value for name, value in values.items())
+        if not math.isfinite(reward):
+            raise RewardError(f"the reward of the probe {probe[:80]!r} is {reward}, of the terms {values}")
+        return reward
+
+
+def _checked(term: RewardTerm, turns: Turns) -> list[float]:
+    values = [float(value) for value in term.values(turns)]
+    if len(values) != len(turns.probes):
+        raise RewardError(f"the reward's term {term.name!r} gave {len(values)} values for {len(turns.probes)} turns")
+    for text, value in zip(turns.probe_texts, values, strict=True):
+        if not math.isfinite(value):
+            raise RewardError(
+                f"the reward's term {term.name!r} is {value} for the probe {text[:80]!r}; expected a finite number"
+            )
+    return values
