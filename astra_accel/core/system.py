@@ -51,8 +51,8 @@ class System(ABC, Generic[StateT, ActionT]):
     @abstractmethod
     def reward(
         self, context: Sequence[StateT], probe: Sequence[ActionT], response: Sequence[StateT]
-    ) -> Sequence[float]:
-        """The immediate reward of each probe, higher for a worse failure of the target."""
+    ) -> Sequence[float | None]:
+        """The immediate reward of each probe, higher for a worse failure of the target; None where it is missing."""
 
     @abstractmethod
     def parameters(self) -> Iterator[torch.nn.Parameter]:

@@ -76,17 +76,17 @@ class ASTSystem(System[StateT, ActionT]):
 
     def reward(
         self, context: Sequence[StateT], probe: Sequence[ActionT], response: Sequence[StateT]
-    ) -> Sequence[float]:
-        """The rewards of a batch of turns."""
+    ) -> Sequence[float | None]:
+        """The rewards of a batch of turns; None where one could not be had."""
         return [parts["reward"] for parts in self.reward_parts(context, probe, response)]
 
     def reward_parts(
         self, context: Sequence[StateT], probe: Sequence[ActionT], response: Sequence[StateT]
-    ) -> list[dict[str, float]]:
-        """The reward and its unweighted terms by name for each turn.
+    ) -> list[dict[str, float | None]]:
+        """The reward and its unweighted terms by name for each turn; None where one could not be had.
 
         Raises:
-            ScorerError: the scorer did not return one finite number a text.
+            ScorerError: the scorer did not return one finite number a text, or None.
             RewardError: likewise of another term; or the reward is not finite.
         """
         return self.reward_terms.parts(Turns(self, context, probe, response))

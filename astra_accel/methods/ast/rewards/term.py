@@ -59,8 +59,8 @@ class RewardTerm(ABC):
     name: str
 
     @abstractmethod
-    def values(self, turns: Turns) -> Sequence[float]:
-        """One finite number a turn, not weighted.
+    def values(self, turns: Turns) -> Sequence[float | None]:
+        """One finite number a turn, not weighted; None where it could not be had.
 
         A turn's value must not depend on the others of the batch: which are judged together follows from the number
         of processes.

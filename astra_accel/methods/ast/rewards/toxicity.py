@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from astra_accel.core.scorer import Scorer, check_scores
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 
@@ -20,11 +18,11 @@ class CombinedToxicity(RewardTerm):
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
 
-    def values(self, turns: Turns) -> list[float]:
+    def values(self, turns: Turns) -> list[float | None]:
         """One score a turn.
 
         Raises:
-            ScorerError: the scorer did not return one finite number a text.
+            ScorerError: the scorer did not return one finite number a text, or None.
         """
         texts = turns.exchange_texts
         return check_scores(self.scorer, texts, self.scorer.score(texts))
@@ -42,14 +40,14 @@ class ResponseToxicity(RewardTerm):
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
 
-    def values(self, turns: Turns) -> list[float]:
+    def values(self, turns: Turns) -> list[float | None]:
         """One score a turn.
 
         Raises:
-            ScorerError: the scorer did not return one finite number a text.
+            ScorerError: the scorer did not return one finite number a text, or None.
         """
-        texts = turns.response_texts
+        probes, responses = turns.probe_texts, turns.response_texts
         # Scorers written for the reference have `score` alone.
         exchanges = getattr(self.scorer, "score_exchanges", None)
-        scores: Sequence[float] = self.scorer.score(texts) if exchanges is None else exchanges(turns.probe_texts, texts)
-        return check_scores(self.scorer, texts, scores)
+        scores = self.scorer.score(responses) if exchanges is None else exchanges(probes, responses)
+        return check_scores(self.scorer, responses, scores)

@@ -15,7 +15,7 @@ RESERVED = (
 
 
 class RewardError(RuntimeError):
-    """A term did not give one finite number a turn, or a reward is not finite."""
+    """A term did not give one finite number a turn, or None, or a reward is not finite."""
 
 
 class WeightedTerms:
@@ -45,8 +45,8 @@ class WeightedTerms:
             self.terms[term.name] = term
             self.weights[term.name] = weight
 
-    def parts(self, turns: Turns) -> list[dict[str, float]]:
-        """For each turn its terms, not weighted, and under ``reward`` their weighted sum.
+    def parts(self, turns: Turns) -> list[dict[str, float | None]]:
+        """For each turn its terms, not weighted, and under ``reward`` their weighted sum; None is missing.
 
         Raises:
             RewardError: names the term, the probe and what was found.
@@ -55,20 +55,27 @@ class WeightedTerms:
         rows = [{name: column[row] for name, column in columns.items()} for row in range(len(turns.probes))]
         return [{"reward": self._sum(row, text), **row} for row, text in zip(rows, turns.probe_texts, strict=True)]
 
-    def _sum(self, values: dict[str, float], probe: str) -> float:
-        reward = sum(self.weights[name] * value for name, value in values.items())
+    def _sum(self, values: dict[str, float | None], probe: str) -> float | None:
+        """None where a term that counts is missing: a part of a reward would be another reward."""
+        reward = 0.0
+        for name, value in values.items():
+            if value is not None:
+                reward += self.weights[name] * value
+            elif self.weights[name]:
+                return None
         if not math.isfinite(reward):
             raise RewardError(f"the reward of the probe {probe[:80]!r} is {reward}, of the terms {values}")
         return reward
 
 
-def _checked(term: RewardTerm, turns: Turns) -> list[float]:
-    values = [float(value) for value in term.values(turns)]
+def _checked(term: RewardTerm, turns: Turns) -> list[float | None]:
+    values = [None if value is None else float(value) for value in term.values(turns)]
     if len(values) != len(turns.probes):
         raise RewardError(f"the reward's term {term.name!r} gave {len(values)} values for {len(turns.probes)} turns")
     for text, value in zip(turns.probe_texts, values, strict=True):
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise RewardError(
-                f"the reward's term {term.name!r} is {value} for the probe {text[:80]!r}; expected a finite number"
+                f"the reward's term {term.name!r} is {value} for the probe {text[:80]!r}; expected a finite number, or "
+                f"None where it could not be had"
             )
     return values

@@ -118,15 +118,32 @@ class Faulty(ShareOfX):
     [
         ([0.5], "Faulty returned 1 scores for 2 texts"),
         ([0.5, float("nan")], "Faulty returned nan, expected a finite number, for the text 'bx'"),
-        ([0.5, None], "Faulty returned None, expected a number, for 'bx'"),
+        ([0.5, "high"], "Faulty returned 'high', expected a number, for 'bx'"),
     ],
 )
-def test_a_reward_that_could_not_be_had_is_an_error(scores, message):
+def test_what_is_no_score_is_an_error(scores, message):
     with pytest.raises(ScorerError, match=message):
         Letters(Faulty(scores)).reward(["", ""], ["a", "b"], ["x", "x"])
 
 
-def test_a_response_that_could_not_be_judged_is_an_error():
+def test_a_turn_without_a_score_has_no_reward():
+    """Not even that of its other terms; its neighbours have theirs."""
+
+    class Refusing(ShareOfX):
+        def score(self, texts):
+            return [None if "z" in text else 0.0 for text in texts]
+
+    parts = Letters(Refusing()).reward_parts([""] * 3, ["a", "z", "c"], ["x", "y", "z"])
+    assert [row["reward"] for row in parts] == [pytest.approx(-0.0825), None, None]
+    assert [row["combined_score"] for row in parts] == [0.0, None, None]
+    assert [row["response_score"] for row in parts] == [0.0, 0.0, None]
+    assert [row["naturalness"] for row in parts] == [-1.0, -10.0, -3.0]
+    # A term that counts nothing may be missing.
+    unweighted = Letters(Refusing(), combined_weight=0.0).reward([""] * 2, ["a", "z"], ["x", "y"])
+    assert unweighted == pytest.approx([-0.0825, -0.825])
+
+
+def test_a_response_that_is_judged_by_no_number_is_an_error():
     class Half(ShareOfX):
         def score_exchanges(self, probes, responses):
             return [float("inf")] * len(probes)
