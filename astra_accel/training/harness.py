@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from astra_accel.core.evaluator import eval_rollouts
-from astra_accel.core.sampler import Graph
+from astra_accel.core.sampler import Graph, rewarded_trees
 from astra_accel.core.seeding import derive_seed, seeded
 from astra_accel.training.distributed import on_every_rank
 from astra_accel.training.experience import Experience
@@ -61,7 +61,9 @@ class Harness:
         """
         seeds = [derive_seed(self.seed, EPISODE_STREAM, index, i) for i in range(self.num_episodes_per_experience)]
         graphs = self._spread(seeds, self._rollouts)
-        by_graph = [list(self.algorithm.flatten(graph)) for graph in graphs]
+        by_graph = [
+            [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
+        ]
         if getattr(self.algorithm, "precompute", None) is not None:
             by_graph = self._spread(by_graph, self._precompute)
         steps = [step for steps in by_graph for step in steps]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -256,7 +257,7 @@ class AccelTrainer:
         self.state.empty_in_row += 1
         self.display.say(
             f"step {experience.index + 1}: no training example came of {len(experience.graphs)} episodes "
-            f"(rewards that tie, or equal probes), so no update"
+            f"(rewards that tie or are missing, or equal probes), so no update"
         )
         if self.state.empty_in_row >= self.config.max_empty_experiences:
             on_main(self.accelerator, lambda: self._write_rollouts(experience))
@@ -470,7 +471,7 @@ class _Training(Section):
 
 
 def _mean_reward(experience: Experience) -> float:
-    return experience_metrics(experience).get("reward/mean", 0.0)
+    return experience_metrics(experience).get("reward/mean", math.nan)  # not 0, which may be progress
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
