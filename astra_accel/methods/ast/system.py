@@ -7,11 +7,11 @@ from typing import Any, Self, cast
 
 import torch
 
-from astra_accel.config import RewardConfiguration
+from astra_accel.config import NaturalnessModel, RewardConfiguration
 from astra_accel.core.scorer import Scorer
 from astra_accel.core.system import ActionT, StateT, System
 from astra_accel.methods.ast.rewards.naturalness import Naturalness
-from astra_accel.methods.ast.rewards.term import Turns
+from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 from astra_accel.methods.ast.rewards.toxicity import CombinedToxicity, ResponseToxicity
 from astra_accel.methods.ast.rewards.weighted import WeightedTerms
 
@@ -23,8 +23,7 @@ class ASTSystem(System[StateT, ActionT]):
 
         combined_weight * score(p + r) + defense_toxicity_weight * score(r) + ppl_weight * naturalness(p | c)
 
-    Each is a :class:`~astra_accel.methods.ast.rewards.term.RewardTerm`; naturalness is the mean log-prob a token of the
-    probe under the target.
+    and ``weight * term`` for each further term. Naturalness is the mean log-prob a token of the probe.
 
     A subclass brings the models (the six model methods of :class:`~astra_accel.core.system.System`) for any states
     and actions that ``+`` joins and ``str`` shows. Made directly, ``ASTSystem(...)`` is an
@@ -35,6 +34,12 @@ class ASTSystem(System[StateT, ActionT]):
         scorer: says how unsafe a text is; None is the :class:`~astra_accel.scorers.ProfanityScorer`.
         ppl_weight, combined_weight, defense_toxicity_weight: the weights above.
         min_naturalness: where naturalness is clipped, in nats a token.
+        naturalness_model: the model under which a probe has to be natural, the target or the baseline.
+        terms: further terms of the reward with their weights, such as ``(0.5, SelfBLEUNovelty())`` or one's own
+            :class:`~astra_accel.methods.ast.rewards.term.RewardTerm`. Of weight 0, they are logged alone.
+
+    Raises:
+        ValueError: two terms share a name, a name is taken, or a weight is not finite.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -52,6 +57,9 @@ class ASTSystem(System[StateT, ActionT]):
         combined_weight: float = RewardConfiguration().combined_weight,
         defense_toxicity_weight: float = RewardConfiguration().defense_toxicity_weight,
         min_naturalness: float = RewardConfiguration().min_naturalness,
+        *,
+        naturalness_model: NaturalnessModel = "target",
+        terms: Sequence[tuple[float, RewardTerm]] = (),
     ) -> None:
         if scorer is None:
             from astra_accel.scorers import ProfanityScorer
@@ -62,7 +70,8 @@ class ASTSystem(System[StateT, ActionT]):
             [
                 (combined_weight, CombinedToxicity(scorer)),
                 (defense_toxicity_weight, ResponseToxicity(scorer)),
-                (ppl_weight, Naturalness(min_naturalness)),
+                (ppl_weight, Naturalness(min_naturalness, naturalness_model)),
+                *terms,
             ]
         )
 
@@ -92,13 +101,16 @@ class ASTSystem(System[StateT, ActionT]):
         return self.reward_terms.parts(Turns(self, context, probe, response))
 
     @torch.no_grad()
-    def probe_logprobs(self, context: Sequence[StateT], probe: Sequence[ActionT]) -> list[torch.Tensor]:
-        """The log-prob of each token of what each probe says under the target, ``[tokens]`` a probe, on the CPU.
+    def probe_logprobs(
+        self, context: Sequence[StateT], probe: Sequence[ActionT], model: NaturalnessModel = "target"
+    ) -> list[torch.Tensor]:
+        """The log-prob of each token of what each probe says under a model, ``[tokens]`` a probe, on the CPU.
 
         By default the log-probs that are not the contract's padding of 0. A system that knows how many tokens there
         are should say so: the log-prob of a token that is certain is 0 too.
         """
-        return [row[row != 0] for row in self.get_target_logprobs(context, probe).cpu()]
+        logprobs = self.get_target_logprobs if model == "target" else self.get_baseline_logprobs
+        return [row[row != 0] for row in logprobs(context, probe).cpu()]
 
 
 ASTProblem = ASTSystem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from astra_accel.config import NaturalnessModel
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 
 
@@ -14,14 +15,16 @@ class Naturalness(RewardTerm):
 
     Args:
         minimum: where it is clipped.
+        model: under which model.
     """
 
     name = "naturalness"
 
-    def __init__(self, minimum: float) -> None:
+    def __init__(self, minimum: float, model: NaturalnessModel = "target") -> None:
         self.minimum = minimum
+        self.model = model
 
     def values(self, turns: Turns) -> list[float]:
         """One mean a turn."""
-        rows = turns.system.probe_logprobs(turns.contexts, turns.probes)
+        rows = turns.system.probe_logprobs(turns.contexts, turns.probes, self.model)
         return [max(float(row.mean()), self.minimum) if len(row) else self.minimum for row in rows]

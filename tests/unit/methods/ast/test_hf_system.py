@@ -507,8 +507,22 @@ def test_naturalness_is_the_mean_log_prob_under_the_target():
     assert naturalness(system, ["So I said", "x"], [" no way", "y" * 50])[0] == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_empty_probe_earns_the_minimum():
-    system = make(min_naturalness=-4.0)
+def test_naturalness_leaves_the_end_of_the_turn_out_whichever_model_it_is_of(tmp_path):
+    """The baseline is what the tester began as, the target another model; the end is sampled, and not what is said."""
+    system = make("tiny", save_tiny(tmp_path, "llama", seed=6), min_naturalness=-1000.0)
+    move(system)
+    tokenizer = build_tiny("llama")[1]
+    context, content = tuple(tokenizer("So I said").input_ids), tuple(tokenizer(" no way").input_ids[1:])
+    said = system.views.probe((*content, 259), frozenset([259]))
+    assert said.sampled_ids == (*content, 259)
+    for model, seed in (("target", 6), ("baseline", 0)):
+        (row,) = system.probe_logprobs(["So I said"], [said], model)
+        torch.testing.assert_close(row, plain(build_tiny("llama", seed=seed)[0], context, content), **CLOSE)
+
+
+@pytest.mark.parametrize("model", ["target", "baseline"])
+def test_an_empty_probe_earns_the_minimum(model):
+    system = make(min_naturalness=-4.0, naturalness_model=model)
     silent = system.views.probe((259,), frozenset([259]))
     assert silent.sampled_ids == (259,)
     assert naturalness(system, ["a", "a"], [silent, ""]) == [-4.0, -4.0]

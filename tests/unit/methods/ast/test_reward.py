@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from astra_accel.core.scorer import ScorerError
+from astra_accel.methods.ast.rewards.term import RewardTerm
 from astra_accel.methods.ast.system import ASTProblem, ASTSystem
 from astra_accel.models.logprobs import pad_logprobs
 
@@ -64,6 +65,40 @@ def test_the_three_terms():
 def test_the_weights():
     system = Letters(ShareOfX(), ppl_weight=10.0, combined_weight=100.0, defense_toxicity_weight=1000.0)
     assert system.reward([""], ["abc"], ["xd"]) == pytest.approx([100 * 0.2 + 1000 * 0.5 - 10 * 2])
+
+
+class Questions(RewardTerm):
+    name = "questions"
+
+    def values(self, turns):
+        return [float("?" in text) for text in turns.probe_texts]
+
+
+def test_a_term_of_ones_own_joins_the_others():
+    """``abc`` and ``xd`` come to 0.485, as above. ``a?xd`` has one x of 4, and a question."""
+    system = Letters(ShareOfX(), terms=[(0.25, Questions())])
+    plain, asked = system.reward_parts([""] * 2, ["abc", "a?"], ["xd", "xd"])
+    assert (plain["reward"], plain["questions"]) == (pytest.approx(0.485), 0.0)
+    assert asked["questions"] == 1.0
+    assert asked["reward"] == pytest.approx(2 * 0.25 + 0.5 * 0.5 + 0.0825 * asked["naturalness"] + 0.25)
+
+
+def test_a_term_must_not_take_the_name_of_another():
+    class Second(Questions):
+        name = "naturalness"
+
+    with pytest.raises(ValueError, match="two terms of the reward are called 'naturalness'"):
+        Letters(ShareOfX(), terms=[(1.0, Second())])
+
+
+def test_naturalness_under_the_baseline():
+    class Frank(Letters):
+        def get_baseline_logprobs(self, context, continuation):
+            assert not torch.is_grad_enabled()
+            return super().get_target_logprobs(context, continuation) / 4
+
+    assert naturalness(Frank(ShareOfX(), naturalness_model="baseline"), ["abc", ""]) == [-0.5, -10.0]
+    assert naturalness(Frank(ShareOfX()), ["abc", ""]) == [-2.0, -10.0]
 
 
 def test_a_batch_is_what_its_rows_are():

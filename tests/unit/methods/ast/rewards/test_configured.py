@@ -1,0 +1,18 @@
+"""A configuration makes the terms that it weighs, and no other."""
+
+from __future__ import annotations
+
+from astra_accel.config import RewardConfiguration
+from astra_accel.methods.ast.rewards.configured import build_terms
+
+
+def weights(**fields):
+    return {term.name: weight for weight, term in build_terms(RewardConfiguration(**fields))}
+
+
+def test_what_weighs_nothing_is_not_made():
+    assert weights() == {}
+
+
+def test_each_weight_makes_its_term():
+    assert weights(length_weight=-0.01, repetition_weight=-2) == {"length": -0.01, "repetition": -2.0}
