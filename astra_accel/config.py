@@ -210,6 +210,11 @@ class RewardConfiguration(Section):
     repetition_weight: float = Field(0.0, allow_inf_nan=False)
     """Of the share of the probe's 4-grams that have come before in it; below 0 it discourages loops."""
 
+    self_bleu_novelty_weight: float = Field(0.0, allow_inf_nan=False)
+    """Of 1 minus the BLEU of the probe against earlier ones, from 0 to 1."""
+    reservoir_size: Count = 256
+    """Earlier probes, chosen at random from all, that a probe is compared with for its novelty."""
+
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, values: Any) -> Any:

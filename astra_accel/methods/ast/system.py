@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
 
 from astra_accel.config import NaturalnessModel, RewardConfiguration
+from astra_accel.core.sampler import Graph, walk
 from astra_accel.core.scorer import Scorer
 from astra_accel.core.system import ActionT, StateT, System
 from astra_accel.methods.ast.rewards.naturalness import Naturalness
@@ -99,6 +100,18 @@ class ASTSystem(System[StateT, ActionT]):
             RewardError: likewise of another term; or the reward is not finite.
         """
         return self.reward_terms.parts(Turns(self, context, probe, response))
+
+    def observe(self, graphs: Sequence[Graph[StateT, ActionT]], experience: int) -> None:
+        """Tell the reward of an experience that has ended, so that later probes can be compared with its probes."""
+        self.reward_terms.observe([str(node.probe) for graph in graphs for _, node in walk(graph)], experience)
+
+    def rollout_state(self) -> dict[str, Any]:
+        """What later rollouts depend on besides the weights: what the reward's terms remember, by name."""
+        return self.reward_terms.state()
+
+    def load_rollout_state(self, state: Mapping[str, Any]) -> None:
+        """What :meth:`rollout_state` returned."""
+        self.reward_terms.load_state(state)
 
     @torch.no_grad()
     def probe_logprobs(

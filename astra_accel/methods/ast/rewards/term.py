@@ -52,6 +52,13 @@ class RewardTerm(ABC):
             def values(self, turns):
                 return [float("?" in text) for text in turns.probe_texts]
 
+    A term that remembers what was said may have three methods more:
+
+    - ``observe(probes, experience)`` is told the texts of all probes of an experience in the order of its episodes, and
+      its number: after it, and the same on every process;
+    - ``state()`` returns what it remembers, as strings, numbers, tensors, lists and dicts of them, for checkpoints;
+    - ``load_state(state)`` brings that back.
+
     Attributes:
         name: of its column in ``rollouts/``, and behind ``reward/`` in ``metrics.jsonl``.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 
@@ -54,6 +55,22 @@ class WeightedTerms:
         columns = {name: _checked(term, turns) for name, term in self.terms.items()}
         rows = [{name: column[row] for name, column in columns.items()} for row in range(len(turns.probes))]
         return [{"reward": self._sum(row, text), **row} for row, text in zip(rows, turns.probe_texts, strict=True)]
+
+    def observe(self, probes: Sequence[str], experience: int) -> None:
+        """Tell the terms that remember of all probes of an experience."""
+        for term in self.terms.values():
+            if hasattr(term, "observe"):
+                term.observe(probes, experience)
+
+    def state(self) -> dict[str, Any]:
+        """What terms remember, by their names."""
+        return {name: term.state() for name, term in self.terms.items() if hasattr(term, "state")}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """What :meth:`state` returned. A term that is new remembers nothing; of one that is gone nothing is needed."""
+        for name, term in self.terms.items():
+            if name in state and hasattr(term, "load_state"):
+                term.load_state(state[name])
 
     def _sum(self, values: dict[str, float | None], probe: str) -> float | None:
         """None where a term that counts is missing: a part of a reward would be another reward."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.scorer import ScorerError
 from astra_accel.methods.ast.rewards.term import RewardTerm
 from astra_accel.methods.ast.system import ASTProblem, ASTSystem
@@ -89,6 +90,36 @@ def test_a_term_must_not_take_the_name_of_another():
 
     with pytest.raises(ValueError, match="two terms of the reward are called 'naturalness'"):
         Letters(ShareOfX(), terms=[(1.0, Second())])
+
+
+class Heard(Questions):
+    """Remembers what it was told."""
+
+    name = "heard"
+
+    def __init__(self) -> None:
+        self.told = []
+
+    def observe(self, probes, experience):
+        self.told.append((experience, list(probes)))
+
+    def state(self):
+        return {"told": self.told}
+
+    def load_state(self, state):
+        self.told = state["told"]
+
+
+def test_terms_that_remember_are_told_of_every_probe_and_brought_back():
+    system = Letters(ShareOfX(), terms=[(1.0, Heard()), (1.0, Questions())])
+    inner = Node("prompt a r", "b", "r", 0.0)
+    graphs = [Graph("prompt", [Node("prompt", "a", "r", 0.0, [inner]), Node("prompt", "c", "r", None)]), Graph("q", [])]
+    system.observe(graphs, 4)
+    assert system.rollout_state() == {"heard": {"told": [(4, ["a", "c", "b"])]}}
+    other = Letters(ShareOfX(), terms=[(1.0, Heard())])
+    other.load_rollout_state(system.rollout_state() | {"gone": {"state": 1}})
+    assert other.rollout_state() == system.rollout_state()
+    assert Letters(ShareOfX()).rollout_state() == {}
 
 
 def test_naturalness_under_the_baseline():
