@@ -61,6 +61,9 @@ class Harness:
         """
         seeds = [derive_seed(self.seed, EPISODE_STREAM, index, i) for i in range(self.num_episodes_per_experience)]
         graphs = self._spread(seeds, self._rollouts)
+        observe = getattr(getattr(self.sampler, "system", None), "observe", None)
+        if observe is not None:
+            observe(graphs, index)
         by_graph = [
             [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
         ]

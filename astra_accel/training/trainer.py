@@ -378,7 +378,13 @@ class AccelTrainer:
 
     def _training(self) -> Training:
         return Training(
-            self.accelerator, self.module, self.optimizer, self.learning_rate, self.state, self._config_yaml
+            self.accelerator,
+            self.module,
+            self.optimizer,
+            self.learning_rate,
+            self.state,
+            self._config_yaml,
+            self.harness.sampler.system,
         )
 
     def _compare_configurations(self, checkpoint: Path) -> None:

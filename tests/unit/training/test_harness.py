@@ -81,6 +81,19 @@ class TestCollect:
 
         assert many.seeds[:3] == few.seeds
 
+    def test_the_system_is_told_of_every_experience(self):
+        """Once it is there; evaluations are none."""
+        told = []
+        sampler = SeedSampler()
+        sampler.eval_rollout = sampler.rollout
+        sampler.system = SimpleNamespace(observe=lambda graphs, index: told.append((index, list(graphs))))
+        harness = Harness(sampler, Named(), 3)
+
+        experiences = [harness.collect(index) for index in (5, 6)]
+        harness.evaluate([1, 2])
+
+        assert told == [(5, experiences[0].graphs), (6, experiences[1].graphs)]
+
     def test_a_node_without_a_reward_gives_no_example_and_its_neighbours_do(self):
         """``a`` has none, so its siblings are two; the turns behind it are siblings still."""
         behind = [Node("ca", probe, "r", reward) for probe, reward in (("d", 0.0), ("e", 1.0))]
