@@ -212,6 +212,10 @@ class RewardConfiguration(Section):
 
     self_bleu_novelty_weight: float = Field(0.0, allow_inf_nan=False)
     """Of 1 minus the BLEU of the probe against earlier ones, from 0 to 1."""
+    embedding_novelty_weight: float = Field(0.0, allow_inf_nan=False)
+    """Of the cosine distance from the probe to the nearest earlier one, by their sentence embeddings."""
+    embedding_model: str = Field("embedded", min_length=1)
+    """Embeds sentences: a hub id or folder of the sentence-transformers kind, or `embedded` (all-MiniLM-L6-v2)."""
     reservoir_size: Count = 256
     """Earlier probes, chosen at random from all, that a probe is compared with for its novelty."""
 

@@ -107,6 +107,11 @@ MISTAKES = {
         _config("reward: {novel_weight: 1}\n"),
         ["run.yaml: reward: found novel_weight", "combined_weight", "repetition_weight"],
     ),
+    "reservoir": (_fixed("--reward.reservoir_size", "0"), ["reward.reservoir_size", "greater than or equal to 1"]),
+    "embedding model": (
+        _fixed("--reward.embedding_novelty_weight", "1", "--reward.embedding_model", "nobody/nothing"),
+        ["reward.embedding_model", "nobody/nothing"],
+    ),
     "field": (_fixed("--training.learning_rate", "1"), ["training.learning_rate"]),
     "batch size": (_fixed("--training.batch_size", "0"), ["training.batch_size", "'0'", "greater than or equal to 1"]),
     "training steps": (_fixed("--training.training_steps", "0"), ["training.training_steps"]),

@@ -125,7 +125,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
             reward.defense_toxicity_weight,
             reward.min_naturalness,
             naturalness_model=reward.naturalness_model,
-            terms=build_terms(reward, seed),
+            terms=build_terms(reward, seed, device),
         )
         system._load(files, rollout, compute, device, seed)
         return system

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from astra_accel.config import RewardConfiguration
 from astra_accel.methods.ast.rewards.configured import build_terms
 
@@ -19,6 +21,14 @@ def test_each_weight_makes_its_term():
     assert weights(**fields) == {"length": -0.01, "repetition": -2.0, "self_bleu_novelty": 0.5}
 
 
-def test_the_reservoir_is_as_configured():
-    ((_, term),) = build_terms(RewardConfiguration(self_bleu_novelty_weight=1, reservoir_size=7), seed=3)
-    assert (term.reservoir.size, term.reservoir.seed) == (7, 3)
+def test_novelty_is_as_configured():
+    fields = {"self_bleu_novelty_weight": 1, "embedding_novelty_weight": 2, "reservoir_size": 7}
+    (_, by_words), (weight, by_meaning) = build_terms(RewardConfiguration(**fields), seed=3)
+    assert (weight, by_meaning.name) == (2.0, "embedding_novelty")
+    for term in (by_words, by_meaning):
+        assert (term.reservoir.size, term.reservoir.seed) == (7, 3)
+
+
+def test_the_model_of_embeddings_is_the_one_that_is_named(tmp_path):
+    with pytest.raises(ValueError, match=rf"reward\.embedding_model is '{tmp_path}'"):
+        build_terms(RewardConfiguration(embedding_novelty_weight=1, embedding_model=str(tmp_path)))
