@@ -257,10 +257,21 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """
         probes = [self._probe(item) for item in probe]
         if model == "target":
-            logprobs_BT, counts = self.get_target_logprobs(context, probes), [len(item.target_ids) for item in probes]
+            logprobs_BT = self.get_target_logprobs(context, probes).cpu()
+            counts = [len(item.target_ids) for item in probes]
         else:
-            logprobs_BT, counts = self.get_baseline_logprobs(context, probes), [len(item.tester_ids) for item in probes]
-        return [row[:count] for row, count in zip(logprobs_BT.cpu(), counts, strict=True)]
+            logprobs_BT = self.get_baseline_logprobs(context, probes).cpu()
+            counts = [len(item.tester_ids) for item in probes]
+            self._recall_baseline(context, probes, logprobs_BT)
+        return [row[:count] for row, count in zip(logprobs_BT, counts, strict=True)]
+
+    def _recall_baseline(
+        self, context: Sequence[Transcript | str], probes: Sequence[Segment], logprobs_BT: torch.Tensor
+    ) -> None:
+        """Algorithms ask the baseline of the same probes again."""
+        if self.roles.baseline.recall is not None:
+            for ids, item, row in zip(self._policy_contexts(context), probes, logprobs_BT.tolist(), strict=True):
+                self.roles.baseline.recall.keep(ids, item.sampled_ids, tuple(row[: len(item.sampled_ids)]))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tester (the adapter alone where it is LoRA) and its tokenizer."""

@@ -26,6 +26,7 @@ from astra_accel.config import (
 from astra_accel.core.scorer import Scorer
 from astra_accel.methods.ast import ASTSystem, HFASTSystem, Segment, Transcript
 from astra_accel.models import files as files_module
+from astra_accel.models import roles as roles_module
 from astra_accel.models.roles import find_roles
 from astra_accel.models.tiny import build_tiny, save_tiny
 
@@ -518,6 +519,26 @@ def test_naturalness_leaves_the_end_of_the_turn_out_whichever_model_it_is_of(tmp
     for model, seed in (("target", 6), ("baseline", 0)):
         (row,) = system.probe_logprobs(["So I said"], [said], model)
         torch.testing.assert_close(row, plain(build_tiny("llama", seed=seed)[0], context, content), **CLOSE)
+
+
+def test_what_the_baseline_said_for_the_reward_is_not_computed_again(monkeypatch, tmp_path):
+    """The baseline is not the target, so a rollout does not read probes with it by itself."""
+    system = make("tiny", save_tiny(tmp_path, "llama", seed=6), naturalness_model="baseline")
+    with system.rolling_out():
+        contexts, probes, responses = zip(*turns(system), strict=True)
+        expected = system.get_baseline_logprobs(contexts, probes)
+        system.reward_parts(contexts, probes, responses)
+    computed = []
+    original = roles_module.sequence_logprobs
+    monkeypatch.setattr(
+        roles_module,
+        "sequence_logprobs",
+        lambda model, contexts, *rest, **options: (
+            computed.extend(contexts) or original(model, contexts, *rest, **options)
+        ),
+    )
+    assert torch.equal(system.get_baseline_logprobs(contexts, probes), expected)
+    assert computed == []
 
 
 @pytest.mark.parametrize("model", ["target", "baseline"])
