@@ -106,7 +106,7 @@ def _rewarded(nodes: Sequence[Node[StateT, ActionT]], cut_off: list[Graph[StateT
     return kept
 
 
-def reward_terms(nodes: Sequence[Node[StateT, ActionT]]) -> dict[str, list[float]]:
+def term_values(nodes: Sequence[Node[StateT, ActionT]]) -> dict[str, list[float]]:
     """The values of each term of the reward over the nodes that have it: the numbers in ``info``, but token counts."""
     terms: dict[str, list[float]] = {}
     for node in nodes:

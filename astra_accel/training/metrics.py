@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from astra_accel.core.sampler import reward_terms, walk
+from astra_accel.core.sampler import term_values, walk
 from astra_accel.training.distributed import on_every_rank
 from astra_accel.training.experience import Experience
 
@@ -71,7 +71,7 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
     metrics: dict[str, float] = {"examples": len(experience.steps)}
     if rewards:
         metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards), "reward/max": max(rewards)}
-    metrics |= {f"reward/{name}": fmean(values) for name, values in reward_terms(nodes).items()}
+    metrics |= {f"reward/{name}": fmean(values) for name, values in term_values(nodes).items()}
     infos = [getattr(node, "info", {}) for node in nodes]
     tokens = [info.get(name) or 0 for info in infos for name in ("probe_tokens", "response_tokens")]
     metrics["tokens"] = sum(tokens)

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from astra_accel.core.evaluator import Evaluator
-from astra_accel.core.sampler import Graph, Sampler, reward_terms, walk
+from astra_accel.core.sampler import Graph, Sampler, term_values, walk
 
 
 class ASTEvaluator(Evaluator):
@@ -28,7 +28,7 @@ class ASTEvaluator(Evaluator):
     def compute_metrics(self, graph: Graph) -> dict[str, float]:
         """The metrics of one episode: means over the nodes that have them, and the worst response's score."""
         nodes = [node for _, node in walk(graph)]
-        terms = reward_terms(nodes)
+        terms = term_values(nodes)
         figures = {"reward": [node.reward for node in nodes if node.reward is not None], **terms}
         metrics = {f"{name}/mean": fmean(values) for name, values in figures.items() if values}
         if "response_score" in terms:

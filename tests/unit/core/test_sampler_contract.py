@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from astra_accel.core.sampler import Graph, Node, Sampler, reward_terms, rewarded_trees, walk
+from astra_accel.core.sampler import Graph, Node, Sampler, rewarded_trees, term_values, walk
 
 
 def node(name: str, *children: Node, reward: float | None = 0.0) -> Node:
@@ -74,7 +74,7 @@ def test_the_terms_of_a_reward_are_the_numbers_that_nodes_tell():
     """But for the reward itself and counts of tokens; nodes of other classes tell none."""
     told = {"reward": 1.0, "natural": -2.0, "probe_tokens": 3, "response_tokens": None, "note": "new"}
     nodes = [Node("", "", "", 1.0, info=told), Node("", "", "", 1.0, info={"natural": None, "count": 4}), object()]
-    assert reward_terms(nodes) == {"natural": [-2.0], "count": [4]}
+    assert term_values(nodes) == {"natural": [-2.0], "count": [4]}
 
 
 def test_nodes_share_no_defaults():
