@@ -22,10 +22,10 @@ def _fresh_accelerate() -> None:
     reset_accelerate()
 
 
-def _train(output_dir: Path, resume: Path | None = None) -> None:
-    """Four training steps of 20 probes each; the reservoirs of 12 are full from the first on."""
+def _train(output_dir: Path, resume: Path | None = None) -> dict[str, Any]:
+    """Four training steps of 20 probes each, which fill the reservoirs of 12 at once; what is in them at the end."""
     terms = [(0.5, SelfBLEUNovelty(12, seed=7)), (0.5, EmbeddingNovelty(reservoir_size=12, seed=7))]
-    train_slots(
+    system = train_slots(
         output_dir,
         terms,
         resume,
@@ -36,6 +36,7 @@ def _train(output_dir: Path, resume: Path | None = None) -> None:
         training_steps=4,
         save_steps=2,
     )
+    return {name: state["reservoir"] for name, state in system.rollout_state().items()}
 
 
 def _state(run: Path, step: int) -> dict[str, Any]:
@@ -45,8 +46,8 @@ def _state(run: Path, step: int) -> dict[str, Any]:
 def test_the_same_reservoir_and_rewards_on_one_and_on_two_processes(tmp_path: Path) -> None:
     """Five episodes are no even number: the first process rolls out one more."""
     one, two = tmp_path / "1", tmp_path / "2"
-    _train(one)
-    run_processes(2, _train, two)
+    reservoirs = _train(one)
+    assert run_processes(2, _train, two) == [reservoirs, reservoirs]
     for rows, others in zip(rollouts(one, COLUMNS), rollouts(two, COLUMNS), strict=True):
         assert [row["probe"] for row in rows] == [row["probe"] for row in others]
         for row, other in zip(rows, others, strict=True):
