@@ -26,7 +26,7 @@ def build_terms(
 
     Raises:
         ImportError: a term's package is not installed; names the extra.
-        OSError, ValueError: there is no such model of embeddings, or it does not fit.
+        ValueError: there is no such model of embeddings, or it does not fit.
     """
 
     def embedding_novelty() -> EmbeddingNovelty:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 
@@ -86,13 +86,18 @@ class WeightedTerms:
 
 
 def _checked(term: RewardTerm, turns: Turns) -> list[float | None]:
-    values = [None if value is None else float(value) for value in term.values(turns)]
+    values = term.values(turns)
     if len(values) != len(turns.probes):
         raise RewardError(f"the reward's term {term.name!r} gave {len(values)} values for {len(turns.probes)} turns")
-    for text, value in zip(turns.probe_texts, values, strict=True):
-        if value is not None and not math.isfinite(value):
-            raise RewardError(
-                f"the reward's term {term.name!r} is {value} for the probe {text[:80]!r}; expected a finite number, or "
-                f"None where it could not be had"
-            )
-    return values
+    return [_number(term, value, text) for value, text in zip(values, turns.probe_texts, strict=True)]
+
+
+def _number(term: RewardTerm, value: Any, probe: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, SupportsFloat) or not math.isfinite(value):
+        raise RewardError(
+            f"the reward's term {term.name!r} is {value!r} for the probe {probe[:80]!r}; expected a finite number, or "
+            f"None where it could not be had"
+        )
+    return float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 from astra_accel.methods.ast.rewards.weighted import RewardError, WeightedTerms
@@ -66,12 +67,19 @@ def test_every_term_has_a_name_of_its_own():
     [
         ((1.0,), "'given' gave 1 values for 2 turns"),
         ((1.0, math.nan), "'given' is nan for the probe 'second'; expected a finite number"),
+        ((1.0, "high"), "'given' is 'high' for the probe 'second'; expected a finite number"),
         ((1.0, -math.inf), "'given' is -inf for the probe 'second'"),
     ],
 )
 def test_a_term_that_fails_is_named(values, message):
     with pytest.raises(RewardError, match=message):
         WeightedTerms([(1, Given(*values))]).parts(turns("first", "second"))
+
+
+def test_numbers_of_any_kind_become_floats_and_none_stays():
+    (row, other, third) = WeightedTerms([(2, Given(1, torch.tensor(0.5), None))]).parts(turns("a", "b", "c"))
+    assert (row["reward"], other["reward"], third["reward"]) == (2.0, 1.0, None)
+    assert [type(part["given"]) for part in (row, other)] == [float, float]
 
 
 def test_a_reward_that_is_not_finite_is_an_error():
