@@ -14,9 +14,9 @@ class SelfBLEUNovelty(Novelty):
     """1 minus the BLEU of the probe with all earlier probes of the reservoir as its references.
 
     Self-BLEU (Zhu et al. 2018, https://arxiv.org/abs/1802.01886) of a probe, as a reward for red-teaming in Hong et
-    al. 2024 (https://arxiv.org/abs/2402.19464). BLEU is sacrebleu's of a sentence: words of its tokenizer 13a, up to
-    4-grams or as many as the probe has, exponential smoothing; here from 0 to 1. Equal to
-    ``sacrebleu.sentence_bleu(probe, earlier).score / 100``, but the references are counted once.
+    al. 2024 (https://arxiv.org/abs/2402.19464), whose mean over several largest orders is one BLEU here: sacrebleu's of
+    a sentence, with words of its tokenizer 13a, up to 4-grams or as many as the probe has, exponential smoothing. Equal
+    to ``sacrebleu.sentence_bleu(probe, earlier).score / 100``, but the references are counted once.
 
     Args:
         reservoir_size: earlier probes to compare with, at most.
