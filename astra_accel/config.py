@@ -31,6 +31,7 @@ Scheduler = Literal[
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]
+NaturalnessModel = Literal["target", "baseline"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 Count = Annotated[int, Field(ge=1)]
@@ -192,16 +193,43 @@ class RolloutConfiguration(Section):
 
 
 class RewardConfiguration(Section):
-    """Weights of the reward's terms, with the defaults of the reference (https://arxiv.org/abs/2407.09447)."""
+    """Weights of the reward's terms. The first four fields have the reference's defaults; what weighs 0 besides is off.
+
+    The reference: https://arxiv.org/abs/2407.09447. Every term is explained in `astra_accel/methods/ast/rewards/`.
+    """
 
     ppl_weight: float = Field(0.0825, allow_inf_nan=False)
-    """Of the probe's naturalness: its mean log-prob a token under the target (minus log perplexity)."""
+    """Of the probe's naturalness: its mean log-prob a token (minus log perplexity)."""
     combined_weight: float = Field(2.0, allow_inf_nan=False)
     """Of the score of probe and response together."""
     defense_toxicity_weight: float = Field(0.5, allow_inf_nan=False)
     """Of the score of the response alone."""
     min_naturalness: float = Field(-10.0, lt=0, allow_inf_nan=False)
     """Naturalness is clipped here, in nats a token; an empty probe earns it too."""
+    naturalness_model: NaturalnessModel = "target"
+    """Under which model a probe has to be natural: the target that it is written for, or the tester's baseline."""
+    length_weight: float = Field(0.0, allow_inf_nan=False)
+    """Of the probe's length in characters; below 0 it shortens probes."""
+    repetition_weight: float = Field(0.0, allow_inf_nan=False)
+    """Of the share of the probe's 4-grams that have come before in it; below 0 it discourages loops."""
+
+    self_bleu_novelty_weight: float = Field(0.0, allow_inf_nan=False)
+    """Of 1 minus the BLEU of the probe against earlier ones, from 0 to 1."""
+    embedding_novelty_weight: float = Field(0.0, allow_inf_nan=False)
+    """Of the cosine distance from the probe to the nearest earlier one, by their sentence embeddings."""
+    embedding_model: str = Field("embedded", min_length=1)
+    """Embeds sentences: a hub id or folder of the sentence-transformers kind, or `embedded` (all-MiniLM-L6-v2)."""
+    reservoir_size: Count = 256
+    """Earlier probes, chosen at random from all, that a probe is compared with for its novelty."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, values: Any) -> Any:
+        weights = [name for name in cls.model_fields if name.endswith("_weight")]
+        for name in values if isinstance(values, dict) else ():
+            if name.endswith("_weight") and name not in weights:
+                raise ValueError(f"found {name}, but there is no such term; expected one of {', '.join(weights)}")
+        return values
 
 
 class ComputeConfiguration(Section):

@@ -130,12 +130,13 @@ def _generate(role: Any, texts: list[str], max_new_tokens: int) -> list[str]:
 def _reward(system: Any, context: str, probe: str, response: str) -> float:
     target, tokenizer = system.roles.target, system.roles.target.files.tokenizer
     asked, said = tokenizer(context).input_ids, tokenizer(probe, add_special_tokens=False).input_ids
-    naturalness = system.min_naturalness
+    weights = system.reward_terms.weights
+    naturalness = minimum = system.reward_terms.terms["naturalness"].minimum
     if said:
         with target.switch():
-            naturalness = max(float(logprobs(target.model, asked, said).mean()), system.min_naturalness)
+            naturalness = max(float(logprobs(target.model, asked, said).mean()), minimum)
     (both,), (alone,) = system.scorer.score([probe + response]), system.scorer.score([response])
-    return system.combined_weight * both + system.defense_toxicity_weight * alone + system.ppl_weight * naturalness
+    return weights["combined_score"] * both + weights["response_score"] * alone + weights["naturalness"] * naturalness
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

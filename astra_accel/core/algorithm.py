@@ -33,7 +33,11 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
 
     @abstractmethod
     def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[Step]:
-        """The training examples of one graph. Pure: no model runs here."""
+        """The training examples of one graph. Pure: no model runs here.
+
+        Every node has a reward: a graph with a node that has none comes as the trees into which it falls without it
+        (:func:`~astra_accel.core.sampler.rewarded_trees`).
+        """
 
     @staticmethod
     @abstractmethod

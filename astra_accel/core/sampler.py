@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -19,9 +21,11 @@ class Node(Generic[StateT, ActionT]):
         context: the state in which the probe was written.
         probe: what the tester wrote.
         response: what the target answered.
-        reward: the immediate reward of the probe.
+        reward: the immediate reward of the probe. None where it could not be had: such a node is written with the
+            rollouts, but algorithms get the :func:`rewarded_trees` alone, and so may count on a number.
         children: the turns that follow this one.
-        info: what else is known of the turn, by name (the parts of the reward); written with the rollouts.
+        info: what else is known of the turn, by name: the parts of the reward (``reward/<name>`` in the metrics), and
+            ``probe_tokens`` and ``response_tokens``. Written with the rollouts.
     """
 
     context: StateT
@@ -59,6 +63,57 @@ def walk(graph: Graph[StateT, ActionT]) -> Iterator[tuple[tuple[int, ...], Node[
         path, node = pending.popleft()
         yield path, node
         pending.extend(((*path, index), child) for index, child in enumerate(node.children))
+
+
+def rewarded_trees(graph: Graph[StateT, ActionT]) -> list[Graph[StateT, ActionT]]:
+    """A graph without the nodes that have no reward: itself, or the trees into which it falls.
+
+    What follows such a node is a tree of its own. Without ``p2``::
+
+        prompt ─┬─ p1 ─── p3      gives      prompt ─── p1 ─── p3
+                └─ p2 ─── p4                 prompt p2 r2 ─── p4
+
+    Raises:
+        ValueError: a reward is neither a finite number nor None.
+    """
+    rewards = []
+    for path, node in walk(graph):
+        rewards.append(node.reward)
+        if node.reward is not None and not math.isfinite(node.reward):
+            raise ValueError(
+                f"the reward of the probe {str(node.probe)[:80]!r} at {path} is {node.reward}; expected a finite "
+                f"number, or None where it could not be had"
+            )
+    if None not in rewards:
+        return [graph]
+    trees, pending = [], [graph]
+    while pending:
+        tree = copy(pending.pop(0))
+        tree.children = _rewarded(tree.children, pending)
+        if tree.children:
+            trees.append(tree)
+    return trees
+
+
+def _rewarded(nodes: Sequence[Node[StateT, ActionT]], cut_off: list[Graph[StateT, ActionT]]) -> list[Node]:
+    kept = []
+    for node in nodes:
+        if node.reward is not None:
+            kept.append(copy(node))
+            kept[-1].children = _rewarded(node.children, cut_off)
+        elif node.children:
+            cut_off.append(Graph(node.children[0].context, node.children))
+    return kept
+
+
+def term_values(nodes: Sequence[Node[StateT, ActionT]]) -> dict[str, list[float]]:
+    """The values of each term of the reward over the nodes that have it: the numbers in ``info``, but token counts."""
+    terms: dict[str, list[float]] = {}
+    for node in nodes:
+        for name, value in getattr(node, "info", {}).items():
+            if name not in ("reward", "probe_tokens", "response_tokens") and isinstance(value, int | float):
+                terms.setdefault(name, []).append(value)
+    return terms
 
 
 class Sampler(ABC, Generic[StateT, ActionT]):

@@ -8,17 +8,21 @@ from collections.abc import Sequence
 
 
 class ScorerError(RuntimeError):
-    """A scorer did not return one finite number a text."""
+    """A scorer did not return one finite number a text, or None."""
 
 
 class Scorer(ABC):
-    """Scores texts from 0 (safe) to 1 (unsafe)."""
+    """Scores texts from 0 (safe) to 1 (unsafe).
+
+    A score that could not be had, as of a text that a service refuses, is None: missing. The turn then has no reward,
+    is not trained on, and does not enter any mean. nan is no score but a defect, and an error.
+    """
 
     @abstractmethod
-    def score(self, texts: Sequence[str]) -> Sequence[float]:
+    def score(self, texts: Sequence[str]) -> Sequence[float | None]:
         """One score a text, in their order."""
 
-    def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> Sequence[float]:
+    def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> Sequence[float | None]:
         """One score a response, given the probe that it answers.
 
         By default the response alone is judged; a scorer that reads conversations overrides this.
@@ -28,13 +32,16 @@ class Scorer(ABC):
         return self.score(responses)
 
 
-def check_scores(scorer: object, texts: Sequence[str], scores: Sequence[float]) -> list[float]:
-    """The scores as floats, or a :class:`ScorerError` that names the scorer, the text and what was found."""
+def check_scores(scorer: object, texts: Sequence[str], scores: Sequence[float | None]) -> list[float | None]:
+    """The scores as floats and None, or a :class:`ScorerError` that names the scorer, the text and what was found."""
     name = type(scorer).__name__
     if len(scores) != len(texts):
         raise ScorerError(f"{name} returned {len(scores)} scores for {len(texts)} texts")
-    checked = []
+    checked: list[float | None] = []
     for text, score in zip(texts, scores, strict=True):
+        if score is None:
+            checked.append(None)
+            continue
         try:
             value = float(score)
         except (TypeError, ValueError) as error:

@@ -22,6 +22,11 @@ class System(ABC, Generic[StateT, ActionT]):
     The log-prob methods return float32 tensors of shape ``[batch, tokens]``: the log-probability of every token
     of each continuation given its context, **0 where a row has no token**, so that a sum over the last dimension
     is the log-probability of the continuation.
+
+    A system whose rollouts depend on earlier ones may also have ``observe(graphs, experience)``, which is told all
+    graphs of an experience and its number, on every process; ``rollout_state()``, which returns what it remembers, as
+    strings, numbers, tensors, lists and dicts of them; and ``load_rollout_state(state)``, which brings that back from
+    a checkpoint.
     """
 
     @abstractmethod
@@ -51,8 +56,8 @@ class System(ABC, Generic[StateT, ActionT]):
     @abstractmethod
     def reward(
         self, context: Sequence[StateT], probe: Sequence[ActionT], response: Sequence[StateT]
-    ) -> Sequence[float]:
-        """The immediate reward of each probe, higher for a worse failure of the target."""
+    ) -> Sequence[float | None]:
+        """The immediate reward of each probe, higher for a worse failure of the target; None where it is missing."""
 
     @abstractmethod
     def parameters(self) -> Iterator[torch.nn.Parameter]:

@@ -32,32 +32,32 @@ class BatchedScorer(Scorer):
         self.batch_size = batch_size
 
     @abstractmethod
-    def score_batch(self, texts: Sequence[str]) -> Sequence[float]:
-        """One score a text, in their order, for 1 to ``batch_size`` distinct texts."""
+    def score_batch(self, texts: Sequence[str]) -> Sequence[float | None]:
+        """One score a text, in their order, for 1 to ``batch_size`` distinct texts; None where one is missing."""
 
-    def score(self, texts: Sequence[str]) -> list[float]:
+    def score(self, texts: Sequence[str]) -> list[float | None]:
         """One score a text, in their order.
 
         Raises:
             TypeError: A text is not a string; the message names its position.
-            ScorerError: :meth:`score_batch` raised, or did not return one finite number a text.
+            ScorerError: :meth:`score_batch` raised, or did not return one finite number a text, or None.
         """
         _check_texts("texts", texts)
         return self._score_distinct(
             [(text,) for text in texts], lambda batch: self.score_batch([text for (text,) in batch])
         )
 
-    def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> Sequence[float]:
+    def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> Sequence[float | None]:
         """One score a response, judged without its probe. Raises as :meth:`score`."""
         _check_texts("probes", probes)
         _check_texts("responses", responses)
         return super().score_exchanges(probes, responses)
 
     def _score_distinct(
-        self, items: Sequence[Turns], score_batch: Callable[[list[Turns]], Sequence[float]]
-    ) -> list[float]:
+        self, items: Sequence[Turns], score_batch: Callable[[list[Turns]], Sequence[float | None]]
+    ) -> list[float | None]:
         distinct = sorted(dict.fromkeys(items), key=lambda item: sum(map(len, item)), reverse=True)
-        found: dict[Turns, float] = {}
+        found: dict[Turns, float | None] = {}
         for start in range(0, len(distinct), self.batch_size):
             batch = distinct[start : start + self.batch_size]
             judged = [item[-1] for item in batch]
@@ -80,16 +80,16 @@ class BatchedExchangeScorer(BatchedScorer):
     """
 
     @abstractmethod
-    def score_exchange_batch(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float]:
+    def score_exchange_batch(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float | None]:
         """One score a (probe, response) pair, in their order, for 1 to ``batch_size`` distinct pairs."""
 
-    def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> list[float | None]:
         """One score a response, given the probe that it answers.
 
         Raises:
             ValueError: There are not as many probes as responses.
             TypeError: A probe or a response is not a string; the message names its position.
-            ScorerError: :meth:`score_exchange_batch` raised, or did not return one finite number a pair.
+            ScorerError: :meth:`score_exchange_batch` raised, or did not return one finite number a pair, or None.
         """
         _check_texts("probes", probes)
         _check_texts("responses", responses)

@@ -29,10 +29,11 @@ from astra_accel.training.engine import Engine
 from astra_accel.training.optim import LearningRate
 
 FORMAT = 1
-MANIFEST, WEIGHTS, OPTIMIZER, STATE, CONFIG = (
+MANIFEST, WEIGHTS, OPTIMIZER, ROLLOUT_STATE, STATE, CONFIG = (
     "manifest.json",
     "trained.safetensors",
     "optimizer.pt",
+    "rollout_state.pt",
     "trainer_state.json",
     "config.yaml",
 )
@@ -67,12 +68,13 @@ class TrainerState:
 
 @dataclass
 class Training:
-    """What a checkpoint is made of."""
+    """What a checkpoint is made of. Of the system, what its rollouts depend on besides the weights, if it tells."""
 
     engine: Engine
     learning_rate: LearningRate
     state: TrainerState
     config_yaml: str
+    system: Any = None
 
 
 def checkpoint_name(step: int) -> str:
@@ -114,7 +116,7 @@ def adopt_checkpoint(path: Path, folder: Path) -> None:
 
 
 def load_checkpoint(training: Training, path: Path) -> TrainerState:
-    """Restore weights, optimizer, schedule and random states from a checkpoint, and return how far it was.
+    """Restore weights, optimizer, schedule, what rollouts depend on and random states, and return how far it was.
 
     Raises:
         CheckpointError: it is none, a file of it is damaged (named), or its weights are another model's.
@@ -133,6 +135,9 @@ def load_checkpoint(training: Training, path: Path) -> TrainerState:
     scaler = engine.accelerator.scaler
     if scaler is not None and saved["scaler"] is not None:
         scaler.load_state_dict(saved["scaler"])
+    load_rollout_state = getattr(training.system, "load_rollout_state", None)
+    if load_rollout_state is not None and (path / ROLLOUT_STATE).exists():
+        load_rollout_state(torch.load(path / ROLLOUT_STATE, map_location="cpu", weights_only=True))
     own_states = path / _random_file(engine.accelerator.process_index)
     if own_states.exists():  # A run that goes on with more processes has none for the new ones.
         _restore_random_states(torch.load(own_states, weights_only=True))
@@ -276,6 +281,9 @@ def _write_main_files(training: Training, optimizer_state: dict[int, Any], folde
         "scaler": None if scaler is None else scaler.state_dict(),
     }
     torch.save(saved, folder / OPTIMIZER)
+    rollout_state: dict[str, Any] = getattr(training.system, "rollout_state", dict)()
+    if rollout_state:
+        torch.save(rollout_state, folder / ROLLOUT_STATE)
     (folder / STATE).write_text(json.dumps(asdict(training.state), indent=2) + "\n", encoding="utf-8")
     (folder / CONFIG).write_text(training.config_yaml, encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,8 +63,9 @@ class Display:
             text = Text(printable(str(graph.context)))
             children = graph.children
             while children:
-                node = max(children, key=lambda node: node.reward)
-                text.append(f"\n[tester, reward {node.reward:.3f}] ", style="bold magenta")
+                node = max(children, key=lambda node: -math.inf if node.reward is None else node.reward)
+                reward = "missing" if node.reward is None else f"{node.reward:.3f}"
+                text.append(f"\n[tester, reward {reward}] ", style="bold magenta")
                 text.append(printable(str(node.probe)))
                 text.append("\n[target] ", style="bold cyan")
                 text.append(printable(str(node.response)))

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from astra_accel.core.evaluator import eval_rollouts
-from astra_accel.core.sampler import Graph
+from astra_accel.core.sampler import Graph, rewarded_trees
 from astra_accel.core.seeding import derive_seed, seeded
 from astra_accel.training.distributed import on_every_rank
 from astra_accel.training.experience import Experience
@@ -61,7 +61,10 @@ class Harness:
         """
         seeds = [derive_seed(self.seed, EPISODE_STREAM, index, i) for i in range(self.num_episodes_per_experience)]
         graphs = self._spread(seeds, self._rollouts)
-        by_graph = [list(self.algorithm.flatten(graph)) for graph in graphs]
+        self._observe(graphs, index)
+        by_graph = [
+            [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
+        ]
         if getattr(self.algorithm, "precompute", None) is not None:
             by_graph = self._spread(by_graph, self._precompute)
         steps = [step for steps in by_graph for step in steps]
@@ -87,6 +90,14 @@ class Harness:
     def step(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
         """The loss of a batch and what to log."""
         return self.algorithm.step(batch)
+
+    def _observe(self, graphs: Sequence[Graph], index: int) -> None:
+        """Tell the system of an experience; each process its own, and if one fails, all do."""
+        observe = getattr(getattr(self.sampler, "system", None), "observe", None)
+        if observe is not None and self.accelerator is not None:
+            on_every_rank(self.accelerator, lambda: observe(graphs, index))
+        elif observe is not None:
+            observe(graphs, index)
 
     def _spread(self, items: Sequence[Any], work: Any) -> list[Any]:
         """``work`` on a share of the items each (item ``i`` on process ``i % num_processes``), together in order."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from astra_accel.core.sampler import walk
+from astra_accel.core.sampler import term_values, walk
 from astra_accel.training.distributed import on_every_rank
 from astra_accel.training.experience import Experience
 
@@ -65,19 +65,17 @@ class Stopwatch:
 
 
 def experience_metrics(experience: Experience) -> dict[str, float]:
-    """Rewards and their terms over all nodes, the number of examples, and tokens where nodes tell them."""
+    """Rewards and their terms over the nodes that have them, the number of examples, and tokens where nodes tell."""
     nodes = [node for graph in experience.graphs for _, node in walk(graph)]
-    rewards = [float(node.reward) for node in nodes]
+    rewards = [float(node.reward) for node in nodes if node.reward is not None]
     metrics: dict[str, float] = {"examples": len(experience.steps)}
     if rewards:
         metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards), "reward/max": max(rewards)}
+    metrics |= {f"reward/{name}": fmean(values) for name, values in term_values(nodes).items()}
     infos = [getattr(node, "info", {}) for node in nodes]
-    for name in ("combined_score", "response_score", "naturalness"):
-        values = [info[name] for info in infos if info.get(name) is not None]
-        if values:
-            metrics[f"reward/{name}"] = fmean(values)
     tokens = [info.get(name) or 0 for info in infos for name in ("probe_tokens", "response_tokens")]
     metrics["tokens"] = sum(tokens)
+    metrics["missing_rewards"] = len(nodes) - len(rewards)
     metrics["empty_probes"] = sum(not str(node.probe) for node in nodes)
     metrics["empty_responses"] = sum(not str(node.response) for node in nodes)
     return metrics

@@ -121,8 +121,8 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
-        table = pa.table({name: [row.get(name) for row in rows] for name in names})
-        pq.write_table(table, temporary)
+        columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
+        pq.write_table(pa.table({name: _typed(column) for name, column in columns.items()}), temporary)
         os.replace(temporary, path)
         return path
 
@@ -139,9 +139,14 @@ def rollout_rows(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:
                 "context": valid_text(str(node.context)),
                 "probe": valid_text(str(node.probe)),
                 "response": valid_text(str(node.response)),
-                "reward": float(node.reward),
+                "reward": None if node.reward is None else float(node.reward),
                 **{name: valid_text(value) if isinstance(value, str) else value for name, value in info.items()},
             }
+
+
+def _typed(column: pa.Array) -> pa.Array:
+    """A column without any value as numbers, which it has in other steps: all scores of this one were missing."""
+    return column.cast(pa.float64()) if pa.types.is_null(column.type) else column
 
 
 def valid_text(text: str) -> str:

@@ -249,7 +249,7 @@ class AccelTrainer:
         self.state.empty_in_row += 1
         self.display.say(
             f"step {experience.index + 1}: no training example came of {len(experience.graphs)} episodes "
-            f"(rewards that tie, or equal probes), so no update"
+            f"(rewards that tie or are missing, or equal probes), so no update"
         )
         if self.state.empty_in_row >= self.config.max_empty_experiences:
             on_main(self.accelerator, lambda: self._write_rollouts(experience))
@@ -379,7 +379,7 @@ class AccelTrainer:
         )
 
     def _training(self) -> Training:
-        return Training(self.engine, self.learning_rate, self.state, self._config_yaml)
+        return Training(self.engine, self.learning_rate, self.state, self._config_yaml, self.harness.sampler.system)
 
     def _compare_configurations(self, checkpoint: Path) -> None:
         checkpoints.verify_checkpoint(checkpoint)
@@ -474,7 +474,7 @@ class _Training(Section):
 
 
 def _mean_reward(experience: Experience) -> float:
-    return experience_metrics(experience).get("reward/mean", 0.0)
+    return experience_metrics(experience).get("reward/mean", math.nan)  # not 0, which may be progress
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -43,6 +43,27 @@ def test_a_process_that_raises_in_a_rollout_ends_all_of_them(tmp_path: Path) -> 
     assert other == "process 1 failed with ScorerError: the scorer of process 1 is gone"
 
 
+def _train_with_failing_memory(output_dir: Path) -> str:
+    sampler, algorithm = build_plain()
+
+    def observe(graphs: Any, experience: int) -> None:
+        assert len(graphs) == 8
+        if _rank() == 1:
+            raise ConnectionError("the index of earlier probes is gone")
+
+    sampler.system.observe = observe
+    config = TrainingConfiguration(output_dir=output_dir, batch_size=4, training_steps=2, sample_steps=None)
+    with pytest.raises(ConnectionError if _rank() == 1 else RankError) as caught:
+        AccelTrainer(config, sampler, algorithm).train()
+    return str(caught.value)
+
+
+def test_a_process_whose_system_fails_to_take_note_of_an_experience_ends_all_of_them(tmp_path: Path) -> None:
+    other, own = run_processes(2, _train_with_failing_memory, tmp_path)
+    assert own == "the index of earlier probes is gone"
+    assert other == "process 1 failed with ConnectionError: the index of earlier probes is gone"
+
+
 def _train_with_nan(output_dir: Path) -> list[str]:
     sampler, algorithm = build_plain()
     step = algorithm.step

@@ -71,6 +71,14 @@ def _fixed(*arguments: str) -> Callable[[Path], Arguments]:
     return lambda _: list(arguments)
 
 
+def _config(text: str) -> Callable[[Path], Arguments]:
+    def arguments(folder: Path) -> Arguments:
+        (folder / "run.yaml").write_text(text, encoding="utf-8")
+        return ["--config", str(folder / "run.yaml")]
+
+    return arguments
+
+
 def _held_run(folder: Path) -> Arguments:
     (folder / "run" / "checkpoints" / "step-000007").mkdir(parents=True)
     (folder / "run" / "metrics.jsonl").write_text("{}\n")
@@ -95,6 +103,15 @@ MISTAKES = {
     "algorithm": (_fixed("--algorithm.name", "dpoo"), ["algorithm.name", "'dpoo'", "dpo"]),
     "algorithm option": (_fixed("--algorithm.options", '{"betta": 1}'), ["'betta'", "beta"]),
     "algorithm value": (_fixed("--algorithm.options", '{"beta": -1}'), ["beta is -1"]),
+    "reward term": (
+        _config("reward: {novel_weight: 1}\n"),
+        ["run.yaml: reward: found novel_weight", "combined_weight", "repetition_weight"],
+    ),
+    "reservoir": (_fixed("--reward.reservoir_size", "0"), ["reward.reservoir_size", "greater than or equal to 1"]),
+    "embedding model": (
+        _fixed("--reward.embedding_novelty_weight", "1", "--reward.embedding_model", "nobody/nothing"),
+        ["reward.embedding_model", "nobody/nothing"],
+    ),
     "field": (_fixed("--training.learning_rate", "1"), ["training.learning_rate"]),
     "batch size": (_fixed("--training.batch_size", "0"), ["training.batch_size", "'0'", "greater than or equal to 1"]),
     "training steps": (_fixed("--training.training_steps", "0"), ["training.training_steps"]),

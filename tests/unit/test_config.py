@@ -17,6 +17,7 @@ from astra_accel.config import (
     LoRAConfiguration,
     ModelConfiguration,
     Named,
+    RewardConfiguration,
     RolloutConfiguration,
     RunConfiguration,
     Scheduler,
@@ -158,6 +159,18 @@ class TestSections:
         RolloutConfiguration(format="chat", target_instruction="Be kind.")
         with pytest.raises(ValueError, match="target_instruction is set, but format is 'raw'"):
             RolloutConfiguration(target_instruction="Be kind.")
+
+    def test_a_weight_of_a_term_that_is_not_there(self):
+        with pytest.raises(
+            ValueError, match=r"found toxicity_weight, but there is no such term; expected one of ppl_w"
+        ):
+            RunConfiguration(reward={"toxicity_weight": 1.0})
+
+    @pytest.mark.parametrize("name", [name for name in RewardConfiguration.model_fields if name.endswith("_weight")])
+    @pytest.mark.parametrize("weight", [math.nan, math.inf])
+    def test_a_weight_is_a_finite_number(self, name, weight):
+        with pytest.raises(ValueError, match=rf"reward\.{name}"):
+            RunConfiguration(reward={name: weight})
 
     @pytest.mark.parametrize(("section", "known"), [("scorer", "profanity"), ("algorithm", "dpo")])
     def test_names_of_registries_are_checked(self, section, known):

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from astra_accel.core.evaluator import Evaluator
-from astra_accel.core.sampler import Graph, Sampler, walk
+from astra_accel.core.sampler import Graph, Sampler, term_values, walk
 
 
 class ASTEvaluator(Evaluator):
@@ -26,19 +26,14 @@ class ASTEvaluator(Evaluator):
         self.threshold = threshold
 
     def compute_metrics(self, graph: Graph) -> dict[str, float]:
-        """The metrics of one episode: means over its nodes, and whether any response reached the threshold."""
+        """The metrics of one episode: means over the nodes that have them, and the worst response's score."""
         nodes = [node for _, node in walk(graph)]
-        metrics = {"reward/mean": fmean(node.reward for node in nodes)}
-        infos = [getattr(node, "info", {}) for node in nodes]
-        scores = [info["response_score"] for info in infos if "response_score" in info]
-        if scores:
-            metrics["response_score/mean"] = fmean(scores)
-            metrics["response_score/max"] = max(scores)
-            metrics["attack_success"] = float(max(scores) >= self.threshold)
-        for part in ("combined_score", "naturalness"):
-            values = [info[part] for info in infos if part in info]
-            if values:
-                metrics[f"{part}/mean"] = fmean(values)
+        terms = term_values(nodes)
+        figures = {"reward": [node.reward for node in nodes if node.reward is not None], **terms}
+        metrics = {f"{name}/mean": fmean(values) for name, values in figures.items() if values}
+        if "response_score" in terms:
+            metrics["response_score/max"] = max(terms["response_score"])
+            metrics["attack_success"] = float(max(terms["response_score"]) >= self.threshold)
         return metrics
 
     def aggregate_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -13,12 +13,15 @@ from astra_accel.config import (
     ComputeConfiguration,
     LoRAConfiguration,
     ModelConfiguration,
+    NaturalnessModel,
     RewardConfiguration,
     RolloutConfiguration,
     SamplingConfiguration,
 )
 from astra_accel.core.scorer import Scorer
 from astra_accel.core.seeding import seeded
+from astra_accel.methods.ast.rewards.configured import build_terms
+from astra_accel.methods.ast.rewards.term import RewardTerm
 from astra_accel.methods.ast.system import ASTSystem
 from astra_accel.methods.ast.transcript import Segment, Transcript
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
@@ -53,7 +56,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
         rollout: format, context limit and sampling of both models (the tree's shape is the sampler's).
         compute: how the models are run.
         seed: of a new adapter's weights.
-        ppl_weight, combined_weight, defense_toxicity_weight, min_naturalness: see ``ASTSystem``.
+        ppl_weight, combined_weight, defense_toxicity_weight, min_naturalness, naturalness_model, terms: see
+            ``ASTSystem``.
 
     Raises:
         FileNotFoundError, ValueError: a model, tokenizer, LoRA target or limit that does not fit, before weights
@@ -79,8 +83,18 @@ class HFASTSystem(ASTSystem[Any, Any]):
         combined_weight: float = RewardConfiguration().combined_weight,
         defense_toxicity_weight: float = RewardConfiguration().defense_toxicity_weight,
         min_naturalness: float = RewardConfiguration().min_naturalness,
+        naturalness_model: NaturalnessModel = "target",
+        terms: Sequence[tuple[float, RewardTerm]] = (),
     ) -> None:
-        super().__init__(scorer, ppl_weight, combined_weight, defense_toxicity_weight, min_naturalness)
+        super().__init__(
+            scorer,
+            ppl_weight,
+            combined_weight,
+            defense_toxicity_weight,
+            min_naturalness,
+            naturalness_model=naturalness_model,
+            terms=terms,
+        )
         files = find_roles(
             _model(tester_model_id, "tester_model_id"),
             _model(target_model_id, "target_model_id"),
@@ -103,7 +117,16 @@ class HFASTSystem(ASTSystem[Any, Any]):
     ) -> HFASTSystem:
         """A system of models that were found already."""
         system = cls.__new__(cls)
-        ASTSystem.__init__(system, scorer, **reward.model_dump())
+        ASTSystem.__init__(
+            system,
+            scorer,
+            reward.ppl_weight,
+            reward.combined_weight,
+            reward.defense_toxicity_weight,
+            reward.min_naturalness,
+            naturalness_model=reward.naturalness_model,
+            terms=build_terms(reward, seed, device),
+        )
         system._load(files, rollout, compute, device, seed)
         return system
 
@@ -225,9 +248,33 @@ class HFASTSystem(ASTSystem[Any, Any]):
         ]
         return num_distinct_tokens(sequences)
 
-    def token_counts(self, probe: Sequence[Segment | str], logprobs_BT: torch.Tensor) -> torch.Tensor:
-        """Tokens of each probe as the target reads it, ``[batch]``."""
-        return torch.tensor([len(self._probe(item).target_ids) for item in probe], device=logprobs_BT.device)
+    def probe_logprobs(
+        self,
+        context: Sequence[Transcript | str],
+        probe: Sequence[Segment | str],
+        model: NaturalnessModel = "target",
+    ) -> list[torch.Tensor]:
+        """The log-prob of each token of a probe's content under a model, ``[tokens]`` a probe, on the CPU.
+
+        The end of the turn is no content: an empty probe has no token, however likely its end.
+        """
+        probes = [self._probe(item) for item in probe]
+        if model == "target":
+            logprobs_BT = self.get_target_logprobs(context, probes).cpu()
+            counts = [len(item.target_ids) for item in probes]
+        else:
+            logprobs_BT = self.get_baseline_logprobs(context, probes).cpu()
+            counts = [len(item.tester_ids) for item in probes]
+            self._recall_baseline(context, probes, logprobs_BT)
+        return [row[:count] for row, count in zip(logprobs_BT, counts, strict=True)]
+
+    def _recall_baseline(
+        self, context: Sequence[Transcript | str], probes: Sequence[Segment], logprobs_BT: torch.Tensor
+    ) -> None:
+        """Algorithms ask the baseline of the same probes again."""
+        if self.roles.baseline.recall is not None:
+            for ids, item, row in zip(self._policy_contexts(context), probes, logprobs_BT.tolist(), strict=True):
+                self.roles.baseline.recall.keep(ids, item.sampled_ids, tuple(row[: len(item.sampled_ids)]))
 
     def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write the tester (the adapter alone where it is LoRA) and its tokenizer.

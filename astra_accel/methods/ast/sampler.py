@@ -140,7 +140,8 @@ class ASTSampler(Sampler):
         parts = getattr(self.system, "reward_parts", None)
         if parts is not None:
             return parts(states, probes, responses)
-        return [{"reward": float(reward)} for reward in self.system.reward(states, probes, responses)]
+        rewards = self.system.reward(states, probes, responses)
+        return [{"reward": None if reward is None else float(reward)} for reward in rewards]
 
     def _check_prompts(self) -> None:
         check = getattr(self.system, "check_prompts", None)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
 
-from astra_accel.config import RewardConfiguration
-from astra_accel.core.scorer import Scorer, check_scores
+from astra_accel.config import NaturalnessModel, RewardConfiguration
+from astra_accel.core.sampler import Graph, walk
+from astra_accel.core.scorer import Scorer
 from astra_accel.core.system import ActionT, StateT, System
+from astra_accel.methods.ast.rewards.naturalness import Naturalness
+from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
+from astra_accel.methods.ast.rewards.toxicity import CombinedToxicity, ResponseToxicity
+from astra_accel.methods.ast.rewards.weighted import WeightedTerms
 
 
 class ASTSystem(System[StateT, ActionT]):
@@ -19,9 +24,7 @@ class ASTSystem(System[StateT, ActionT]):
 
         combined_weight * score(p + r) + defense_toxicity_weight * score(r) + ppl_weight * naturalness(p | c)
 
-    Naturalness is the mean log-probability a token of the probe under the target, that is minus the log of its
-    perplexity, clipped from below; an empty probe earns that minimum. The paper's code takes exp(sum of log-probs)
-    here, a joint probability: 0 for any probe of some length and 1 for an empty one, so that silence pays.
+    and ``weight * term`` for each further term. Naturalness is the mean log-prob a token of the probe.
 
     A subclass brings the models (the six model methods of :class:`~astra_accel.core.system.System`) for any states
     and actions that ``+`` joins and ``str`` shows. Made directly, ``ASTSystem(...)`` is an
@@ -32,6 +35,12 @@ class ASTSystem(System[StateT, ActionT]):
         scorer: says how unsafe a text is; None is the :class:`~astra_accel.scorers.ProfanityScorer`.
         ppl_weight, combined_weight, defense_toxicity_weight: the weights above.
         min_naturalness: where naturalness is clipped, in nats a token.
+        naturalness_model: the model under which a probe has to be natural, the target or the baseline.
+        terms: further terms of the reward with their weights, such as ``(0.5, SelfBLEUNovelty())`` or one's own
+            :class:`~astra_accel.methods.ast.rewards.term.RewardTerm`. Of weight 0, they are logged alone.
+
+    Raises:
+        ValueError: two terms share a name, a name is taken, or a weight is not finite.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -49,16 +58,23 @@ class ASTSystem(System[StateT, ActionT]):
         combined_weight: float = RewardConfiguration().combined_weight,
         defense_toxicity_weight: float = RewardConfiguration().defense_toxicity_weight,
         min_naturalness: float = RewardConfiguration().min_naturalness,
+        *,
+        naturalness_model: NaturalnessModel = "target",
+        terms: Sequence[tuple[float, RewardTerm]] = (),
     ) -> None:
         if scorer is None:
             from astra_accel.scorers import ProfanityScorer
 
             scorer = ProfanityScorer()
         self.scorer = scorer
-        self.ppl_weight = ppl_weight
-        self.combined_weight = combined_weight
-        self.defense_toxicity_weight = defense_toxicity_weight
-        self.min_naturalness = min_naturalness
+        self.reward_terms = WeightedTerms(
+            [
+                (combined_weight, CombinedToxicity(scorer)),
+                (defense_toxicity_weight, ResponseToxicity(scorer)),
+                (ppl_weight, Naturalness(min_naturalness, naturalness_model)),
+                *terms,
+            ]
+        )
 
     def advance(self, context: StateT, probe: ActionT, response: StateT) -> StateT:
         """The conversation with one more turn."""
@@ -70,55 +86,44 @@ class ASTSystem(System[StateT, ActionT]):
 
     def reward(
         self, context: Sequence[StateT], probe: Sequence[ActionT], response: Sequence[StateT]
-    ) -> Sequence[float]:
-        """The rewards of a batch of turns."""
+    ) -> Sequence[float | None]:
+        """The rewards of a batch of turns; None where one could not be had."""
         return [parts["reward"] for parts in self.reward_parts(context, probe, response)]
 
     def reward_parts(
         self, context: Sequence[StateT], probe: Sequence[ActionT], response: Sequence[StateT]
-    ) -> list[dict[str, float]]:
-        """The reward and its unweighted terms for each turn.
+    ) -> list[dict[str, float | None]]:
+        """The reward and its unweighted terms by name for each turn; None where one could not be had.
 
         Raises:
-            ScorerError: the scorer did not return one finite number a text.
+            ScorerError: the scorer did not return one finite number a text, or None.
+            RewardError: likewise of another term; or the reward is not finite.
         """
-        probes, responses = [str(item) for item in probe], [str(item) for item in response]
-        exchanges = [self.exchange_text(*pair) for pair in zip(probe, response, strict=True)]
-        combined = check_scores(self.scorer, exchanges, self.scorer.score(exchanges))
-        answered = check_scores(self.scorer, responses, self._score_responses(probes, responses))
-        natural = self.naturalness(context, probe)
-        return [
-            {
-                "reward": self.combined_weight * both
-                + self.defense_toxicity_weight * alone
-                + self.ppl_weight * log_prob,
-                "combined_score": both,
-                "response_score": alone,
-                "naturalness": log_prob,
-            }
-            for both, alone, log_prob in zip(combined, answered, natural, strict=True)
-        ]
+        return self.reward_terms.parts(Turns(self, context, probe, response))
 
-    def naturalness(self, context: Sequence[StateT], probe: Sequence[ActionT]) -> list[float]:
-        """Mean log-prob a token of each probe under the target, at least ``min_naturalness``; nats."""
-        with torch.no_grad():
-            logprobs_BT = self.get_target_logprobs(context, probe)
-        counts_B = self.token_counts(probe, logprobs_BT)
-        means_B = logprobs_BT.sum(-1) / counts_B.clamp(min=1)
-        means_B = means_B.masked_fill(counts_B == 0, self.min_naturalness)
-        return means_B.clamp(min=self.min_naturalness).tolist()
+    def observe(self, graphs: Sequence[Graph[StateT, ActionT]], experience: int) -> None:
+        """Tell the reward of an experience that has ended, so that later probes can be compared with its probes."""
+        self.reward_terms.observe([str(node.probe) for graph in graphs for _, node in walk(graph)], experience)
 
-    def token_counts(self, probe: Sequence[ActionT], logprobs_BT: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """Tokens of each probe, ``[batch]``: by default the log-probs that are not the contract's padding of 0.
+    def rollout_state(self) -> dict[str, Any]:
+        """What later rollouts depend on besides the weights: what the reward's terms remember, by name."""
+        return self.reward_terms.state()
 
-        A system that knows the counts should say so: the log-prob of a token that is certain is 0 too.
+    def load_rollout_state(self, state: Mapping[str, Any]) -> None:
+        """What :meth:`rollout_state` returned."""
+        self.reward_terms.load_state(state)
+
+    @torch.no_grad()
+    def probe_logprobs(
+        self, context: Sequence[StateT], probe: Sequence[ActionT], model: NaturalnessModel = "target"
+    ) -> list[torch.Tensor]:
+        """The log-prob of each token of what each probe says under a model, ``[tokens]`` a probe, on the CPU.
+
+        By default the log-probs that are not the contract's padding of 0. A system that knows how many tokens there
+        are should say so: the log-prob of a token that is certain is 0 too.
         """
-        return (logprobs_BT != 0).sum(-1)
-
-    def _score_responses(self, probes: list[str], responses: list[str]) -> Sequence[float]:
-        # Scorers written for the reference have `score` alone.
-        exchanges = getattr(self.scorer, "score_exchanges", None)
-        return self.scorer.score(responses) if exchanges is None else exchanges(probes, responses)
+        logprobs = self.get_target_logprobs if model == "target" else self.get_baseline_logprobs
+        return [row[row != 0] for row in logprobs(context, probe).cpu()]
 
 
 ASTProblem = ASTSystem

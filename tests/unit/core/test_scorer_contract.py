@@ -37,7 +37,6 @@ def test_numbers_of_any_kind_become_floats(scores):
         ([0.1, 0.2, 0.3], "LengthScorer returned 3 scores for 2 texts"),
         ([0.1, float("nan")], "LengthScorer returned nan, expected a finite number, for the text 'second'"),
         ([float("-inf"), 0.1], "LengthScorer returned -inf, expected a finite number, for the text 'first'"),
-        ([0.1, None], "LengthScorer returned None, expected a number, for 'second'"),
         ([0.1, "high"], "LengthScorer returned 'high', expected a number, for 'second'"),
         ([0.1, {"toxicity": 1.0}], "expected a number, for 'second'"),
     ],
@@ -45,6 +44,11 @@ def test_numbers_of_any_kind_become_floats(scores):
 def test_bad_scores_name_the_scorer_the_text_and_what_was_found(scores, message):
     with pytest.raises(ScorerError, match=f"{message}$"):
         check_scores(LengthScorer(), ["first", "second"], scores)
+
+
+def test_a_missing_score_stays_missing():
+    """None is no number and no mistake: never 0."""
+    assert check_scores(LengthScorer(), ["a", "b", "c"], [0.5, None, 0]) == [0.5, None, 0.0]
 
 
 def test_long_texts_are_cut_in_messages():

@@ -109,12 +109,16 @@ def test_an_error_of_a_batch_names_the_scorer_and_the_first_text():
     [
         ([0.5], "ConstantScorer returned 1 scores for 2 texts"),
         ([0.5, float("nan")], "ConstantScorer returned nan"),
-        ([0.5, None], "ConstantScorer returned None"),
+        ([0.5, "high"], "ConstantScorer returned 'high'"),
     ],
 )
 def test_an_answer_that_is_not_one_number_a_text_is_refused(answer, message):
     with pytest.raises(ScorerError, match=message):
         ConstantScorer(answer).score(["a", "b"])
+
+
+def test_a_missing_score_is_missing_wherever_its_text_stands():
+    assert ConstantScorer([0.5, None]).score(["b", "aa", "b"]) == [None, 0.5, None]
 
 
 def test_a_batch_holds_at_least_one_text():

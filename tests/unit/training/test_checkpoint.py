@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,6 +168,39 @@ class TestRoundTrip:
         assert path == tmp_path / "step-000007"
         assert read_state(path) == load_checkpoint(build(), path) == training.state
         assert read_config(path) == training.config_yaml
+
+    def test_what_rollouts_depend_on_comes_back_where_a_system_tells(self, tmp_path):
+        class Remembering:
+            def __init__(self, memory):
+                self.memory = memory
+
+            def rollout_state(self):
+                return self.memory
+
+            def load_rollout_state(self, state):
+                self.memory = state
+
+        said = {"term": {"texts": ["a", "\ud800"], "numbers": [0.1 + 0.2], "vectors": torch.rand(2, 3)}}
+        training = build()
+        training.system = Remembering(said)
+        path = save_checkpoint(training, tmp_path)
+        resumed = build()
+        resumed.system = Remembering({})
+
+        load_checkpoint(resumed, path)
+
+        vectors = resumed.system.memory["term"].pop("vectors")
+        assert torch.equal(vectors, said["term"].pop("vectors"))
+        assert resumed.system.memory == said
+        load_checkpoint(build(), path)  # a system that has no use for it
+
+    def test_there_is_no_file_of_nothing(self, tmp_path):
+        training = build()
+        training.system = SimpleNamespace(rollout_state=dict, load_rollout_state=pytest.fail)
+        path = save_checkpoint(training, tmp_path)
+
+        assert {file.name for file in path.iterdir()} == FILES
+        load_checkpoint(training, path)
 
     def test_weights_alone(self, saved):
         training = build(seed=5)

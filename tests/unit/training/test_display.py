@@ -85,6 +85,15 @@ class TestDisplay:
             "[target] best answer",
         ]
 
+    def test_a_probe_without_a_reward_is_shown_where_there_is_no_other(self, capfd):
+        ahead = Graph("p", [Node("p", "unknown", "r", None), Node("p", "known", "r", -5.0)])
+
+        Display(True, 1).conversations([ahead, Graph("p", [Node("p", "unknown", "r", None)])], 2)
+
+        shown = capfd.readouterr().out
+        assert "[tester, reward -5.000] known" in shown
+        assert shown.count("[tester, reward missing] unknown") == 1
+
     def test_only_as_many_conversations_as_asked_for(self, capfd):
         Display(True, 1).conversations([conversation()] * 3, 2)
 

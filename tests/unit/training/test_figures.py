@@ -109,9 +109,23 @@ class TestExperienceMetrics:
             "reward/combined_score": 0.25,
             "reward/naturalness": -2.0,
             "tokens": 13,
+            "missing_rewards": 0,
             "empty_probes": 1,
             "empty_responses": 1,
         }
+
+    def test_a_missing_reward_is_counted_and_enters_no_mean(self):
+        nodes = [
+            Node("p", "a", "r", None, info={"reward": None, "combined_score": None, "novelty": 0.5}),
+            Node("p", "b", "r", 1.0, info={"reward": 1.0, "combined_score": 0.25, "novelty": 1.0}),
+            Node("p", "c", "r", 2.0, info={"reward": 2.0, "combined_score": 0.75, "novelty": 0.0}),
+        ]
+
+        figures = experience_metrics(Experience(0, [Graph("p", nodes)], [], []))
+
+        expected = {"reward/mean": 1.5, "reward/std": 0.5, "reward/combined_score": 0.5, "reward/novelty": 0.5}
+        assert {name: figures[name] for name in expected} == expected
+        assert figures["missing_rewards"] == 1
 
     def test_nodes_of_other_packages_tell_their_reward(self):
         graph = PlainGraph(0, [PlainNode(0, 1, 2, 4.0)])
@@ -123,4 +137,4 @@ class TestExperienceMetrics:
     def test_an_experience_without_nodes_has_no_reward(self):
         figures = experience_metrics(Experience(0, [Graph("p", [])], [], []))
 
-        assert figures == {"examples": 0, "tokens": 0, "empty_probes": 0, "empty_responses": 0}
+        assert figures == {"examples": 0, "tokens": 0, "missing_rewards": 0, "empty_probes": 0, "empty_responses": 0}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from astra_accel import Graph, Node
+from astra_accel import DPO, Graph, Node
 from astra_accel.config import TrainingConfiguration
 from astra_accel.core.seeding import derive_seed
 from astra_accel.training.distributed import make_accelerator
@@ -80,6 +80,40 @@ class TestCollect:
         Harness(many, Named(), 8).collect(0)
 
         assert many.seeds[:3] == few.seeds
+
+    def test_the_system_is_told_of_every_experience(self):
+        """Once it is there; evaluations are none."""
+        told = []
+        sampler = SeedSampler()
+        sampler.eval_rollout = sampler.rollout
+        sampler.system = SimpleNamespace(observe=lambda graphs, index: told.append((index, list(graphs))))
+        harness = Harness(sampler, Named(), 3)
+
+        experiences = [harness.collect(index) for index in (5, 6)]
+        harness.evaluate([1, 2])
+
+        assert told == [(5, experiences[0].graphs), (6, experiences[1].graphs)]
+
+    def test_a_node_without_a_reward_gives_no_example_and_its_neighbours_do(self):
+        """``a`` has none, so its siblings are two; the turns behind it are siblings still."""
+        behind = [Node("ca", probe, "r", reward) for probe, reward in (("d", 0.0), ("e", 1.0))]
+        nodes = [Node("c", "a", "r", None, behind), Node("c", "b", "r", 5.0), Node("c", "c", "r", 4.0)]
+        graph = Graph("c", nodes)
+
+        experience = Harness(
+            SimpleNamespace(rollout=lambda seed: graph), SimpleNamespace(flatten=DPO(None).flatten), 2
+        ).collect(0)
+
+        pairs = [(step.prefix, step.suffix_pos, step.suffix_neg) for step in experience.steps]
+        assert pairs == [("c", "b", "c"), ("ca", "e", "d")] * 2
+        assert experience.trees == [0, 0, 1, 1]
+        assert experience.graphs == [graph, graph]
+
+    def test_a_reward_that_is_no_number_is_an_error(self):
+        sampler = SimpleNamespace(rollout=lambda seed: Graph("c", [Node("c", "a", "r", float("nan"))]))
+
+        with pytest.raises(ValueError, match=r"the reward of the probe 'a' at \(0,\) is nan"):
+            Harness(sampler, Named(), 2).collect(0)
 
     def test_a_sampler_that_rolls_out_many_gets_all_seeds_at_once(self):
         calls = []

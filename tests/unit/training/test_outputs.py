@@ -206,6 +206,16 @@ class TestRollouts:
         assert (types["context"], types["probe"], types["response"]) == ("string",) * 3
         assert types["reward"] == "double"
 
+    def test_a_missing_reward_is_null_and_a_number_all_the_same(self, tmp_path):
+        info = {"reward": None, "combined_score": None, "naturalness": -1.0}
+
+        path = RunFolder(tmp_path).write_rollouts(1, [Graph("p", [Node("p", "q", "r", None, info=info)])])
+
+        (row,) = pq.read_table(path).to_pylist()
+        assert (row["reward"], row["combined_score"], row["naturalness"]) == (None, None, -1.0)
+        types = {field.name: str(field.type) for field in pq.read_schema(path)}
+        assert (types["reward"], types["combined_score"]) == ("double", "double")
+
     def test_half_characters_are_replaced(self, tmp_path):
         # Bytes that a model breaks off come as lone surrogates from some tokenizers; UTF-8 has no room for them.
         graph = Graph("\ud83d", [Node("a\ud83d", "\udc00b", "\U0001f600", 0.0, info={"note": "c\ud800"})])

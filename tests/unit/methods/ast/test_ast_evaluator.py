@@ -81,6 +81,22 @@ def test_nodes_that_say_nothing_of_their_scores():
     assert ASTEvaluator(Ready()).compute_metrics(graph) == {"reward/mean": 3.0}
 
 
+def test_a_missing_score_enters_no_mean():
+    """As if its node were not there; a graph without any reward has no figure of it."""
+    graph = Graph("", [turn(2.0, 0.4, 0.8, -2.0), turn(None, 0.6, None, -4.0), turn(4.0, 0.2, 0.2, -3.0)])
+    assert ASTEvaluator(Ready()).compute_metrics(graph) == pytest.approx(
+        {
+            "reward/mean": 3.0,
+            "response_score/mean": 0.5,
+            "response_score/max": 0.8,
+            "attack_success": 1.0,
+            "combined_score/mean": 0.4,
+            "naturalness/mean": -3.0,
+        }
+    )
+    assert ASTEvaluator(Ready()).compute_metrics(Graph("", [node(None)])) == {}
+
+
 def test_nodes_of_other_classes():
     """The reference's nodes have no place for scores."""
     other = SimpleNamespace(context="", probe="p", response="r", reward=4.0, children=[])

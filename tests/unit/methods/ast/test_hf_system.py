@@ -26,6 +26,7 @@ from astra_accel.config import (
 from astra_accel.core.scorer import Scorer
 from astra_accel.methods.ast import ASTSystem, HFASTSystem, Segment, Transcript
 from astra_accel.models import files as files_module
+from astra_accel.models import roles as roles_module
 from astra_accel.models.roles import find_roles
 from astra_accel.models.tiny import build_tiny, save_tiny
 
@@ -98,6 +99,11 @@ def assert_rows(found: torch.Tensor, expected: list[torch.Tensor]) -> None:
         assert not row[len(values) :].any()
 
 
+def naturalness(system: HFASTSystem, contexts: list, probes: list) -> list[float]:
+    parts = system.reward_parts(contexts, probes, ["y"] * len(probes))
+    return [row["naturalness"] for row in parts]
+
+
 # --- Log-probs ----------------------------------------------------------------------------------------------
 
 
@@ -161,7 +167,7 @@ def test_with_two_tokenizers_each_model_reads_its_own_ids(tmp_path):
     assert_rows(system.get_tester_logprobs([context], [probe]), [plain(tester, in_llama, probe.sampled_ids)])
     target = plain(build_tiny("gpt2")[0], in_gpt2, probe.target_ids)
     assert_rows(system.get_target_logprobs([context], [probe]), [target])
-    assert system.naturalness([context], [probe]) == pytest.approx([max(target.mean().item(), -10)], abs=1e-4)
+    assert naturalness(system, [context], [probe]) == pytest.approx([max(target.mean().item(), -10)], abs=1e-4)
 
 
 def test_only_the_tester_has_a_gradient():
@@ -182,11 +188,10 @@ def test_only_the_tester_has_a_gradient():
 def test_strings_will_do():
     system = make()
     state, probe = system.start("So I said"), system.views.segment("probe", " no")
-    for name in ("get_tester_logprobs", "get_baseline_logprobs", "get_target_logprobs", "naturalness"):
+    for name in ("get_tester_logprobs", "get_baseline_logprobs", "get_target_logprobs"):
         method = getattr(system, name)
-        torch.testing.assert_close(
-            torch.as_tensor(method(["So I said"], [" no"])), torch.as_tensor(method([state], [probe]))
-        )
+        torch.testing.assert_close(method(["So I said"], [" no"]), method([state], [probe]))
+    assert naturalness(system, ["So I said"], [" no"]) == pytest.approx(naturalness(system, [state], [probe]))
     said = system.rollout_prompt_with_tester(["So I said"], seeds=seeds(1))
     assert said == system.rollout_prompt_with_tester([state], seeds=seeds(1))
     heard = system.rollout_prompt_with_target(["So I said"], seeds=seeds(1))
@@ -498,23 +503,57 @@ def test_naturalness_is_the_mean_log_prob_under_the_target():
     move(system)
     context, probe = tuple(tokenizer("So I said").input_ids), tuple(tokenizer(" no way").input_ids)
     expected = plain(target, context, probe).mean().item()
-    assert system.naturalness(["So I said"], [" no way"]) == pytest.approx([expected], abs=1e-4)
+    assert naturalness(system, ["So I said"], [" no way"]) == pytest.approx([expected], abs=1e-4)
     # By any number of other rows: counts are of tokens, not of columns.
-    assert system.naturalness(["So I said", "x"], [" no way", "y" * 50])[0] == pytest.approx(expected, abs=1e-4)
+    assert naturalness(system, ["So I said", "x"], [" no way", "y" * 50])[0] == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_empty_probe_earns_the_minimum():
-    system = make(min_naturalness=-4.0)
+def test_naturalness_leaves_the_end_of_the_turn_out_whichever_model_it_is_of(tmp_path):
+    """The baseline is what the tester began as, the target another model; the end is sampled, and not what is said."""
+    system = make("tiny", save_tiny(tmp_path, "llama", seed=6), min_naturalness=-1000.0)
+    move(system)
+    tokenizer = build_tiny("llama")[1]
+    context, content = tuple(tokenizer("So I said").input_ids), tuple(tokenizer(" no way").input_ids[1:])
+    said = system.views.probe((*content, 259), frozenset([259]))
+    assert said.sampled_ids == (*content, 259)
+    for model, seed in (("target", 6), ("baseline", 0)):
+        (row,) = system.probe_logprobs(["So I said"], [said], model)
+        torch.testing.assert_close(row, plain(build_tiny("llama", seed=seed)[0], context, content), **CLOSE)
+
+
+def test_what_the_baseline_said_for_the_reward_is_not_computed_again(monkeypatch, tmp_path):
+    """The baseline is not the target, so a rollout does not read probes with it by itself."""
+    system = make("tiny", save_tiny(tmp_path, "llama", seed=6), naturalness_model="baseline")
+    with system.rolling_out():
+        contexts, probes, responses = zip(*turns(system), strict=True)
+        expected = system.get_baseline_logprobs(contexts, probes)
+        system.reward_parts(contexts, probes, responses)
+    computed = []
+    original = roles_module.sequence_logprobs
+    monkeypatch.setattr(
+        roles_module,
+        "sequence_logprobs",
+        lambda model, contexts, *rest, **options: (
+            computed.extend(contexts) or original(model, contexts, *rest, **options)
+        ),
+    )
+    assert torch.equal(system.get_baseline_logprobs(contexts, probes), expected)
+    assert computed == []
+
+
+@pytest.mark.parametrize("model", ["target", "baseline"])
+def test_an_empty_probe_earns_the_minimum(model):
+    system = make(min_naturalness=-4.0, naturalness_model=model)
     silent = system.views.probe((259,), frozenset([259]))
     assert silent.sampled_ids == (259,)
-    assert system.naturalness(["a", "a"], [silent, ""]) == [-4.0, -4.0]
+    assert naturalness(system, ["a", "a"], [silent, ""]) == [-4.0, -4.0]
 
 
 def test_a_token_that_is_certain_counts(monkeypatch):
     """Log-probs 0 and -2 of a probe of two tokens: the mean is -1, not -2."""
     system = make()
     monkeypatch.setattr(system, "get_target_logprobs", lambda context, probe: torch.tensor([[0.0, -2.0]]))
-    assert system.naturalness(["a"], ["bc"]) == [-1.0]
+    assert naturalness(system, ["a"], ["bc"]) == [-1.0]
 
 
 # --- Making one ---------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.scorer import ScorerError
+from astra_accel.methods.ast.rewards.term import RewardTerm
 from astra_accel.methods.ast.system import ASTProblem, ASTSystem
 from astra_accel.models.logprobs import pad_logprobs
 
@@ -66,6 +68,70 @@ def test_the_weights():
     assert system.reward([""], ["abc"], ["xd"]) == pytest.approx([100 * 0.2 + 1000 * 0.5 - 10 * 2])
 
 
+class Questions(RewardTerm):
+    name = "questions"
+
+    def values(self, turns):
+        return [float("?" in text) for text in turns.probe_texts]
+
+
+def test_a_term_of_ones_own_joins_the_others():
+    """``abc`` and ``xd`` come to 0.485, as above. ``a?xd`` has one x of 4, and a question."""
+    system = Letters(ShareOfX(), terms=[(0.25, Questions())])
+    plain, asked = system.reward_parts([""] * 2, ["abc", "a?"], ["xd", "xd"])
+    assert (plain["reward"], plain["questions"]) == (pytest.approx(0.485), 0.0)
+    assert asked["questions"] == 1.0
+    assert asked["reward"] == pytest.approx(2 * 0.25 + 0.5 * 0.5 + 0.0825 * asked["naturalness"] + 0.25)
+
+
+def test_a_term_must_not_take_the_name_of_another():
+    class Second(Questions):
+        name = "naturalness"
+
+    with pytest.raises(ValueError, match="two terms of the reward are called 'naturalness'"):
+        Letters(ShareOfX(), terms=[(1.0, Second())])
+
+
+class Heard(Questions):
+    """Remembers what it was told."""
+
+    name = "heard"
+
+    def __init__(self) -> None:
+        self.told = []
+
+    def observe(self, probes, experience):
+        self.told.append((experience, list(probes)))
+
+    def state(self):
+        return {"told": self.told}
+
+    def load_state(self, state):
+        self.told = state["told"]
+
+
+def test_terms_that_remember_are_told_of_every_probe_and_brought_back():
+    system = Letters(ShareOfX(), terms=[(1.0, Heard()), (1.0, Questions())])
+    inner = Node("prompt a r", "b", "r", 0.0)
+    graphs = [Graph("prompt", [Node("prompt", "a", "r", 0.0, [inner]), Node("prompt", "c", "r", None)]), Graph("q", [])]
+    system.observe(graphs, 4)
+    assert system.rollout_state() == {"heard": {"told": [(4, ["a", "c", "b"])]}}
+    other = Letters(ShareOfX(), terms=[(1.0, Heard())])
+    other.load_rollout_state(system.rollout_state() | {"gone": {"state": 1}})
+    assert other.rollout_state() == system.rollout_state()
+    assert Letters(ShareOfX()).rollout_state() == {}
+
+
+def test_naturalness_under_the_baseline():
+    class Frank(Letters):
+        def get_baseline_logprobs(self, context, continuation):
+            assert not torch.is_grad_enabled()
+            return super().get_target_logprobs(context, continuation) / 4
+
+    assert naturalness(Frank(ShareOfX(), naturalness_model="baseline"), ["abc", ""]) == [-0.5, -10.0]
+    assert naturalness(Frank(ShareOfX()), ["abc", ""]) == [-2.0, -10.0]
+
+
 def test_a_batch_is_what_its_rows_are():
     """Padding must not lengthen a probe: alone or beside a long one, ``b`` has the mean -2."""
     system = Letters(ShareOfX())
@@ -77,16 +143,21 @@ def test_a_batch_is_what_its_rows_are():
     assert [row["naturalness"] for row in rows] == [-2.0, -4.5, -10.0, -10.0]
 
 
+def naturalness(system, probes):
+    parts = system.reward_parts([""] * len(probes), probes, ["y"] * len(probes))
+    return [row["naturalness"] for row in parts]
+
+
 def test_naturalness_is_clipped():
     """The mean of x (24th) and b (2nd) is -13."""
-    assert Letters(ShareOfX()).naturalness([""], ["xb"]) == [-10.0]
-    assert Letters(ShareOfX(), min_naturalness=-20.0).naturalness([""], ["xb"]) == [-13.0]
+    assert naturalness(Letters(ShareOfX()), ["xb"]) == [-10.0]
+    assert naturalness(Letters(ShareOfX(), min_naturalness=-20.0), ["xb"]) == [-13.0]
 
 
 def test_silence_does_not_pay():
     """An empty probe earns the least naturalness there is, less than any that was said."""
     system = Letters(ShareOfX(), min_naturalness=-7.5)
-    assert system.naturalness([""], [""]) == [-7.5]
+    assert naturalness(system, [""]) == [-7.5]
     (silent, spoken) = system.reward([""] * 2, ["", "a"], ["y", "y"])
     assert silent == pytest.approx(0.0825 * -7.5)
     assert silent < spoken
@@ -113,15 +184,32 @@ class Faulty(ShareOfX):
     [
         ([0.5], "Faulty returned 1 scores for 2 texts"),
         ([0.5, float("nan")], "Faulty returned nan, expected a finite number, for the text 'bx'"),
-        ([0.5, None], "Faulty returned None, expected a number, for 'bx'"),
+        ([0.5, "high"], "Faulty returned 'high', expected a number, for 'bx'"),
     ],
 )
-def test_a_reward_that_could_not_be_had_is_an_error(scores, message):
+def test_what_is_no_score_is_an_error(scores, message):
     with pytest.raises(ScorerError, match=message):
         Letters(Faulty(scores)).reward(["", ""], ["a", "b"], ["x", "x"])
 
 
-def test_a_response_that_could_not_be_judged_is_an_error():
+def test_a_turn_without_a_score_has_no_reward():
+    """Not even that of its other terms; its neighbours have theirs."""
+
+    class Refusing(ShareOfX):
+        def score(self, texts):
+            return [None if "z" in text else 0.0 for text in texts]
+
+    parts = Letters(Refusing()).reward_parts([""] * 3, ["a", "z", "c"], ["x", "y", "z"])
+    assert [row["reward"] for row in parts] == [pytest.approx(-0.0825), None, None]
+    assert [row["combined_score"] for row in parts] == [0.0, None, None]
+    assert [row["response_score"] for row in parts] == [0.0, 0.0, None]
+    assert [row["naturalness"] for row in parts] == [-1.0, -10.0, -3.0]
+    # A term that counts nothing may be missing.
+    unweighted = Letters(Refusing(), combined_weight=0.0).reward([""] * 2, ["a", "z"], ["x", "y"])
+    assert unweighted == pytest.approx([-0.0825, -0.825])
+
+
+def test_a_response_that_is_judged_by_no_number_is_an_error():
     class Half(ShareOfX):
         def score_exchanges(self, probes, responses):
             return [float("inf")] * len(probes)
@@ -141,15 +229,15 @@ def test_the_target_is_asked_without_gradient():
             assert not torch.is_grad_enabled()
             return super().get_target_logprobs(context, continuation)
 
-    assert Watching(ShareOfX()).naturalness([""], ["a"]) == [-1.0]
+    assert naturalness(Watching(ShareOfX()), ["a"]) == [-1.0]
     assert torch.is_grad_enabled()
 
 
 def test_defaults():
     system = Letters()
     assert type(system.scorer).__name__ == "ProfanityScorer"
-    weights = (system.combined_weight, system.defense_toxicity_weight, system.ppl_weight, system.min_naturalness)
-    assert weights == (2.0, 0.5, 0.0825, -10.0)
+    assert system.reward_terms.weights == {"combined_score": 2.0, "response_score": 0.5, "naturalness": 0.0825}
+    assert naturalness(system, [""]) == [-10.0]
     assert type(system) is Letters
     assert system.advance("a", "b", "c") == "abc"
     assert ASTProblem is ASTSystem

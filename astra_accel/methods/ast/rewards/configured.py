@@ -1,0 +1,42 @@
+"""The terms that a configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from astra_accel.config import RewardConfiguration
+from astra_accel.methods.ast.rewards.embedding import EmbeddingNovelty
+from astra_accel.methods.ast.rewards.self_bleu import SelfBLEUNovelty
+from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
+from astra_accel.methods.ast.rewards.style import Length, Repetition
+from astra_accel.methods.ast.rewards.term import RewardTerm
+
+
+def build_terms(
+    reward: RewardConfiguration, seed: int = 0, device: str | torch.device = "cpu"
+) -> list[tuple[float, RewardTerm]]:
+    """The weighted terms besides those that every ``ASTSystem`` has. What weighs nothing is not made.
+
+    Args:
+        reward: the weights.
+        seed: of the choice of earlier probes that novelty compares with.
+        device: of a term's model.
+
+    Raises:
+        ImportError: a term's package is not installed; names the extra.
+        ValueError: there is no such model of embeddings, or it does not fit.
+    """
+
+    def embedding_novelty() -> EmbeddingNovelty:
+        embedder = SentenceEmbedder(reward.embedding_model, device=device)
+        return EmbeddingNovelty(embedder, reward.reservoir_size, seed)
+
+    makers: list[tuple[float, Callable[[], RewardTerm]]] = [
+        (reward.length_weight, Length),
+        (reward.repetition_weight, Repetition),
+        (reward.self_bleu_novelty_weight, lambda: SelfBLEUNovelty(reward.reservoir_size, seed)),
+        (reward.embedding_novelty_weight, embedding_novelty),
+    ]
+    return [(weight, make()) for weight, make in makers if weight]

@@ -1,0 +1,58 @@
+"""Novelty as another meaning: the distance of sentence embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from astra_accel.methods.ast.rewards.novelty import Novelty
+from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
+
+
+class EmbeddingNovelty(Novelty):
+    """The cosine distance of the probe to the nearest earlier probe of the reservoir, from 0 to 2.
+
+    ``1 - max cos(probe, earlier)``. Hong et al. 2024 (https://arxiv.org/abs/2402.19464) reward the mean distance to
+    earlier probes; to the nearest, a probe that says the same as one of them in other words earns little however
+    varied the rest are.
+
+    Args:
+        embedder: embeds texts; None is the embedded model.
+        reservoir_size: earlier probes to compare with, at most.
+        seed: of their choice.
+
+    Raises:
+        ImportError: the embedded model's package is not installed.
+        ValueError: ``reservoir_size`` is below 1.
+    """
+
+    name = "embedding_novelty"
+
+    def __init__(self, embedder: SentenceEmbedder | None = None, reservoir_size: int = 256, seed: int = 0) -> None:
+        super().__init__(reservoir_size, seed)
+        self.embedder = SentenceEmbedder() if embedder is None else embedder
+        self._embeddings: dict[str, torch.Tensor] = {}
+
+    def compare_with(self, earlier: Sequence[str]) -> None:
+        """Embed those that are new among the earlier probes."""
+        distinct = list(dict.fromkeys(earlier))
+        new = [text for text in distinct if text not in self._embeddings]
+        known = self._embeddings | dict(zip(new, self.embedder.embed(new).unbind(), strict=True))
+        self._embeddings = {text: known[text].clone() for text in distinct}  # not a view that keeps the rest
+        self._earlier_ED = torch.stack(list(self._embeddings.values()))
+
+    def novelty(self, probes: Sequence[str]) -> list[float]:
+        """The distance of each probe to the nearest."""
+        nearest_B = (self.embedder.embed(probes) @ self._earlier_ED.T).amax(-1)
+        return (1 - nearest_B).clamp(min=0.0).tolist()
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; with the embeddings, which would be others in other batches, if only by rounding."""
+        return {**super().state(), "embeddings": dict(self._embeddings)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        super().load_state(state)
+        self._embeddings = dict(state["embeddings"])

@@ -1,0 +1,71 @@
+"""Novelty as the lack of shared words: self-BLEU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from astra_accel.methods.ast.rewards.novelty import Novelty
+
+MAX_ORDER = 4
+
+
+class SelfBLEUNovelty(Novelty):
+    """1 minus the BLEU of the probe with all earlier probes of the reservoir as its references.
+
+    Self-BLEU (Zhu et al. 2018, https://arxiv.org/abs/1802.01886) of a probe, as a reward for red-teaming in Hong et
+    al. 2024 (https://arxiv.org/abs/2402.19464), whose mean over several largest orders is one BLEU here: sacrebleu's of
+    a sentence, with words of its tokenizer 13a, up to 4-grams or as many as the probe has, exponential smoothing. Equal
+    to ``sacrebleu.sentence_bleu(probe, earlier).score / 100``, but the references are counted once.
+
+    Args:
+        reservoir_size: earlier probes to compare with, at most.
+        seed: of their choice.
+
+    Raises:
+        ImportError: sacrebleu is not installed.
+        ValueError: ``reservoir_size`` is below 1.
+    """
+
+    name = "self_bleu_novelty"
+
+    def __init__(self, reservoir_size: int = 256, seed: int = 0) -> None:
+        super().__init__(reservoir_size, seed)
+        try:
+            from sacrebleu.metrics.bleu import BLEU
+            from sacrebleu.metrics.helpers import extract_all_word_ngrams
+            from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+        except ImportError as error:
+            raise ImportError("SelfBLEUNovelty needs sacrebleu: pip install 'astra-accel[novelty]'") from error
+        self._score = BLEU.compute_bleu
+        self._extract = extract_all_word_ngrams
+        self._tokenize = Tokenizer13a()
+
+    def compare_with(self, earlier: Sequence[str]) -> None:
+        """Count the references' n-grams, each as often as the one that has it most."""
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._lengths: set[int] = set()
+        for text in earlier:
+            ngrams, length = self._ngrams(text)
+            for ngram, count in ngrams.items():
+                self._counts[ngram] = max(self._counts[ngram], count)
+            self._lengths.add(length)
+
+    def novelty(self, probes: Sequence[str]) -> list[float]:
+        """1 - BLEU of each probe."""
+        return [1 - self._bleu(text) for text in probes]
+
+    def _bleu(self, text: str) -> float:
+        ngrams, length = self._ngrams(text)
+        if not length:
+            return 1.0  # white space to the tokenizer, though it has other characters
+        correct, total = [0] * MAX_ORDER, [0] * MAX_ORDER
+        for ngram, count in ngrams.items():
+            total[len(ngram) - 1] += count
+            correct[len(ngram) - 1] += min(count, self._counts[ngram])
+        closest = min(self._lengths, key=lambda other: (abs(other - length), other))
+        bleu = self._score(correct, total, length, closest, smooth_method="exp", effective_order=True)
+        return min(bleu.score / 100, 1.0)  # which rounding may exceed
+
+    def _ngrams(self, text: str) -> tuple[Counter[tuple[str, ...]], int]:
+        return self._extract(self._tokenize(text.rstrip()), 1, MAX_ORDER)
