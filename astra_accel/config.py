@@ -313,14 +313,6 @@ class RunConfiguration(BaseSettings):
         """Values come from the file and the command line alone, never from stray environment variables."""
         return (init_settings,)
 
-    @model_validator(mode="after")
-    def _check_width(self) -> RunConfiguration:
-        if self.algorithm.name == "dpo" and self.rollout.tree_width < 2:
-            raise ValueError(
-                f"rollout.tree_width is {self.rollout.tree_width}, but dpo compares siblings; expected at least 2"
-            )
-        return self
-
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfiguration:
         """Read a YAML file and apply overrides (``["--training.lr", "1e-4"]``) to it.

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from astra_accel.core.sampler import Graph, Sampler
+from astra_accel.core.sampler import Graph
 from astra_accel.core.system import ActionT, StateT, System
 
 Step = TypeVar("Step")
@@ -76,5 +76,9 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         """
         return steps
 
-    def check_sampler(self, sampler: Sampler[StateT, ActionT]) -> None:
-        """Raise ``ValueError`` where the sampler's trees can't give this algorithm an example."""
+    def check_sampler(self, sampler: Any) -> None:
+        """Raise ``ValueError`` where the sampler's trees can't give this algorithm an example.
+
+        Before models load, the ``RolloutConfiguration`` stands in for a sampler: it has the attributes that say what
+        the trees are like, such as ``tree_width``. A sampler may lack them.
+        """

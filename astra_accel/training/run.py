@@ -94,8 +94,8 @@ def build_trainer(config: RunConfiguration, resume: str | Path | None = None) ->
     _check_folders(config.training, resume)
     if config.training.eval_steps is not None and config.prompts.dev is None:
         raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
-    # Made once without a system, only to find a bad option before weights load.
-    build_algorithm(config.algorithm.name, None, **config.algorithm.options)
+    # Made once without a system, only to find a bad option, or trees that don't fit, before weights load.
+    build_algorithm(config.algorithm.name, None, **config.algorithm.options).check_sampler(config.rollout)
     accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
     prompts = Prompts(config)
     sampler = build_sampler(config, accelerator.device, prompts)

@@ -98,7 +98,7 @@ MISTAKES = {
     "field": (_fixed("--training.learning_rate", "1"), ["training.learning_rate"]),
     "batch size": (_fixed("--training.batch_size", "0"), ["training.batch_size", "'0'", "greater than or equal to 1"]),
     "training steps": (_fixed("--training.training_steps", "0"), ["training.training_steps"]),
-    "tree width": (_fixed("--rollout.tree_width", "1"), ["tree_width is 1", "dpo", "at least 2"]),
+    "tree width": (_fixed("--rollout.tree_width", "1"), ["tree_width is 1", "DPO", "at least 2"]),
     "empty prompts": (_prompts(""), ["prompts.jsonl"]),
     "no column": (
         lambda folder: [*_prompts(_rows("Hi there."))(folder), "--prompts.train.column", "question"],

@@ -164,10 +164,6 @@ class TestSections:
         with pytest.raises(ValueError, match=f"unknown {section} 'nonesuch'; expected one of .*{known}"):
             RunConfiguration(**{section: {"name": "nonesuch"}})
 
-    def test_dpo_needs_siblings(self):
-        with pytest.raises(ValueError, match=r"rollout\.tree_width is 1, but dpo compares siblings"):
-            RunConfiguration(rollout={"tree_width": 1})
-
 
 class TestYaml:
     def test_the_defaults_come_back_equal(self, write):
@@ -329,7 +325,7 @@ class TestOverrides:
             (["--training.lr", "fast"], r"training\.lr: found 'fast'"),
             (["--training.lr=-1"], r"training\.lr: found '-1'"),
             (["--scorer.options", "x"], r"scorer\.options"),
-            (["--rollout.tree_width", "1"], r"rollout\.tree_width is 1"),
+            (["--rollout.tree_width", "0"], r"rollout\.tree_width: found '0'"),
             (["--lora", "off"], "lora: found 'off'"),
         ],
     )
