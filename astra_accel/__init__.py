@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from astra_accel.algorithms.dpo import DPO
+    from astra_accel.algorithms.dpo import DPO, IPO
     from astra_accel.config import RunConfiguration, TrainingConfiguration
     from astra_accel.core.algorithm import Algorithm
     from astra_accel.core.evaluator import Evaluator
@@ -44,6 +44,7 @@ _MODULES = {
     "Graph": "core.sampler",
     "HFASTSystem": "methods.ast.hf_system",
     "Harness": "training.harness",
+    "IPO": "algorithms.dpo",
     "LlamaGuardScorer": "scorers.llama_guard",
     "Node": "core.sampler",
     "Preempted": "training.preemption",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from transformers.trainer_utils import SchedulerType
 
 from astra_accel import config as config_module
+from astra_accel.algorithms import ALGORITHMS
 from astra_accel.config import (
     NO_WARMUP,
     ConfigurationError,
@@ -227,7 +228,7 @@ class TestYaml:
             "training.lr": "found -1; input should be greater than 0",
             "training.learning_rate": "unknown field",
             "rollout.tester.top_q": "unknown field",
-            "algorithm.name": "unknown algorithm 'dppo'; expected one of dpo",
+            "algorithm.name": f"unknown algorithm 'dppo'; expected one of {', '.join(ALGORITHMS)}",
             "scorer.options": "found 3; input should be a valid dictionary",
             "model": "unknown field",
         }

@@ -222,6 +222,10 @@ class HFASTSystem(ASTSystem[Any, Any]):
         ]
         return num_distinct_tokens(sequences)
 
+    def num_probe_tokens(self, probe: Sequence[Segment | str]) -> list[int]:
+        """How many tokens of each probe the tester's and the baseline's log-probs are of."""
+        return [len(self._probe(item).sampled_ids) for item in probe]
+
     def token_counts(self, probe: Sequence[Segment | str], logprobs_BT: torch.Tensor) -> torch.Tensor:
         """Tokens of each probe as the target reads it, ``[batch]``."""
         return torch.tensor([len(self._probe(item).target_ids) for item in probe], device=logprobs_BT.device)
