@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
+from operator import itemgetter
 from typing import Any, Generic
 
 import torch
 import torch.nn.functional as F
 
+from astra_accel.algorithms.credit import Credit
 from astra_accel.algorithms.options import check_choice, check_positive
 from astra_accel.algorithms.tokens import token_mask
 from astra_accel.core.algorithm import Algorithm
-from astra_accel.core.sampler import Graph, Node, walk
+from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.system import ActionT, StateT, System
 
 LOSSES = ("sigmoid", "hinge", "ipo")
@@ -95,8 +97,8 @@ def pair_loss(
 class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
     """Direct preference optimisation (https://arxiv.org/abs/2305.18290) of the tester.
 
-    The probes of a context are compared by their rewards. Probes that are the same never make a pair, nor do rewards
-    that tie.
+    The probes of a context are compared by what they earned. Probes that are the same never make a pair, nor do those
+    that earned the same.
 
     Args:
         system: scores probes under the tester and the baseline.
@@ -107,6 +109,8 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         pairs: ``"best_worst"``: one pair a context, the best probe against the worst; ``"all"``: each probe against
             each that earned less; ``"adjacent"``: each against the next in the order of rewards.
         margin: how much more than this the chosen probe must have earned.
+        credit, discount: what a probe earned: its reward at once, or also what followed it. See
+            :class:`~astra_accel.algorithms.credit.Credit`.
     """
 
     def __init__(
@@ -118,6 +122,8 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         label_smoothing: float = 0.0,
         pairs: str = "best_worst",
         margin: float = 0.0,
+        credit: str = "immediate",
+        discount: float = 1.0,
     ) -> None:
         check_positive("beta", beta)
         check_choice("loss", loss, LOSSES)
@@ -134,10 +140,11 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         self.label_smoothing = label_smoothing
         self.pairs = pairs
         self.margin = margin
+        self.credit = Credit(credit, discount)
 
     def flatten(self, graph: Graph[StateT, ActionT]) -> list[DPOStep[StateT, ActionT]]:
         """The pairs of each context, parents before children."""
-        siblings = [graph.children, *(node.children for _, node in walk(graph))]
+        siblings = self.credit.siblings(graph)
         return [_pair(better, worse) for nodes in siblings for better, worse in self._preferences(nodes)]
 
     @staticmethod
@@ -199,17 +206,17 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         if width is not None and width < 2:
             raise ValueError(f"tree_width is {width}, but {type(self).__name__} compares siblings; expected at least 2")
 
-    def _preferences(self, siblings: Sequence[Node[StateT, ActionT]]) -> list[tuple[Node, Node]]:
-        """The pairs of siblings to prefer one of, the better one first."""
-        ranked = sorted(siblings, key=lambda node: node.reward, reverse=True)
+    def _preferences(self, siblings: Sequence[tuple[Node, float]]) -> list[tuple[Node, Node]]:
+        """The pairs of siblings, each with its return, to prefer one of; the better one first."""
+        ranked = sorted(siblings, key=itemgetter(1), reverse=True)
         if self.pairs == "best_worst":
-            candidates = [(ranked[0], min(siblings, key=lambda node: node.reward))] if ranked else []
+            candidates = [(ranked[0], min(siblings, key=itemgetter(1)))] if ranked else []
         else:
             candidates = list(combinations(ranked, 2) if self.pairs == "all" else pairwise(ranked))
         return [
             (better, worse)
-            for better, worse in candidates
-            if better.reward - worse.reward > self.margin and better.probe != worse.probe
+            for (better, more), (worse, less) in candidates
+            if more - less > self.margin and better.probe != worse.probe
         ]
 
     @torch.no_grad()
@@ -235,7 +242,7 @@ class IPO(DPO[StateT, ActionT]):
     Args:
         system: scores probes under the tester and the baseline.
         beta: how strongly the tester is held to the baseline (tau in the paper).
-        pairs, margin: see :class:`DPO`.
+        pairs, margin, credit, discount: see :class:`DPO`.
     """
 
     def __init__(
@@ -245,8 +252,10 @@ class IPO(DPO[StateT, ActionT]):
         *,
         pairs: str = "best_worst",
         margin: float = 0.0,
+        credit: str = "immediate",
+        discount: float = 1.0,
     ) -> None:
-        super().__init__(system, beta, loss="ipo", pairs=pairs, margin=margin)
+        super().__init__(system, beta, loss="ipo", pairs=pairs, margin=margin, credit=credit, discount=discount)
 
 
 def _pair(better: Node[StateT, ActionT], worse: Node[StateT, ActionT]) -> DPOStep[StateT, ActionT]:

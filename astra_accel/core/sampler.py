@@ -42,10 +42,16 @@ class Graph(Generic[StateT, ActionT]):
                 │       └─ p r        their children: nodes with context = prompt + p + r
                 └─ p r ─┬─ p r
                         └─ p r
+
+    Attributes:
+        context: the prompt.
+        children: the first turns.
+        seed: what is random about the episode follows from it; None where nobody knows.
     """
 
     context: StateT
     children: Sequence[Node[StateT, ActionT]]
+    seed: int | None = field(default=None, compare=False)
 
 
 def walk(graph: Graph[StateT, ActionT]) -> Iterator[tuple[tuple[int, ...], Node[StateT, ActionT]]]:

@@ -100,7 +100,7 @@ class ASTSampler(Sampler):
 
     def _grow(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]], width: int) -> list[Graph]:
         start = getattr(self.system, "start", lambda prompt: prompt)
-        graphs: list[Graph] = [Graph(start(prompt), []) for prompt in prompts]
+        graphs: list[Graph] = [Graph(start(prompt), [], seed[0]) for prompt, seed in zip(prompts, seeds, strict=True)]
         level = [
             _Branch(graph.context, seed, graph.children)  # type: ignore[arg-type]
             for graph, seed in zip(graphs, seeds, strict=True)

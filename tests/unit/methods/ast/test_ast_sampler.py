@@ -156,6 +156,7 @@ def test_a_seed_gives_one_graph(sampler, make):
     random.seed(99)
     assert sampler.rollout(5) == first
     assert sampler.rollout(6) != first
+    assert first.seed == 5
 
 
 @BOTH
