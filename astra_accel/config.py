@@ -165,6 +165,8 @@ class RolloutConfiguration(Section):
     """Probes a context."""
     tree_depth: Count = 3
     """Turns of an episode."""
+    episodes_per_prompt: Count = 1
+    """Episodes in a row that begin with the same prompt."""
     format: Literal["raw", "chat"] = "raw"
     """raw: prompt, probe and response are one running text (the paper's setting). chat: the models' templates."""
     tester_instruction: str | None = None
@@ -312,6 +314,16 @@ class RunConfiguration(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Values come from the file and the command line alone, never from stray environment variables."""
         return (init_settings,)
+
+    @model_validator(mode="after")
+    def _check_episodes(self) -> RunConfiguration:
+        episodes, each = self.training.num_episodes_per_experience, self.rollout.episodes_per_prompt
+        if episodes % each:
+            raise ValueError(
+                f"rollout.episodes_per_prompt is {each}, but training.num_episodes_per_experience is {episodes}; "
+                f"expected a multiple of {each}"
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfiguration:

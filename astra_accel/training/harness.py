@@ -59,8 +59,7 @@ class Harness:
 
         An error on one process is an error on all of them.
         """
-        seeds = [derive_seed(self.seed, EPISODE_STREAM, index, i) for i in range(self.num_episodes_per_experience)]
-        graphs = self._spread(seeds, self._rollouts)
+        graphs = self._spread(self._episodes(index), self._rollouts)
         by_graph = [list(self.algorithm.flatten(graph)) for graph in graphs]
         if getattr(self.algorithm, "precompute", None) is not None:
             by_graph = self._spread(by_graph, self._precompute)
@@ -101,11 +100,29 @@ class Harness:
         done = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.precompute))
         return [[next(done) for _ in steps] for steps in by_graph]
 
+    def _episodes(self, index: int) -> list[tuple[int, int]]:
+        """The seed of each episode of an experience, and that of its prompt: the first one's with that prompt."""
+        count, per_prompt = self.num_episodes_per_experience, self._episodes_per_prompt
+        if count % per_prompt:
+            raise ValueError(
+                f"num_episodes_per_experience is {count}, but the sampler's episodes_per_prompt is {per_prompt}; "
+                f"expected a multiple of it"
+            )
+        seeds = [derive_seed(self.seed, EPISODE_STREAM, index, number) for number in range(count)]
+        return [(seed, seeds[number - number % per_prompt]) for number, seed in enumerate(seeds)]
+
+    @property
+    def _episodes_per_prompt(self) -> int:
+        return getattr(self.sampler, "episodes_per_prompt", 1)
+
     @torch.no_grad()
-    def _rollouts(self, seeds: Sequence[int]) -> Sequence[Graph]:
+    def _rollouts(self, episodes: Sequence[tuple[int, int]]) -> Sequence[Graph]:
+        if not episodes:
+            return []
+        seeds, prompt_seeds = map(list, zip(*episodes, strict=True))
         many = getattr(self.sampler, "rollout_many", None)
         if many is not None:
-            return many(seeds) if seeds else []
+            return many(seeds) if self._episodes_per_prompt == 1 else many(seeds, prompt_seeds)
         graphs = []
         for seed in seeds:
             # A sampler that draws from the global generators is as reproducible as one that uses its seed.

@@ -80,7 +80,14 @@ def build_sampler(config: RunConfiguration, device: torch.device, prompts: Promp
     system = HFASTSystem.of(
         files, scorer, device, config.rollout, reward=config.reward, compute=config.compute, seed=config.training.seed
     )
-    return ASTSampler(system, prompts.train, config.rollout.tree_width, config.rollout.tree_depth, prompts.dev or None)
+    return ASTSampler(
+        system,
+        prompts.train,
+        config.rollout.tree_width,
+        config.rollout.tree_depth,
+        prompts.dev or None,
+        episodes_per_prompt=config.rollout.episodes_per_prompt,
+    )
 
 
 def build_trainer(config: RunConfiguration, resume: str | Path | None = None) -> tuple[AccelTrainer, Prompts]:

@@ -160,6 +160,13 @@ class TestSections:
         with pytest.raises(ValueError, match="target_instruction is set, but format is 'raw'"):
             RolloutConfiguration(target_instruction="Be kind.")
 
+    def test_episodes_of_one_prompt_make_up_an_experience(self):
+        RunConfiguration(rollout={"episodes_per_prompt": 4}, training={"num_episodes_per_experience": 8})
+        with pytest.raises(
+            ValueError, match=r"rollout\.episodes_per_prompt is 3, but .* is 8; expected a multiple of 3"
+        ):
+            RunConfiguration(rollout={"episodes_per_prompt": 3}, training={"num_episodes_per_experience": 8})
+
     @pytest.mark.parametrize(("section", "known"), [("scorer", "profanity"), ("algorithm", "dpo")])
     def test_names_of_registries_are_checked(self, section, known):
         with pytest.raises(ValueError, match=f"unknown {section} 'nonesuch'; expected one of .*{known}"):

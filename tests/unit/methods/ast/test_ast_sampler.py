@@ -322,3 +322,11 @@ def test_nodes_are_nodes(sampler):
     graph = sampler.rollout(0)
     assert isinstance(graph, Graph)
     assert all(isinstance(node, Node) for _, node in walk(graph))
+
+
+def test_episodes_of_one_prompt_differ_in_what_is_drawn(sampler):
+    one, other, third = sampler.rollout_many([3, 4, 5], prompt_seeds=[3, 3, 5])
+    assert_alike([one], [sampler.rollout(3)])
+    assert one.context == other.context != third.context
+    assert [node.probe for node in one.children] != [node.probe for node in other.children]
+    assert (one.seed, other.seed) == (3, 4)
