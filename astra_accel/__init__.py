@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from astra_accel.algorithms.dpo import DPO, IPO
+    from astra_accel.algorithms.grpo import GRPO, RLOO
     from astra_accel.config import RunConfiguration, TrainingConfiguration
     from astra_accel.core.algorithm import Algorithm
     from astra_accel.core.evaluator import Evaluator
@@ -41,6 +42,7 @@ _MODULES = {
     "DPO": "algorithms.dpo",
     "DetoxifyScorer": "scorers.detoxify",
     "Evaluator": "core.evaluator",
+    "GRPO": "algorithms.grpo",
     "Graph": "core.sampler",
     "HFASTSystem": "methods.ast.hf_system",
     "Harness": "training.harness",
@@ -49,6 +51,7 @@ _MODULES = {
     "Node": "core.sampler",
     "Preempted": "training.preemption",
     "ProfanityScorer": "scorers.profanity",
+    "RLOO": "algorithms.grpo",
     "RunConfiguration": "config",
     "Sampler": "core.sampler",
     "Scorer": "core.scorer",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import PreTrainedModel
 
 from astra_accel.algorithms.dpo import DPO, IPO, DPOBatch, DPOStep, pair_loss
@@ -17,6 +16,7 @@ from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.scorer import Scorer
 from astra_accel.methods.ast import HFASTSystem, Transcript
 from astra_accel.models.tiny import build_tiny, save_tiny
+from tests.helpers.accelerate_state import own_accelerate_state
 
 
 def node(probe: str, reward: float, *children: Node, context: str = "c") -> Node:
@@ -372,15 +372,9 @@ def make_steps(system: HFASTSystem) -> list[DPOStep]:
 
 @pytest.fixture
 def accelerate_state() -> Iterator[None]:
-    """Accelerate remembers its first user's settings for the whole process: TRL gets a memory of its own."""
-    states = [PartialState._shared_state, AcceleratorState._shared_state, GradientState._shared_state]
-    before = [dict(state) for state in states]
-    for state in states:
-        state.clear()
-    yield
-    for state, values in zip(states, before, strict=True):
-        state.clear()
-        state.update(values)
+    """TRL's own, for the test."""
+    with own_accelerate_state():
+        yield
 
 
 def trl_loss(
