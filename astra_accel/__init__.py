@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from astra_accel.methods.ast.hf_system import HFASTSystem
     from astra_accel.methods.ast.sampler import ASTSampler
     from astra_accel.methods.ast.system import ASTSystem
+    from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
     from astra_accel.scorers.classifier import ClassifierScorer
     from astra_accel.scorers.detoxify import DetoxifyScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
@@ -45,6 +46,7 @@ _MODULES = {
     "GRPO": "algorithms.grpo",
     "Graph": "core.sampler",
     "HFASTSystem": "methods.ast.hf_system",
+    "HFASTValueFunctionSystem": "methods.ast.value_system",
     "Harness": "training.harness",
     "IPO": "algorithms.dpo",
     "LlamaGuardScorer": "scorers.llama_guard",
