@@ -28,6 +28,9 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
     none of ours may leave it out.
     """
 
+    needs_values = False
+    """Whether the system has to be a :class:`~astra_accel.core.system.ValueFunctionSystem`."""
+
     def __init__(self, system: System[StateT, ActionT]) -> None:
         self.system = system
 
@@ -63,7 +66,7 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         return None
 
     def precompute(self, steps: Sequence[Step]) -> Sequence[Step]:
-        """Add what frozen models say of each example, once an experience (the baseline's log-probs).
+        """Add what models say of each example as they are now, once an experience (the baseline's log-probs).
 
         Each rank gets the examples of the graphs that it rolled out, so those of other graphs must not matter here.
         """
@@ -75,6 +78,13 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         Every rank gets all the examples in the same order and must return the same.
         """
         return steps
+
+    def stop_early(self, metrics: Mapping[str, float]) -> bool:  # noqa: ARG002
+        """Whether the updates that are left for this experience are not made.
+
+        Asked after each update, with what it logged: means over all processes, the same on each.
+        """
+        return False
 
     def check_sampler(self, sampler: Any) -> None:
         """Raise ``ValueError`` where the sampler's trees can't give this algorithm an example.

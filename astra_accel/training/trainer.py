@@ -184,10 +184,13 @@ class AccelTrainer:
             return self._skip(experience)
         self.state.empty_in_row = 0
         records, tally, shards = [], UpdateTally(), []
+        enough = False
         with self._stopwatch.phase("update"):
             self._return_freed_memory()
             for epoch in range(self.config.epochs_per_experience):
                 for shard in self.loader.of(experience, epoch):
+                    if enough:
+                        continue  # Accelerate's loaders have to come to their end
                     with self._gradients(exchanged=shard.ends_update):
                         loss, logs = self.step_module(shard.batch)
                         self.accelerator.backward(loss * self._scale(shard))
@@ -197,7 +200,13 @@ class AccelTrainer:
                     if shard.ends_update:
                         records.append(self._finish_update(tally, shards, experience))
                         tally, shards = UpdateTally(), []
+                        enough = self._stop_early(records[-1])
         return records
+
+    def _stop_early(self, record: Mapping[str, Any]) -> bool:
+        """Whether the algorithm wants no more updates on an experience; all processes have the same record."""
+        stop_early = getattr(self.harness.algorithm, "stop_early", None)
+        return stop_early is not None and stop_early(record)
 
     def _return_freed_memory(self) -> None:
         if self.accelerator.device.type == "cpu":
