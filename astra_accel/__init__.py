@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from astra_accel.algorithms.dpo import DPO, IPO
     from astra_accel.algorithms.grpo import GRPO, RLOO
+    from astra_accel.algorithms.ppo import PPO
     from astra_accel.config import RunConfiguration, TrainingConfiguration
     from astra_accel.core.algorithm import Algorithm
     from astra_accel.core.evaluator import Evaluator
@@ -51,6 +52,7 @@ _MODULES = {
     "IPO": "algorithms.dpo",
     "LlamaGuardScorer": "scorers.llama_guard",
     "Node": "core.sampler",
+    "PPO": "algorithms.ppo",
     "Preempted": "training.preemption",
     "ProfanityScorer": "scorers.profanity",
     "RLOO": "algorithms.grpo",

@@ -53,9 +53,16 @@ class Credit:
         Raises:
             ValueError: a reward is not finite; or a branch is to be drawn, and the graph has no seed.
         """
-        own = [reward_of(node, path) for path, node in walk(graph)]
-        totals = self.accumulate(own, self.followers(graph), self.discount)
+        totals = self._accumulate(self.rewards(graph), self.followers(graph))
         return {path: total for (path, _), total in zip(walk(graph), totals, strict=True)}
+
+    def rewards(self, graph: Graph) -> list[float | None]:
+        """The reward of each node in the order of ``walk``; None where it is missing.
+
+        Raises:
+            ValueError: one is not finite; names its path.
+        """
+        return [_reward(node, path) for path, node in walk(graph)]
 
     def siblings(self, graph: Graph) -> Iterator[list[tuple[Node, float]]]:
         """The children of the graph and of each node, in the order of ``walk``, with their returns.
@@ -73,24 +80,22 @@ class Credit:
         place = {path: index for index, (path, _) in enumerate(nodes)}
         return [tuple(place[*path, child] for child in self._shared(graph, path, node)) for path, node in nodes]
 
-    def accumulate(
-        self, own: Sequence[float | None], followers: Sequence[tuple[int, ...]], decay: float
-    ) -> list[float | None]:
-        """What each node has of its own and, decayed, of its followers, which stand behind it.
-
-        A node without a value of its own has none, and is nobody's follower.
-        """
-        totals: list[float | None] = list(own)
-        for index in reversed(range(len(own))):
-            behind = [total for follower in followers[index] if (total := totals[follower]) is not None]
-            value = own[index]
-            if behind and value is not None:
-                totals[index] = value + decay * self.fold(behind)
-        return totals
-
     def fold(self, values: Sequence[float]) -> float:
         """One number for the branches behind a node."""
         return max(values) if self.kind == "max" else fmean(values)
+
+    def _accumulate(self, rewards: Sequence[float | None], followers: Sequence[tuple[int, ...]]) -> list[float | None]:
+        """What each node earned with its followers, which stand behind it.
+
+        A node without a reward has no return, and is nobody's follower.
+        """
+        totals: list[float | None] = list(rewards)
+        for index in reversed(range(len(rewards))):
+            behind = [total for follower in followers[index] if (total := totals[follower]) is not None]
+            reward = rewards[index]
+            if behind and reward is not None:
+                totals[index] = reward + self.discount * self.fold(behind)
+        return totals
 
     def _shared(self, graph: Graph, path: Path, node: Node) -> Sequence[int]:
         if self.kind == "immediate" or not node.children:
@@ -103,12 +108,7 @@ class Credit:
         return (derive_seed(seed, CREDIT_STREAM, *path) % len(node.children),)
 
 
-def reward_of(node: Node, path: Path) -> float | None:
-    """A node's reward; None where it is missing.
-
-    Raises:
-        ValueError: it is not finite; names the path.
-    """
+def _reward(node: Node, path: Path) -> float | None:
     if node.reward is None:
         return None
     if not math.isfinite(node.reward):

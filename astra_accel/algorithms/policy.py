@@ -180,16 +180,16 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         if not steps:
             return []
         contexts, probes = [step.context for step in steps], [step.probe for step in steps]
-        old_BT = self.system.get_tester_logprobs(contexts, probes)
-        num_tokens = token_mask(self.system, probes, old_BT).sum(-1).tolist()
-        old = _rows(old_BT, num_tokens)
-        baseline: Sequence[tuple[float, ...] | None] = [None] * len(steps)
+        known = self.ask_writer(contexts, probes)
+        num_tokens = token_mask(self.system, probes, known["old_logprobs"]).sum(-1).tolist()
         if self.kl_coef:
-            baseline = _rows(self.system.get_baseline_logprobs(contexts, probes), num_tokens)
-        return [
-            replace(step, old_logprobs=of_tester, baseline_logprobs=of_baseline)
-            for step, of_tester, of_baseline in zip(steps, old, baseline, strict=True)
-        ]
+            known["baseline_logprobs"] = self.system.get_baseline_logprobs(contexts, probes)
+        rows: dict[str, Any] = {name: _rows(values_BT, num_tokens) for name, values_BT in known.items()}
+        return [replace(step, **{name: rows[name][row] for name in rows}) for row, step in enumerate(steps)]
+
+    def ask_writer(self, contexts: Sequence[StateT], probes: Sequence[ActionT]) -> dict[str, torch.Tensor]:
+        """What the tester as it is says of each token, ``[batch, tokens]``, by the fields of a step."""
+        return {"old_logprobs": self.system.get_tester_logprobs(contexts, probes)}
 
     def check_sampler(self, sampler: Any) -> None:
         """A KL needs a baseline."""

@@ -25,6 +25,7 @@ from astra_accel.data import check_disjoint, load_prompts
 from astra_accel.methods.ast.evaluator import ASTEvaluator
 from astra_accel.methods.ast.hf_system import HFASTSystem
 from astra_accel.methods.ast.sampler import ASTSampler
+from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.embedded import EmbeddedModelError
 from astra_accel.models.roles import find_roles
@@ -77,7 +78,7 @@ def build_sampler(config: RunConfiguration, device: torch.device, prompts: Promp
     if config.rollout.tree_depth > 1:
         check_later_turns(views, config.rollout)
     scorer = build_scorer(config.scorer.name, **{"device": device, **config.scorer.options})
-    system = HFASTSystem.of(
+    system = system_class(config).of(
         files, scorer, device, config.rollout, reward=config.reward, compute=config.compute, seed=config.training.seed
     )
     return ASTSampler(
@@ -88,6 +89,12 @@ def build_sampler(config: RunConfiguration, device: torch.device, prompts: Promp
         prompts.dev or None,
         episodes_per_prompt=config.rollout.episodes_per_prompt,
     )
+
+
+def system_class(config: RunConfiguration) -> type[HFASTSystem]:
+    """The system whose tester can do what the algorithm needs."""
+    algorithm = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
+    return HFASTValueFunctionSystem if algorithm.needs_values else HFASTSystem
 
 
 def build_trainer(config: RunConfiguration, resume: str | Path | None = None) -> tuple[AccelTrainer, Prompts]:
