@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -96,8 +97,12 @@ class Harness:
         return [parts[index % world][index // world] for index in range(len(items))]
 
     def _precompute(self, by_graph: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """All examples of this process in one call, given back by graph."""
-        done = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.precompute))
+        """All examples of this process in one call, given back by graph.
+
+        In the precision of updates, so that what is computed here can be compared with what they compute.
+        """
+        with nullcontext() if self.accelerator is None else self.accelerator.autocast():
+            done = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.precompute))
         return [[next(done) for _ in steps] for steps in by_graph]
 
     def _episodes(self, index: int) -> list[tuple[int, int]]:

@@ -112,6 +112,19 @@ class TestCollect:
         with pytest.raises(ValueError, match="num_episodes_per_experience is 6, but the sampler's episodes_per_prompt"):
             Harness(sampler, Named(), 6).collect(0)
 
+    @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+    def test_what_models_say_is_computed_in_the_precision_of_updates(self, mixed_precision):
+        class Recording(Named):
+            def precompute(self, steps):
+                self.products = torch.ones(2, 2) @ torch.ones(2, 2)
+                return steps
+
+        algorithm = Recording()
+        accelerator = make_accelerator(TrainingConfiguration(mixed_precision=mixed_precision))
+        Harness(SeedSampler(), algorithm, 2, accelerator=accelerator).collect(0)
+
+        assert algorithm.products.dtype == {"no": torch.float32, "bf16": torch.bfloat16}[mixed_precision]
+
     def test_a_wrong_number_of_graphs_is_an_error(self):
         sampler = SimpleNamespace(rollout_many=lambda seeds: [Graph(seed, []) for seed in seeds][1:])
 
