@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from astra_accel.algorithms.grpo import GRPO, RLOO, GRPOStep, group_advantages, mean_of, ratio_of
+from astra_accel.algorithms.policy import is_clipped
 from astra_accel.core.sampler import Graph, Node
 from tests.helpers.accelerate_state import own_accelerate_state
 from tests.unit.algorithms.test_policy import Table
@@ -318,6 +319,13 @@ def test_the_loss_of_rloo_is_that_of_trl(trainers, clip, clip_high):
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-5)
     assert gradient.abs().max() > 0.01
+
+
+def test_some_of_the_numbers_are_clipped_and_some_are_not():
+    """Or the comparisons above would say nothing about clips."""
+    given = numbers()
+    clipped = is_clipped(given.logprobs - given.old, given.advantages[:, None], 0.1, 0.28)[given.mask]
+    assert 0 < clipped.sum() < len(clipped)
 
 
 def test_padding_is_in_no_mean():

@@ -155,6 +155,18 @@ def test_without_the_writers_log_probs_there_is_no_batch():
         GRPO.collate_fn(STEPS)
 
 
+def test_tokens_are_those_of_all_probes_in_their_contexts():
+    """Letters as tokens: cgood, cbad and cfair share the c."""
+
+    class Letters(Table):
+        def num_tokens(self, context, continuation):
+            texts = [before + after for before, after in zip(context, continuation, strict=True)]
+            return len({text[:end] for text in texts for end in range(1, len(text) + 1)})
+
+    assert GRPO(Letters()).num_tokens(STEPS) == 1 + 4 + 3 + 4
+    assert GRPO(Table()).num_tokens(STEPS) is None
+
+
 def test_a_kl_needs_a_baseline():
     class NoBaseline:
         get_tester_logprobs = Table.get_tester_logprobs
