@@ -105,7 +105,7 @@ def test_the_mean_reward_rises_from_a_tenth_to_four_fifths_of_the_possible(
     assert len(lines) <= most_updates
 
 
-@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+@pytest.mark.parametrize("kl_in", ["loss", pytest.param("reward", marks=pytest.mark.slow)])
 def test_a_kl_holds_the_tester_to_its_baseline(kl_in: str, tmp_path: Path) -> None:
     """In nats a token: far from where it began without, near to it with a large coefficient."""
     settings = {**GROUPS, "training_steps": 10, "kl_in": kl_in, "kl_estimator": "k3"}
