@@ -91,7 +91,7 @@ def rewards(lines: list[dict[str, Any]]) -> list[float]:
     return list({line["step"]: line["reward/mean"] for line in lines}.values())
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_mean_reward_rises_from_a_tenth_to_four_fifths_of_the_possible(
     name: str, seed: int, tmp_path: Path

@@ -34,6 +34,7 @@ SHORT = (
 )
 AT_ONCE = ("--training.batch_size", "128", "--compute.token_budget", "1000000", "--compute.packing", "prefix_tree")
 ACCUMULATED = ("--training.batch_size", "8", "--training.gradient_accumulation_steps", "16")
+PLAIN = ("--training.batch_size", "128", "--compute.token_budget", "1000000", "--compute.packing", "none")
 IN_PARTS = ("--compute.token_budget", "300")
 
 
@@ -79,11 +80,16 @@ def test_examples_differ_in_tokens_and_the_weights_move(name: str, at_once: Path
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("options", [("--compute.packing", "none"), (*ACCUMULATED, *IN_PARTS)], ids=["plain", "parts"])
-def test_plain_forwards_and_accumulated_parts_make_the_same_updates(
-    name: str, options: tuple[str, ...], at_once: Path, tmp_path: Path
-) -> None:
-    train(tmp_path, name, "--training.batch_size", "128", *options)
+def test_plain_forwards_of_accumulated_parts_make_the_same_updates(name: str, at_once: Path, tmp_path: Path) -> None:
+    train(tmp_path, name, *ACCUMULATED, *IN_PARTS, "--compute.packing", "none")
+    assert_same_run(tmp_path, at_once / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("options", [PLAIN, (*ACCUMULATED, *IN_PARTS)], ids=["plain", "parts"])
+def test_so_does_either_alone(name: str, options: tuple[str, ...], at_once: Path, tmp_path: Path) -> None:
+    train(tmp_path, name, *options)
     assert_same_run(tmp_path, at_once / name)
 
 
