@@ -10,7 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from astra_accel.algorithms.dpo import DPO
+    from astra_accel.algorithms.dpo import DPO, IPO
+    from astra_accel.algorithms.grpo import GRPO, RLOO
+    from astra_accel.algorithms.ppo import PPO
     from astra_accel.config import RunConfiguration, TrainingConfiguration
     from astra_accel.core.algorithm import Algorithm
     from astra_accel.core.evaluator import Evaluator
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from astra_accel.methods.ast.hf_system import HFASTSystem
     from astra_accel.methods.ast.sampler import ASTSampler
     from astra_accel.methods.ast.system import ASTSystem
+    from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
     from astra_accel.scorers.classifier import ClassifierScorer
     from astra_accel.scorers.detoxify import DetoxifyScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
@@ -41,13 +44,18 @@ _MODULES = {
     "DPO": "algorithms.dpo",
     "DetoxifyScorer": "scorers.detoxify",
     "Evaluator": "core.evaluator",
+    "GRPO": "algorithms.grpo",
     "Graph": "core.sampler",
     "HFASTSystem": "methods.ast.hf_system",
+    "HFASTValueFunctionSystem": "methods.ast.value_system",
     "Harness": "training.harness",
+    "IPO": "algorithms.dpo",
     "LlamaGuardScorer": "scorers.llama_guard",
     "Node": "core.sampler",
+    "PPO": "algorithms.ppo",
     "Preempted": "training.preemption",
     "ProfanityScorer": "scorers.profanity",
+    "RLOO": "algorithms.grpo",
     "RunConfiguration": "config",
     "Sampler": "core.sampler",
     "Scorer": "core.scorer",

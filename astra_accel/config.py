@@ -169,6 +169,8 @@ class RolloutConfiguration(Section):
     """Probes a context."""
     tree_depth: Count = 3
     """Turns of an episode."""
+    episodes_per_prompt: Count = 1
+    """Episodes in a row that begin with the same prompt."""
     format: Literal["raw", "chat"] = "raw"
     """raw: prompt, probe and response are one running text (the paper's setting). chat: the models' templates."""
     tester_instruction: str | None = None
@@ -345,10 +347,12 @@ class RunConfiguration(BaseSettings):
         return (init_settings,)
 
     @model_validator(mode="after")
-    def _check_width(self) -> RunConfiguration:
-        if self.algorithm.name == "dpo" and self.rollout.tree_width < 2:
+    def _check_episodes(self) -> RunConfiguration:
+        episodes, each = self.training.num_episodes_per_experience, self.rollout.episodes_per_prompt
+        if episodes % each:
             raise ValueError(
-                f"rollout.tree_width is {self.rollout.tree_width}, but dpo compares siblings; expected at least 2"
+                f"rollout.episodes_per_prompt is {each}, but training.num_episodes_per_experience is {episodes}; "
+                f"expected a multiple of {each}"
             )
         return self
 

@@ -1,17 +1,25 @@
-"""Direct preference optimisation on trees: the best probe of a context against the worst."""
+"""Direct preference optimisation on trees: DPO, IPO and the hinge loss on pairs of siblings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from operator import itemgetter
 from typing import Any, Generic
 
 import torch
 import torch.nn.functional as F
 
+from astra_accel.algorithms.credit import Credit
+from astra_accel.algorithms.options import check_choice, check_positive
+from astra_accel.algorithms.tokens import token_mask
 from astra_accel.core.algorithm import Algorithm
-from astra_accel.core.sampler import Graph, Node, Sampler, walk
+from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.system import ActionT, StateT, System
+
+LOSSES = ("sigmoid", "hinge", "ipo")
+PAIRS = ("best_worst", "all", "adjacent")
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class DPOStep(Generic[StateT, ActionT]):
         prefix: the context.
         suffix_pos: the chosen probe.
         suffix_neg: the rejected probe.
-        baseline_pos: log-prob of the chosen probe under the baseline, once it is known.
+        baseline_pos: log-prob of the chosen probe under the baseline, once it is known; with the IPO loss its mean
+            over tokens.
         baseline_neg: the same of the rejected probe.
     """
 
@@ -44,48 +53,99 @@ class DPOBatch(Generic[StateT, ActionT]):
     baseline_neg: torch.Tensor | None = None
 
 
-def dpo_loss(
+def pair_loss(
     tester_pos: torch.Tensor,
     tester_neg: torch.Tensor,
     baseline_pos: torch.Tensor,
     baseline_neg: torch.Tensor,
     beta: float,
+    *,
+    loss: str = "sigmoid",
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """The DPO loss of each pair, shape ``[batch]``.
+    """The loss of each pair, shape ``[batch]``.
 
-    ``-log sigmoid(beta * ((log pi(w) - log ref(w)) - (log pi(l) - log ref(l))))``: Rafailov et al. 2023,
-    https://arxiv.org/abs/2305.18290, equation 7, with w the chosen and l the rejected probe.
+    With w the chosen and l the rejected probe, and the margin
+    ``h = (log pi(w) - log ref(w)) - (log pi(l) - log ref(l))``:
+
+    - ``sigmoid``: ``-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)``. With ``e = 0`` that is DPO, Rafailov et
+      al. 2023, https://arxiv.org/abs/2305.18290, equation 7. ``e`` is how often the preference is taken to be the
+      wrong way round (cDPO, Mitchell 2023, https://ericmitchell.ai/cdpo.pdf).
+    - ``ipo``: ``(h - 1 / (2 beta))^2``, Azar et al. 2023, https://arxiv.org/abs/2310.12036, equation 17. The paper
+      writes log-probs of whole sequences; its authors' experiments took the mean over tokens, so that the distance
+      that is aimed at does not depend on length. That is what to give here.
+    - ``hinge``: ``max(0, 1 - beta h)``, the calibration loss of SLiC-HF, Zhao et al. 2023,
+      https://arxiv.org/abs/2305.10425, with log-ratios to the baseline in place of log-probs, as in Liu et al. 2023,
+      https://arxiv.org/abs/2309.06657, and without SLiC's second term.
 
     Args:
-        tester_pos, tester_neg: log-probs of the whole probes under the tester, ``[batch]``, in nats.
+        tester_pos, tester_neg: log-probs of the probes under the tester, ``[batch]``, in nats.
         baseline_pos, baseline_neg: the same under the baseline.
         beta: how strongly the tester is held to the baseline.
+        loss: one of :data:`LOSSES`.
+        label_smoothing: ``e`` of the sigmoid loss.
     """
-    return -F.logsigmoid(beta * ((tester_pos - baseline_pos) - (tester_neg - baseline_neg)))
+    margin = (tester_pos - baseline_pos) - (tester_neg - baseline_neg)
+    if loss == "ipo":
+        return (margin - 1 / (2 * beta)).square()
+    if loss == "hinge":
+        return F.relu(1 - beta * margin)
+    right, wrong = -F.logsigmoid(beta * margin), -F.logsigmoid(-beta * margin)
+    return right if label_smoothing == 0 else (1 - label_smoothing) * right + label_smoothing * wrong
 
 
 class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
     """Direct preference optimisation (https://arxiv.org/abs/2305.18290) of the tester.
 
-    Every context of a tree gives one pair, its best probe against its worst; where their rewards tie, or the
-    probes are the same, there is nothing to prefer and no pair.
+    The probes of a context are compared by what they earned. Probes that are the same never make a pair, nor do those
+    that earned the same.
 
     Args:
         system: scores probes under the tester and the baseline.
         beta: how strongly the tester is held to the baseline.
+        loss: ``"sigmoid"`` (DPO), ``"hinge"`` or ``"ipo"``: see :func:`pair_loss`. IPO compares mean log-probs a
+            token, the others those of whole probes.
+        label_smoothing: how often a preference is taken to be the wrong way round; below 0.5, for the sigmoid loss.
+        pairs: ``"best_worst"``: one pair a context, the best probe against the worst; ``"all"``: each probe against
+            each that earned less; ``"adjacent"``: each against the next in the order of rewards.
+        margin: how much more than this the chosen probe must have earned.
+        credit, discount: what a probe earned: its reward at once, or also what followed it. See
+            :class:`~astra_accel.algorithms.credit.Credit`.
     """
 
-    def __init__(self, system: System[StateT, ActionT], beta: float = 0.1) -> None:
-        if not beta > 0:
-            raise ValueError(f"beta is {beta}, expected more than 0")
+    def __init__(
+        self,
+        system: System[StateT, ActionT],
+        beta: float = 0.1,
+        *,
+        loss: str = "sigmoid",
+        label_smoothing: float = 0.0,
+        pairs: str = "best_worst",
+        margin: float = 0.0,
+        credit: str = "immediate",
+        discount: float = 1.0,
+    ) -> None:
+        check_positive("beta", beta)
+        check_choice("loss", loss, LOSSES)
+        check_choice("pairs", pairs, PAIRS)
+        if not 0 <= label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing is {label_smoothing}, expected at least 0 and less than 0.5")
+        if label_smoothing and loss != "sigmoid":
+            raise ValueError(f"label_smoothing is {label_smoothing}, but loss {loss!r} has none; expected 0")
+        if not margin >= 0:
+            raise ValueError(f"margin is {margin}, expected at least 0")
         super().__init__(system)
         self.beta = beta
+        self.loss = loss
+        self.label_smoothing = label_smoothing
+        self.pairs = pairs
+        self.margin = margin
+        self.credit = Credit(credit, discount)
 
     def flatten(self, graph: Graph[StateT, ActionT]) -> list[DPOStep[StateT, ActionT]]:
-        """One pair for each context whose probes differ in reward."""
-        siblings = [graph.children, *(node.children for _, node in walk(graph))]
-        pairs = (_pair(nodes) for nodes in siblings if len(nodes) > 1)
-        return [pair for pair in pairs if pair is not None]
+        """The pairs of each context, parents before children."""
+        siblings = self.credit.siblings(graph)
+        return [_pair(better, worse) for nodes in siblings for better, worse in self._preferences(nodes)]
 
     @staticmethod
     def collate_fn(batch: Sequence[DPOStep[StateT, ActionT]]) -> DPOBatch[StateT, ActionT]:
@@ -119,15 +179,14 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
 
     def step(self, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
         """The mean loss of a batch of pairs, and the usual figures of DPO (means over pairs, in nats)."""
-        tester_pos, tester_neg = _halves(
-            self.system.get_tester_logprobs([*batch.prefixes] * 2, [*batch.suffix_pos, *batch.suffix_neg])
-        )
+        tester_pos, tester_neg = self._of_both(self.system.get_tester_logprobs, batch)
         if batch.baseline_pos is None or batch.baseline_neg is None:
             baseline_pos, baseline_neg = self._baseline_logprobs(batch)
         else:
             baseline_pos = batch.baseline_pos.to(tester_pos.device)
             baseline_neg = batch.baseline_neg.to(tester_pos.device)
-        loss = dpo_loss(tester_pos, tester_neg, baseline_pos, baseline_neg, self.beta).mean()
+        logprobs = tester_pos, tester_neg, baseline_pos, baseline_neg
+        loss = pair_loss(*logprobs, self.beta, loss=self.loss, label_smoothing=self.label_smoothing).mean()
         with torch.no_grad():
             reward_pos = self.beta * (tester_pos - baseline_pos)
             reward_neg = self.beta * (tester_neg - baseline_neg)
@@ -141,30 +200,68 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
             }
         return loss, logs
 
-    def check_sampler(self, sampler: Sampler[StateT, ActionT]) -> None:
+    def check_sampler(self, sampler: Any) -> None:
         """Pairs need siblings."""
         width = getattr(sampler, "tree_width", None)
         if width is not None and width < 2:
-            raise ValueError(f"tree_width is {width}, but DPO compares siblings; expected at least 2")
+            raise ValueError(f"tree_width is {width}, but {type(self).__name__} compares siblings; expected at least 2")
+
+    def _preferences(self, siblings: Sequence[tuple[Node, float]]) -> list[tuple[Node, Node]]:
+        """The pairs of siblings, each with its return, to prefer one of; the better one first."""
+        ranked = sorted(siblings, key=itemgetter(1), reverse=True)
+        if self.pairs == "best_worst":
+            candidates = [(ranked[0], min(siblings, key=itemgetter(1)))] if ranked else []
+        else:
+            candidates = list(combinations(ranked, 2) if self.pairs == "all" else pairwise(ranked))
+        return [
+            (better, worse)
+            for (better, more), (worse, less) in candidates
+            if more - less > self.margin and better.probe != worse.probe
+        ]
 
     @torch.no_grad()
     def _baseline_logprobs(self, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, torch.Tensor]:
-        return _halves(self.system.get_baseline_logprobs([*batch.prefixes] * 2, [*batch.suffix_pos, *batch.suffix_neg]))
+        return self._of_both(self.system.get_baseline_logprobs, batch)
+
+    def _of_both(self, logprobs_of: Any, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A model's log-prob of the chosen and of the rejected probes, or its mean over tokens, ``[batch]`` each."""
+        probes = [*batch.suffix_pos, *batch.suffix_neg]
+        logprobs_BT = logprobs_of([*batch.prefixes] * 2, probes)
+        logprobs_B = logprobs_BT.sum(-1)
+        if self.loss == "ipo":
+            logprobs_B = logprobs_B / token_mask(self.system, probes, logprobs_BT).sum(-1).clamp(min=1)
+        chosen, rejected = logprobs_B.chunk(2)
+        return chosen, rejected
 
 
-def _pair(siblings: Sequence[Node[StateT, ActionT]]) -> DPOStep[StateT, ActionT] | None:
-    best = max(siblings, key=lambda node: node.reward)
-    worst = min(siblings, key=lambda node: node.reward)
-    if best.reward == worst.reward or best.probe == worst.probe:
-        return None
-    if best.context != worst.context:
-        raise ValueError(f"siblings of a graph have different contexts: {best.context!r} and {worst.context!r}")
-    return DPOStep(best.context, best.probe, worst.probe)
+class IPO(DPO[StateT, ActionT]):
+    """Identity preference optimisation (https://arxiv.org/abs/2310.12036): :class:`DPO` with ``loss="ipo"``.
+
+    The margin of a pair's mean log-probs a token is drawn to ``1 / (2 beta)``, and not beyond it.
+
+    Args:
+        system: scores probes under the tester and the baseline.
+        beta: how strongly the tester is held to the baseline (tau in the paper).
+        pairs, margin, credit, discount: see :class:`DPO`.
+    """
+
+    def __init__(
+        self,
+        system: System[StateT, ActionT],
+        beta: float = 0.1,
+        *,
+        pairs: str = "best_worst",
+        margin: float = 0.0,
+        credit: str = "immediate",
+        discount: float = 1.0,
+    ) -> None:
+        super().__init__(system, beta, loss="ipo", pairs=pairs, margin=margin, credit=credit, discount=discount)
 
 
-def _halves(logprobs_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    chosen, rejected = logprobs_BT.sum(-1).chunk(2)
-    return chosen, rejected
+def _pair(better: Node[StateT, ActionT], worse: Node[StateT, ActionT]) -> DPOStep[StateT, ActionT]:
+    if better.context != worse.context:
+        raise ValueError(f"siblings of a graph have different contexts: {better.context!r} and {worse.context!r}")
+    return DPOStep(better.context, better.probe, worse.probe)
 
 
 def _tensor(values: Sequence[float | None]) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from astra_accel.core.sampler import Graph, Sampler
+from astra_accel.core.sampler import Graph
 from astra_accel.core.system import ActionT, StateT, System
 
 Step = TypeVar("Step")
@@ -27,6 +27,9 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
     ``flatten``, ``collate_fn`` and ``step`` are required; the rest is optional, and a class that inherits from
     none of ours may leave it out.
     """
+
+    needs_values = False
+    """Whether the system has to be a :class:`~astra_accel.core.system.ValueFunctionSystem`."""
 
     def __init__(self, system: System[StateT, ActionT]) -> None:
         self.system = system
@@ -67,7 +70,7 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         return None
 
     def precompute(self, steps: Sequence[Step]) -> Sequence[Step]:
-        """Add what frozen models say of each example, once an experience (the baseline's log-probs).
+        """Add what models say of each example as they are now, once an experience (the baseline's log-probs).
 
         Each rank gets the examples of the graphs that it rolled out, so those of other graphs must not matter here.
         """
@@ -80,5 +83,16 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         """
         return steps
 
-    def check_sampler(self, sampler: Sampler[StateT, ActionT]) -> None:
-        """Raise ``ValueError`` where the sampler's trees can't give this algorithm an example."""
+    def stop_early(self, metrics: Mapping[str, float]) -> bool:  # noqa: ARG002
+        """Whether the updates that are left for this experience are not made.
+
+        Asked after each update, with what it logged: means over all processes, the same on each.
+        """
+        return False
+
+    def check_sampler(self, sampler: Any) -> None:
+        """Raise ``ValueError`` where the sampler's trees can't give this algorithm an example.
+
+        Before models load, the ``RolloutConfiguration`` stands in for a sampler: it has the attributes that say what
+        the trees are like, such as ``tree_width``. A sampler may lack them.
+        """

@@ -46,10 +46,16 @@ class Graph(Generic[StateT, ActionT]):
                 │       └─ p r        their children: nodes with context = prompt + p + r
                 └─ p r ─┬─ p r
                         └─ p r
+
+    Attributes:
+        context: the prompt.
+        children: the first turns.
+        seed: what is random about the episode follows from it; None where nobody knows.
     """
 
     context: StateT
     children: Sequence[Node[StateT, ActionT]]
+    seed: int | None = field(default=None, compare=False)
 
 
 def walk(graph: Graph[StateT, ActionT]) -> Iterator[tuple[tuple[int, ...], Node[StateT, ActionT]]]:
@@ -120,7 +126,9 @@ class Sampler(ABC, Generic[StateT, ActionT]):
     """Rolls a system out.
 
     A sampler may also offer ``rollout_many(seeds)`` and ``eval_rollout_many(seeds)``, which return a graph for
-    each seed and may do them at once; the graph of a seed must not depend on the other seeds.
+    each seed and may do them at once; the graph of a seed must not depend on the other seeds. One with an attribute
+    ``episodes_per_prompt`` above 1 is called as ``rollout_many(seeds, prompt_seeds)``: its prompts follow from the
+    latter, which are equal for as many episodes in a row.
     """
 
     def __init__(self, system: System[StateT, ActionT]) -> None:

@@ -68,6 +68,10 @@ class ValueFunctionSystem(System[StateT, ActionT]):
     """A system whose tester also estimates values, for actor-critic algorithms.
 
     The value head's parameters belong to :meth:`parameters`.
+
+    It may also offer ``read_tester(context, continuation, names)``, which returns ``{name: [batch, tokens]}`` from one
+    pass over the tester, with gradient: ``logprobs``, ``values``, and ``entropies`` of the distributions that the
+    tokens were drawn from, each 0 where a row has no token.
     """
 
     @abstractmethod

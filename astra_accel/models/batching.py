@@ -89,11 +89,19 @@ def forward_logits(model: Any, num_last: int, **inputs: Any) -> torch.Tensor:
     accepted = _accepted(type(inner).forward)
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = num_last
-    if "position_ids" not in accepted:
-        inputs.pop("position_ids", None)
     if "cache_params" in accepted and "past_key_values" in inputs:
         inputs["cache_params"] = inputs.pop("past_key_values")  # what Mamba calls it
-    return model(**inputs).logits[:, -num_last:]
+    return model(**_without_positions(inputs, accepted)).logits[:, -num_last:]
+
+
+def forward_hidden(model: Any, **inputs: Any) -> torch.Tensor:
+    """What a transformers model's body gives its head, ``[batch, tokens, hidden]``; positions as in the above."""
+    body = model.base_model
+    return body(**_without_positions(inputs, _accepted(type(body).forward)))[0]
+
+
+def _without_positions(inputs: dict[str, Any], accepted: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "position_ids" or name in accepted}
 
 
 @lru_cache

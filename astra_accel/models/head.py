@@ -83,6 +83,21 @@ class Head:
             return self._trained_logprobs(hidden_RH, rows_E, tokens_E)
         return _FrozenHead.apply(hidden_RH, rows_E, tokens_E, self)
 
+    def entropies(self, hidden_RH: torch.Tensor) -> torch.Tensor:
+        """The entropy of the next token's distribution at each row, in nats, float32 ``[R]``.
+
+        Memory is that of one chunk of logits, which is made again in the backward pass.
+        """
+        parts = [
+            checkpoint(self._chunk_entropies, hidden_RH[chunk], use_reentrant=False, preserve_rng_state=False)
+            for chunk in self.chunks(len(hidden_RH))
+        ]
+        return torch.cat(parts)
+
+    def _chunk_entropies(self, hidden_RH: torch.Tensor) -> torch.Tensor:
+        logprobs_RV = self.logits(hidden_RH).log_softmax(-1)
+        return -(logprobs_RV.exp() * logprobs_RV).sum(-1)
+
     def chunks(self, num_rows: int) -> list[slice]:
         """The rows, in slices whose logits take about ``chunk_bytes``."""
         size = max(1, self.chunk_bytes // (4 * self.linear.out_features))

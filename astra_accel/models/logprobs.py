@@ -11,7 +11,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from astra_accel.models.activations import activation_checkpointing as checkpointed
-from astra_accel.models.batching import by_length, cheapest_groups, forward_logits, left_padded, positions
+from astra_accel.models.batching import (
+    by_length,
+    cheapest_groups,
+    forward_hidden,
+    forward_logits,
+    left_padded,
+    positions,
+)
 from astra_accel.models.flex_layout import tree_layout
 from astra_accel.models.head import head_of, token_logprobs
 from astra_accel.models.prefix_tree import Pack, pack_sequences
@@ -30,6 +37,9 @@ from astra_accel.models.support import (
 Ids = Sequence[int]
 Packing = Literal["auto", "prefix_tree", "none"]
 Switch = Callable[[], AbstractContextManager[None]]
+Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""What is wanted at scored positions, ``[tokens, ...]``: of the body's output ``[rows, hidden]``, and for each token of
+the row that predicts it and the token itself. ``Head.logprobs`` is one."""
 
 TOKEN_BUDGET = 1024
 
@@ -65,6 +75,31 @@ def sequence_logprobs(
     Raises:
         ValueError: the lists differ in length, or a context is empty, or the model can't be packed as asked.
     """
+    return sequence_readings(
+        model,
+        contexts,
+        continuations,
+        None,
+        packing=packing,
+        token_budget=token_budget,
+        activation_checkpointing=activation_checkpointing,
+    )
+
+
+def sequence_readings(
+    model: Any,
+    contexts: Sequence[Ids],
+    continuations: Sequence[Ids],
+    read: Read | None,
+    *,
+    packing: Packing = "auto",
+    token_budget: int = TOKEN_BUDGET,
+    activation_checkpointing: bool = False,
+) -> list[torch.Tensor]:
+    """What ``read`` makes of every token of each continuation (None: its log-prob), ``[tokens, ...]`` each.
+
+    See :func:`sequence_logprobs` for the rest. A continuation without a token gives a vector of none.
+    """
     if len(contexts) != len(continuations):
         raise ValueError(f"{len(contexts)} contexts and {len(continuations)} continuations: expected as many of each")
     for index, context in enumerate(contexts):
@@ -77,11 +112,10 @@ def sequence_logprobs(
         if not (contexts and torch.is_grad_enabled()):
             return results
         # Processes wait for one another's gradients, and layers: a step that scores nothing depends on the weights too.
-        (unasked,) = sequence_logprobs(model, contexts[:1], [contexts[0][-1:]], packing=packing)
+        (unasked,) = sequence_readings(model, contexts[:1], [contexts[0][-1:]], read, packing=packing)
         return [result + 0 * unasked.sum() for result in results]
     model = transformers_model(model)
     packed = packing != "none" and can_pack(model, required=packing == "prefix_tree")
-    work = _packed if packed else _padded
     if torch.is_grad_enabled() and is_sharded(model):
         token_budget = sum(map(len, contexts)) + sum(map(len, continuations))
         if not packed and not takes_padding(model):
@@ -91,7 +125,13 @@ def sequence_logprobs(
             )
     # A pack that is computed again in the backward pass must keep as little the second time, so the switch is inside.
     switch = partial(checkpointed, model) if activation_checkpointing and torch.is_grad_enabled() else nullcontext
-    for index, values in work(model, contexts, continuations, token_budget, switch).items():
+    if packed:
+        of_pack = partial(_pack_readings, model, read or head_of(model).logprobs, switch)
+        found = _packed(of_pack, contexts, continuations, token_budget)
+    else:
+        of_rows = partial(_padded_readings, model, read, switch) if read else partial(_padded_logprobs, model, switch)
+        found = _padded(model, of_rows, contexts, continuations, token_budget)
+    for index, values in found.items():
         results[index] = values
     return results
 
@@ -120,35 +160,46 @@ def _check_packing(model: Any) -> None:
 
 
 def _packed(
-    model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids], token_budget: int, switch: Switch
+    forward: Callable[[Pack], torch.Tensor],
+    contexts: Sequence[Ids],
+    continuations: Sequence[Ids],
+    token_budget: int,
 ) -> dict[int, torch.Tensor]:
-    """The log-probs by sequence, a forward for each pack."""
+    """The readings by sequence, a forward for each pack."""
     all_packs = pack_sequences(contexts, continuations, token_budget)
     results = {}
     for number, pack in enumerate(all_packs):
         # The graph of the last pack is kept, since the backward pass begins with it.
         if torch.is_grad_enabled() and number + 1 < len(all_packs):
-            edges_E = checkpoint(pack_logprobs, model, pack, switch, use_reentrant=False, preserve_rng_state=False)
+            edges_E = checkpoint(forward, pack, use_reentrant=False, preserve_rng_state=False)
         else:
-            edges_E = pack_logprobs(model, pack, switch)
+            edges_E = forward(pack)
         for index, edges in pack.sequences.items():
             results[index] = edges_E[torch.tensor(edges, device=edges_E.device)]
     return results
 
 
-def pack_logprobs(model: Any, pack: Pack, switch: Switch = nullcontext) -> torch.Tensor:
-    """The log-prob of each edge of a pack, in one forward within a context."""
-    head = head_of(model)
+def pack_logprobs(model: Any, pack: Pack) -> torch.Tensor:
+    """The log-prob of each edge of a pack, in one forward."""
+    return _pack_readings(model, head_of(model).logprobs, nullcontext, pack)
+
+
+def _pack_readings(model: Any, read: Read, switch: Switch, pack: Pack) -> torch.Tensor:
+    """What is read at each edge of a pack, in one forward within a context."""
     with switch():
         hidden_NH = packed_hidden(model, pack, tree_layout(model, pack))
     rows_E, tokens_E = torch.tensor(pack.edges, device=model.device).unbind(-1)
-    return head.logprobs(hidden_NH[torch.tensor(pack.scored_nodes, device=model.device)], rows_E, tokens_E)
+    return read(hidden_NH[torch.tensor(pack.scored_nodes, device=model.device)], rows_E, tokens_E)
 
 
 def _padded(
-    model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids], token_budget: int, switch: Switch
+    model: Any,
+    forward: Callable[[Sequence[Ids], Sequence[Ids]], Sequence[torch.Tensor]],
+    contexts: Sequence[Ids],
+    continuations: Sequence[Ids],
+    token_budget: int,
 ) -> dict[int, torch.Tensor]:
-    """The log-probs by sequence, from padded batches of whole sequences.
+    """The readings by sequence, from padded batches of whole sequences.
 
     With gradients there is one forward, where the model takes padding: the graphs of several would be kept all the
     same.
@@ -163,24 +214,42 @@ def _padded(
     results: dict[int, torch.Tensor] = {}
     for group in groups:
         rows = [scored[index] for index in group]
-        with switch():
-            logprobs = _padded_logprobs(model, [contexts[row] for row in rows], [continuations[row] for row in rows])
-        results.update(zip(rows, logprobs, strict=True))
+        values = forward([contexts[row] for row in rows], [continuations[row] for row in rows])
+        results.update(zip(rows, values, strict=True))
     return results
 
 
-def _padded_logprobs(model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[torch.Tensor]:
+def _padded_logprobs(
+    model: Any, switch: Switch, contexts: Sequence[Ids], continuations: Sequence[Ids]
+) -> list[torch.Tensor]:
     """One forward for all rows. Left padding lines the continuations up at the end, where the head runs."""
+    num_scored = max(map(len, continuations))
+    inputs = _padded_inputs(model, contexts, continuations)
+    with switch():
+        logits_BSV = forward_logits(model, num_scored + 1, **inputs)[:, :-1]
+    logprobs_BS = token_logprobs(logits_BSV, inputs["input_ids"][:, -num_scored:])
+    return [row[num_scored - len(continuation) :] for row, continuation in zip(logprobs_BS, continuations, strict=True)]
+
+
+def _padded_readings(
+    model: Any, read: Read, switch: Switch, contexts: Sequence[Ids], continuations: Sequence[Ids]
+) -> Sequence[torch.Tensor]:
+    """One forward of the body for all rows, padded likewise; what is read, at the real positions alone."""
+    inputs = _padded_inputs(model, contexts, continuations)
+    with switch():
+        hidden_BTH = forward_hidden(model, **inputs)
+    lengths = list(map(len, continuations))
+    hidden_RH = torch.cat([row[-length - 1 : -1] for row, length in zip(hidden_BTH, lengths, strict=True)])
+    tokens_R = torch.cat([row[-length:] for row, length in zip(inputs["input_ids"], lengths, strict=True)])
+    return read(hidden_RH, torch.arange(len(tokens_R), device=model.device), tokens_R).split(lengths)
+
+
+def _padded_inputs(model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> dict[str, Any]:
     sequences = [[*context, *continuation] for context, continuation in zip(contexts, continuations, strict=True)]
     ids_BT, mask_BT = left_padded(sequences, model.device)
-    num_scored = max(map(len, continuations))
-    logits_BSV = forward_logits(
-        model,
-        num_scored + 1,
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
-        position_ids=positions(mask_BT),
-        use_cache=False,
-    )[:, :-1]
-    logprobs_BS = token_logprobs(logits_BSV, ids_BT[:, -num_scored:])
-    return [row[num_scored - len(continuation) :] for row, continuation in zip(logprobs_BS, continuations, strict=True)]
+    return {
+        "input_ids": ids_BT,
+        "attention_mask": mask_BT,
+        "position_ids": positions(mask_BT),
+        "use_cache": False,
+    }

@@ -46,7 +46,8 @@ def supports(model: Any, feature: str, check: Callable[[Any], None], otherwise: 
     # Another attention implementation is another model.
     key = (feature, str(model.config.get_text_config()._attn_implementation))
     if key not in reasons:
-        with torch.no_grad(), _narrow_window(model):
+        # In the weights' own precision: in mixed precision what is the same twice differs by more than the tolerance.
+        with torch.no_grad(), _narrow_window(model), torch.autocast(model.device.type, enabled=False):
             reasons[key] = _reason(check, model)
         if reasons[key] is not None and not required:
             logger.warning("%s can't do %s (%s): %s.", type(model).__name__, feature, reasons[key], otherwise)

@@ -44,8 +44,10 @@ class TreeLayout:
         """See :class:`~astra_accel.models.attention.Layout`; the batch is the one pack."""
         if self._keep:
             self.kept[layer] = key_BHTD[0], value_BHTD[0]
-        states_HND = (states_BHTD[0] for states_BHTD in (query_BHTD, key_BHTD, value_BHTD))
-        return _BlockAttention.apply(*states_HND, self._sets, rule).transpose(0, 1)[None]
+        # Under autocast, rotary positions leave queries and keys in another type than values.
+        states_HND = (states_BHTD[0].to(value_BHTD.dtype) for states_BHTD in (query_BHTD, key_BHTD, value_BHTD))
+        with torch.autocast(value_BHTD.device.type, enabled=False):
+            return _BlockAttention.apply(*states_HND, self._sets, rule).transpose(0, 1)[None]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -59,8 +60,7 @@ class Harness:
 
         An error on one process is an error on all of them.
         """
-        seeds = [derive_seed(self.seed, EPISODE_STREAM, index, i) for i in range(self.num_episodes_per_experience)]
-        graphs = self._spread(seeds, self._rollouts)
+        graphs = self._spread(self._episodes(index), self._rollouts)
         self._observe(graphs, index)
         by_graph = [
             [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
@@ -108,15 +108,37 @@ class Harness:
         return [parts[index % world][index // world] for index in range(len(items))]
 
     def _precompute(self, by_graph: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """All examples of this process in one call, given back by graph."""
-        done = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.precompute))
+        """All examples of this process in one call, given back by graph.
+
+        In the precision of updates, so that what is computed here can be compared with what they compute.
+        """
+        with nullcontext() if self.accelerator is None else self.accelerator.autocast():
+            done = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.precompute))
         return [[next(done) for _ in steps] for steps in by_graph]
 
+    def _episodes(self, index: int) -> list[tuple[int, int]]:
+        """The seed of each episode of an experience, and that of its prompt: the first one's with that prompt."""
+        count, per_prompt = self.num_episodes_per_experience, self._episodes_per_prompt
+        if count % per_prompt:
+            raise ValueError(
+                f"num_episodes_per_experience is {count}, but the sampler's episodes_per_prompt is {per_prompt}; "
+                f"expected a multiple of it"
+            )
+        seeds = [derive_seed(self.seed, EPISODE_STREAM, index, number) for number in range(count)]
+        return [(seed, seeds[number - number % per_prompt]) for number, seed in enumerate(seeds)]
+
+    @property
+    def _episodes_per_prompt(self) -> int:
+        return getattr(self.sampler, "episodes_per_prompt", 1)
+
     @torch.no_grad()
-    def _rollouts(self, seeds: Sequence[int]) -> Sequence[Graph]:
+    def _rollouts(self, episodes: Sequence[tuple[int, int]]) -> Sequence[Graph]:
+        if not episodes:
+            return []
+        seeds, prompt_seeds = map(list, zip(*episodes, strict=True))
         many = getattr(self.sampler, "rollout_many", None)
         if many is not None:
-            return many(seeds) if seeds else []
+            return many(seeds) if self._episodes_per_prompt == 1 else many(seeds, prompt_seeds)
         graphs = []
         for seed in seeds:
             # A sampler that draws from the global generators is as reproducible as one that uses its seed.

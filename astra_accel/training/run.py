@@ -26,6 +26,7 @@ from astra_accel.data import check_disjoint, load_prompts
 from astra_accel.methods.ast.evaluator import ASTEvaluator
 from astra_accel.methods.ast.hf_system import HFASTSystem
 from astra_accel.methods.ast.sampler import ASTSampler
+from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.embedded import EmbeddedModelError
 from astra_accel.models.roles import find_roles
@@ -78,10 +79,23 @@ def build_sampler(config: RunConfiguration, device: torch.device, prompts: Promp
     if config.rollout.tree_depth > 1:
         check_later_turns(views, config.rollout)
     scorer = build_scorer(config.scorer.name, **{"device": device, **config.scorer.options})
-    system = HFASTSystem.of(
+    system = system_class(config).of(
         files, scorer, device, config.rollout, reward=config.reward, compute=config.compute, seed=config.training.seed
     )
-    return ASTSampler(system, prompts.train, config.rollout.tree_width, config.rollout.tree_depth, prompts.dev or None)
+    return ASTSampler(
+        system,
+        prompts.train,
+        config.rollout.tree_width,
+        config.rollout.tree_depth,
+        prompts.dev or None,
+        episodes_per_prompt=config.rollout.episodes_per_prompt,
+    )
+
+
+def system_class(config: RunConfiguration) -> type[HFASTSystem]:
+    """The system whose tester can do what the algorithm needs."""
+    algorithm = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
+    return HFASTValueFunctionSystem if algorithm.needs_values else HFASTSystem
 
 
 def build_trainer(
@@ -102,8 +116,8 @@ def build_trainer(
     _check_folders(config.training, resume)
     if config.training.eval_steps is not None and config.prompts.dev is None:
         raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
-    # Made once without a system, only to find a bad option before weights load.
-    build_algorithm(config.algorithm.name, None, **config.algorithm.options)
+    # Made once without a system, only to find a bad option, or trees that don't fit, before weights load.
+    build_algorithm(config.algorithm.name, None, **config.algorithm.options).check_sampler(config.rollout)
     if accelerator is None:
         accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
     prompts = Prompts(config)

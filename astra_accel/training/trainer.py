@@ -197,10 +197,13 @@ class AccelTrainer:
             return self._skip(experience)
         self.state.empty_in_row = 0
         records, tally, shards = [], UpdateTally(), []
+        enough = False
         with self._stopwatch.phase("update"):
             self._return_freed_memory()
             for epoch in range(self.config.epochs_per_experience):
                 for shard in self.loader.of(experience, epoch):
+                    if enough:
+                        continue  # Accelerate's loaders have to come to their end
                     loss, logs = self.engine.backward(shard.batch, shard.share, ends_update=shard.ends_update)
                     self._return_freed_memory()
                     tally.add(loss, logs, shard.share)
@@ -208,7 +211,13 @@ class AccelTrainer:
                     if shard.ends_update:
                         records.append(self._finish_update(tally, shards, experience))
                         tally, shards = UpdateTally(), []
+                        enough = self._stop_early(records[-1])
         return records
+
+    def _stop_early(self, record: Mapping[str, Any]) -> bool:
+        """Whether the algorithm wants no more updates on an experience; all processes have the same record."""
+        stop_early = getattr(self.harness.algorithm, "stop_early", None)
+        return stop_early is not None and stop_early(record)
 
     def _return_freed_memory(self) -> None:
         if self.accelerator.device.type == "cpu":

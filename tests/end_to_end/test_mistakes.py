@@ -112,10 +112,26 @@ MISTAKES = {
         _fixed("--reward.embedding_novelty_weight", "1", "--reward.embedding_model", "nobody/nothing"),
         ["reward.embedding_model", "nobody/nothing"],
     ),
+    "algorithm variant": (
+        _fixed("--algorithm.name", "grpo", "--algorithm.options", '{"normalization": "dapo"}'),
+        ["normalization is 'dapo'", "sequence, token, constant"],
+    ),
+    "clip range": (
+        _fixed("--algorithm.name", "ppo", "--algorithm.options", '{"clip": 0}'),
+        ["clip is 0", "more than 0"],
+    ),
+    "group of one": (
+        _fixed("--algorithm.name", "grpo", "--rollout.tree_width", "1"),
+        ["tree_width is 1", "episodes_per_prompt 1", "GRPO", "at least 2 of either"],
+    ),
+    "episodes of a prompt": (
+        _fixed("--rollout.episodes_per_prompt", "3"),
+        ["rollout.episodes_per_prompt is 3", "num_episodes_per_experience is 4"],
+    ),
     "field": (_fixed("--training.learning_rate", "1"), ["training.learning_rate"]),
     "batch size": (_fixed("--training.batch_size", "0"), ["training.batch_size", "'0'", "greater than or equal to 1"]),
     "training steps": (_fixed("--training.training_steps", "0"), ["training.training_steps"]),
-    "tree width": (_fixed("--rollout.tree_width", "1"), ["tree_width is 1", "dpo", "at least 2"]),
+    "tree width": (_fixed("--rollout.tree_width", "1"), ["tree_width is 1", "DPO", "at least 2"]),
     "empty prompts": (_prompts(""), ["prompts.jsonl"]),
     "no column": (
         lambda folder: [*_prompts(_rows("Hi there."))(folder), "--prompts.train.column", "question"],

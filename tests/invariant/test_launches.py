@@ -16,7 +16,12 @@ from tests.helpers.runs import Weights, checkpoint_weights, largest_difference, 
 PLAIN = {"save_steps": 3, "max_grad_norm": 0.5}
 """A norm that most updates exceed."""
 TINY = ["--training.training_steps", "2", "--training.save_steps", "2", "--training.eval_steps", "null"]
-VARIANTS = {"lora": [], "full": ["--lora", "null"]}
+VARIANTS = {
+    "lora": [],
+    "full": ["--lora", "null"],
+    # With a value head on the tester.
+    "ppo": ["--algorithm.name", "ppo", "--algorithm.options", "{}"],
+}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,15 @@ import pytest
 
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.processes import run_processes
-from tests.helpers.runs import checkpoint_weights, largest_difference, rollouts, timeless, train_plain, train_tiny
+from tests.helpers.runs import (
+    ROOT,
+    checkpoint_weights,
+    largest_difference,
+    rollouts,
+    timeless,
+    train_plain,
+    train_tiny,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +44,17 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert all(bool((final[name] == again[name]).all()) for name in final)
     # The lines after the checkpoint are written anew and not twice, and say the same but for the time it took.
     assert timeless(whole) == before
+
+
+def test_a_value_head_resumes_with_its_tester(tmp_path: Path) -> None:
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    config = ROOT / "examples" / "configs" / "tiny_ppo.yaml"
+    short = ("--training.training_steps", "2", "--training.save_steps", "1")
+    train_tiny(whole, *short, config=config)
+    train_tiny(other, *short, config=config, resume=whole / "checkpoints" / "step-000001")
+    final, resumed = checkpoint_weights(whole, 2), checkpoint_weights(other, 2)
+    assert final["value_head.weight"].abs().max() > 0
+    assert all(bool((final[name] == resumed[name]).all()) for name in final)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "adagrad"])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from transformers.trainer_utils import SchedulerType
 
 from astra_accel import config as config_module
+from astra_accel.algorithms import ALGORITHMS
 from astra_accel.config import (
     NO_WARMUP,
     ConfigurationError,
@@ -172,14 +173,17 @@ class TestSections:
         with pytest.raises(ValueError, match=rf"reward\.{name}"):
             RunConfiguration(reward={name: weight})
 
+    def test_episodes_of_one_prompt_make_up_an_experience(self):
+        RunConfiguration(rollout={"episodes_per_prompt": 4}, training={"num_episodes_per_experience": 8})
+        with pytest.raises(
+            ValueError, match=r"rollout\.episodes_per_prompt is 3, but .* is 8; expected a multiple of 3"
+        ):
+            RunConfiguration(rollout={"episodes_per_prompt": 3}, training={"num_episodes_per_experience": 8})
+
     @pytest.mark.parametrize(("section", "known"), [("scorer", "profanity"), ("algorithm", "dpo")])
     def test_names_of_registries_are_checked(self, section, known):
         with pytest.raises(ValueError, match=f"unknown {section} 'nonesuch'; expected one of .*{known}"):
             RunConfiguration(**{section: {"name": "nonesuch"}})
-
-    def test_dpo_needs_siblings(self):
-        with pytest.raises(ValueError, match=r"rollout\.tree_width is 1, but dpo compares siblings"):
-            RunConfiguration(rollout={"tree_width": 1})
 
 
 class TestYaml:
@@ -244,7 +248,7 @@ class TestYaml:
             "training.lr": "found -1; input should be greater than 0",
             "training.learning_rate": "unknown field",
             "rollout.tester.top_q": "unknown field",
-            "algorithm.name": "unknown algorithm 'dppo'; expected one of dpo",
+            "algorithm.name": f"unknown algorithm 'dppo'; expected one of {', '.join(ALGORITHMS)}",
             "scorer.options": "found 3; input should be a valid dictionary",
             "model": "unknown field",
         }
@@ -342,7 +346,7 @@ class TestOverrides:
             (["--training.lr", "fast"], r"training\.lr: found 'fast'"),
             (["--training.lr=-1"], r"training\.lr: found '-1'"),
             (["--scorer.options", "x"], r"scorer\.options"),
-            (["--rollout.tree_width", "1"], r"rollout\.tree_width is 1"),
+            (["--rollout.tree_width", "0"], r"rollout\.tree_width: found '0'"),
             (["--lora", "off"], "lora: found 'off'"),
         ],
     )

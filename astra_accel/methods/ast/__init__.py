@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from astra_accel.methods.ast.sampler import ASTSampler
     from astra_accel.methods.ast.system import ASTProblem, ASTSystem
     from astra_accel.methods.ast.transcript import Segment, Transcript
+    from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
 
-__all__ = ["ASTEvaluator", "ASTProblem", "ASTSampler", "ASTSystem", "HFASTSystem", "Segment", "Transcript"]
+__all__ = [
+    "ASTEvaluator",
+    "ASTProblem",
+    "ASTSampler",
+    "ASTSystem",
+    "HFASTSystem",
+    "HFASTValueFunctionSystem",
+    "Segment",
+    "Transcript",
+]
 
 _LOCATIONS = {
     "ASTEvaluator": "astra_accel.methods.ast.evaluator:ASTEvaluator",
@@ -25,6 +35,7 @@ _LOCATIONS = {
     "ASTSampler": "astra_accel.methods.ast.sampler:ASTSampler",
     "ASTSystem": "astra_accel.methods.ast.system:ASTSystem",
     "HFASTSystem": "astra_accel.methods.ast.hf_system:HFASTSystem",
+    "HFASTValueFunctionSystem": "astra_accel.methods.ast.value_system:HFASTValueFunctionSystem",
     "Segment": "astra_accel.methods.ast.transcript:Segment",
     "Transcript": "astra_accel.methods.ast.transcript:Transcript",
 }

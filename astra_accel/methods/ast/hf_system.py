@@ -248,6 +248,10 @@ class HFASTSystem(ASTSystem[Any, Any]):
         ]
         return num_distinct_tokens(sequences)
 
+    def num_probe_tokens(self, probe: Sequence[Segment | str]) -> list[int]:
+        """How many tokens of each probe the tester's and the baseline's log-probs are of."""
+        return [len(self._probe(item).sampled_ids) for item in probe]
+
     def probe_logprobs(
         self,
         context: Sequence[Transcript | str],
@@ -286,7 +290,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """
         options: dict[str, Any] = {}
         if state_dict is not None:
-            options["state_dict"] = {name.removeprefix("tester."): tensor for name, tensor in state_dict.items()}
+            options["state_dict"] = within(state_dict, "tester")
         if self.roles.trained is not self.roles.tester.model:
             options["selected_adapters"] = [TESTER_ADAPTER]
         self.tester.save_pretrained(folder, **options)
@@ -336,6 +340,12 @@ class HFASTSystem(ASTSystem[Any, Any]):
 
     def _probe(self, probe: Segment | str) -> Segment:
         return self.views.segment("probe", probe) if isinstance(probe, str) else probe
+
+
+def within(state_dict: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The part of a system's weights that is one attribute's, by the names that they have in it."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
 
 
 def _model(model: str | Path | ModelConfiguration | None, name: str) -> ModelConfiguration:

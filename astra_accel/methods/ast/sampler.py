@@ -46,6 +46,7 @@ class ASTSampler(Sampler):
         tree_depth: turns of an episode.
         eval_prompts: held-out openings; None is the bundled list's dev split where the training prompts are
             bundled too, else ``prompts``.
+        episodes_per_prompt: episodes in a row that begin with the same prompt, in training.
     """
 
     system: ASTSystem
@@ -57,9 +58,12 @@ class ASTSampler(Sampler):
         tree_width: int = 2,
         tree_depth: int = 3,
         eval_prompts: Sequence[str] | None = None,
+        *,
+        episodes_per_prompt: int = 1,
     ) -> None:
         super().__init__(system)
-        for name, value in (("tree_width", tree_width), ("tree_depth", tree_depth)):
+        shape = {"tree_width": tree_width, "tree_depth": tree_depth, "episodes_per_prompt": episodes_per_prompt}
+        for name, value in shape.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
         if prompts is None:
@@ -71,6 +75,7 @@ class ASTSampler(Sampler):
         self.eval_prompts = self.prompts if eval_prompts is None else list(eval_prompts)
         self.tree_width = tree_width
         self.tree_depth = tree_depth
+        self.episodes_per_prompt = episodes_per_prompt
         self._check_prompts()
         self._held_out = eval_prompts is not None
         self._takes_seeds = "seeds" in inspect.signature(system.rollout_prompt_with_tester).parameters
@@ -79,9 +84,9 @@ class ASTSampler(Sampler):
         """One episode from a prompt that the seed chooses; None draws a seed from torch's global generator."""
         return self.rollout_many([_draw_seed() if seed is None else seed])[0]
 
-    def rollout_many(self, seeds: Sequence[int]) -> list[Graph]:
-        """An episode for each seed, generated together."""
-        prompts = [random.Random(seed).choice(self.prompts) for seed in seeds]
+    def rollout_many(self, seeds: Sequence[int], prompt_seeds: Sequence[int] | None = None) -> list[Graph]:
+        """An episode for each seed, generated together; its prompt follows from its prompt's seed, if there is one."""
+        prompts = [random.Random(seed).choice(self.prompts) for seed in prompt_seeds or seeds]
         return self._grow(prompts, [(seed, TRAIN_STREAM) for seed in seeds], self.tree_width)
 
     def eval_rollout(self, seed: int | str | None = None) -> Graph:
@@ -100,7 +105,7 @@ class ASTSampler(Sampler):
 
     def _grow(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]], width: int) -> list[Graph]:
         start = getattr(self.system, "start", lambda prompt: prompt)
-        graphs: list[Graph] = [Graph(start(prompt), []) for prompt in prompts]
+        graphs: list[Graph] = [Graph(start(prompt), [], seed[0]) for prompt, seed in zip(prompts, seeds, strict=True)]
         level = [
             _Branch(graph.context, seed, graph.children)  # type: ignore[arg-type]
             for graph, seed in zip(graphs, seeds, strict=True)

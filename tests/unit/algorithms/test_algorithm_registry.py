@@ -29,7 +29,7 @@ def test_an_unknown_name_lists_the_names():
 
 
 def test_an_unknown_option_lists_the_options():
-    with pytest.raises(ValueError, match="algorithm 'dpo' takes no option 'temperature'; expected beta"):
+    with pytest.raises(ValueError, match="algorithm 'dpo' takes no option 'temperature'; expected beta, loss"):
         build_algorithm("dpo", None, temperature=1.0)
 
 

@@ -1,4 +1,4 @@
-"""DPO: pairs of hand-written trees, the loss by hand, and the loss and gradients of TRL's own trainer."""
+"""DPO, IPO and hinge: pairs of hand-written trees, losses by hand, and the losses and gradients of TRL's trainer."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import PreTrainedModel
 
-from astra_accel.algorithms.dpo import DPO, DPOBatch, DPOStep, dpo_loss
+from astra_accel.algorithms.dpo import DPO, IPO, DPOBatch, DPOStep, pair_loss
 from astra_accel.config import ModelConfiguration, RolloutConfiguration, SamplingConfiguration
 from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.scorer import Scorer
 from astra_accel.methods.ast import HFASTSystem, Transcript
 from astra_accel.models.tiny import build_tiny, save_tiny
+from tests.helpers.accelerate_state import own_accelerate_state
 
 
 def node(probe: str, reward: float, *children: Node, context: str = "c") -> Node:
     return Node(context, probe, "r", reward, children)
 
 
-def pairs(*nodes: Node) -> list[tuple[str, str, str]]:
-    steps = DPO(system=None).flatten(Graph("c", nodes))
+def pairs(*nodes: Node, **options) -> list[tuple[str, str, str]]:
+    steps = DPO(system=None, **options).flatten(Graph("c", nodes))
     assert all((step.baseline_pos, step.baseline_neg) == (None, None) for step in steps)
     return [(step.prefix, step.suffix_pos, step.suffix_neg) for step in steps]
 
@@ -84,7 +84,35 @@ def test_siblings_of_different_contexts_are_an_error():
         pairs(node("a", 0.0), node("b", 1.0, context="d"))
 
 
-# --- The loss -----------------------------------------------------------------------------------------------
+def test_all_pairs():
+    nodes = [node("a", 0.5), node("b", 2.0), node("c", -1.0)]
+    assert pairs(*nodes, pairs="all") == [("c", "b", "a"), ("c", "b", "c"), ("c", "a", "c")]
+
+
+def test_neighbours_in_the_order_of_rewards():
+    nodes = [node("a", 0.5), node("b", 2.0), node("c", -1.0), node("d", 0.0)]
+    assert pairs(*nodes, pairs="adjacent") == [("c", "b", "a"), ("c", "a", "d"), ("c", "d", "c")]
+
+
+@pytest.mark.parametrize("which", ["all", "adjacent"])
+def test_ties_and_identical_probes_never_pair(which):
+    """b and d tie; both a's are the same probe. Of the neighbours (b d) (d a) (a a), one pair remains."""
+    nodes = [node("a", 0.5), node("b", 2.0), node("a", -1.0), node("d", 2.0)]
+    expected = {
+        "all": [("c", "b", "a"), ("c", "b", "a"), ("c", "d", "a"), ("c", "d", "a")],
+        "adjacent": [("c", "d", "a")],
+    }
+    assert pairs(*nodes, pairs=which) == expected[which]
+
+
+@pytest.mark.parametrize("which", ["best_worst", "all", "adjacent"])
+def test_a_margin_must_be_exceeded(which):
+    nodes = [node("a", 1.5), node("b", 1.0)]
+    assert pairs(*nodes, pairs=which, margin=0.5) == []
+    assert pairs(*nodes, pairs=which, margin=0.4) == [("c", "a", "b")]
+
+
+# --- The losses ---------------------------------------------------------------------------------------------
 
 
 def test_the_loss_by_hand():
@@ -94,36 +122,81 @@ def test_the_loss_by_hand():
     """
     tester_pos, tester_neg = torch.tensor([-1.0, -4.0]), torch.tensor([-3.0, -3.0])
     baseline_pos, baseline_neg = torch.tensor([-2.0, -2.0]), torch.tensor([-3.0, -4.0])
-    loss = dpo_loss(tester_pos, tester_neg, baseline_pos, baseline_neg, beta=0.5)
+    loss = pair_loss(tester_pos, tester_neg, baseline_pos, baseline_neg, beta=0.5)
     assert loss.tolist() == pytest.approx([0.474077, 1.701413], abs=1e-6)
 
 
 def test_the_gradient_by_hand():
     """d loss / d (chosen log-prob) = -beta * sigmoid(-beta * margin), and the opposite for the rejected."""
     logprobs = torch.tensor([[-1.0], [-3.0], [-2.0], [-3.0]], requires_grad=True)
-    dpo_loss(*logprobs, beta=0.5).sum().backward()
+    pair_loss(*logprobs, beta=0.5).sum().backward()
     slope = 0.5 / (1 + math.exp(0.5))
     assert logprobs.grad.flatten().tolist() == pytest.approx([-slope, slope, slope, -slope], abs=1e-6)
 
 
 def test_where_nothing_was_learned_the_loss_is_log_2():
     same = torch.tensor([-5.0]), torch.tensor([-9.0])
-    assert dpo_loss(*same, *same, beta=0.1).item() == pytest.approx(math.log(2))
+    assert pair_loss(*same, *same, beta=0.1).item() == pytest.approx(math.log(2))
 
 
 def test_large_margins_stay_finite():
     margins = torch.tensor([1e4, -1e4], requires_grad=True)
     zeros = torch.zeros(2)
-    loss = dpo_loss(margins, zeros, zeros, zeros, beta=1.0)
+    loss = pair_loss(margins, zeros, zeros, zeros, beta=1.0)
     loss.sum().backward()
     assert loss.tolist() == [0.0, 1e4]
     assert margins.grad.tolist() == [0.0, -1.0]
 
 
-@pytest.mark.parametrize("beta", [0, -1, float("nan")])
-def test_beta_is_positive(beta):
-    with pytest.raises(ValueError, match=f"beta is {beta}, expected more than 0"):
-        DPO(None, beta=beta)
+def test_label_smoothing_by_hand():
+    """Margins 1 and -3 as above, beta 0.5, a tenth of the preferences wrong.
+
+    -log sigmoid(0.5) = 0.474077, -log sigmoid(-0.5) = 0.974077; -log sigmoid(-1.5) = 1.701413, -log sigmoid(1.5) =
+    0.201413. So 0.9 * 0.474077 + 0.1 * 0.974077 = 0.524077, and 0.9 * 1.701413 + 0.1 * 0.201413 = 1.551413.
+    """
+    margins, zeros = torch.tensor([1.0, -3.0], requires_grad=True), torch.zeros(2)
+    loss = pair_loss(margins, zeros, zeros, zeros, beta=0.5, label_smoothing=0.1)
+    assert loss.tolist() == pytest.approx([0.524077, 1.551413], abs=1e-6)
+    loss.sum().backward()
+    # beta * (e * sigmoid(beta h) - (1 - e) * sigmoid(-beta h))
+    by_hand = [0.5 * (0.1 * 0.622459 - 0.9 * 0.377541), 0.5 * (0.1 * 0.182426 - 0.9 * 0.817574)]
+    assert margins.grad.tolist() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_ipo_by_hand():
+    """The margin is drawn to 1 / (2 * 0.5) = 1: (1 - 1)^2 and (-3 - 1)^2, with slopes 2 * 0 and 2 * -4."""
+    margins, zeros = torch.tensor([1.0, -3.0], requires_grad=True), torch.zeros(2)
+    loss = pair_loss(margins, zeros, zeros, zeros, beta=0.5, loss="ipo")
+    assert loss.tolist() == [0.0, 16.0]
+    loss.sum().backward()
+    assert margins.grad.tolist() == [0.0, -8.0]
+
+
+def test_hinge_by_hand():
+    """1 - 0.5 * 1, 1 - 0.5 * -3, and nothing beyond a margin of 1 / beta = 2."""
+    margins, zeros = torch.tensor([1.0, -3.0, 2.5], requires_grad=True), torch.zeros(3)
+    loss = pair_loss(margins, zeros, zeros, zeros, beta=0.5, loss="hinge")
+    assert loss.tolist() == [0.5, 2.5, 0.0]
+    loss.sum().backward()
+    assert margins.grad.tolist() == [-0.5, -0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 0}, "beta is 0, expected more than 0"),
+        ({"beta": -1}, "beta is -1, expected more than 0"),
+        ({"beta": float("nan")}, "beta is nan, expected more than 0"),
+        ({"loss": "kto"}, "loss is 'kto', expected one of sigmoid, hinge, ipo"),
+        ({"pairs": "some"}, "pairs is 'some', expected one of best_worst, all, adjacent"),
+        ({"margin": -0.1}, "margin is -0.1, expected at least 0"),
+        ({"label_smoothing": 0.5}, "label_smoothing is 0.5, expected at least 0 and less than 0.5"),
+        ({"label_smoothing": 0.1, "loss": "hinge"}, "label_smoothing is 0.1, but loss 'hinge' has none"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        DPO(None, **options)
 
 
 # --- A step -------------------------------------------------------------------------------------------------
@@ -184,6 +257,32 @@ def test_a_step_by_hand():
     assert not any(value.requires_grad for value in logs.values())
 
 
+def test_a_step_of_ipo_compares_means_over_tokens():
+    """Means: tester good -2/3, bad -4, fair -3/2; baseline good -4/3, bad -2, fair -1.
+
+    Log-ratios: good 2/3, bad -2, fair -1/2. Margins: good over bad 8/3, fair over good -7/6; drawn to 1 / (2 * 0.25).
+    """
+    system = Table()
+    for steps in (STEPS, IPO(system).precompute(STEPS)):
+        loss, logs = IPO(system, beta=0.25).step(DPO.collate_fn(steps))
+        assert loss.item() == pytest.approx(((8 / 3 - 2) ** 2 + (-7 / 6 - 2) ** 2) / 2, abs=1e-6)
+        assert float(logs["dpo/reward_margin"]) == pytest.approx(0.25 * (8 / 3 - 7 / 6) / 2, abs=1e-6)
+
+
+def test_a_system_may_count_tokens():
+    """The log-prob of a token that is certain is 0: bad has four tokens, the last of them certain, so -1 a token."""
+
+    class Counting(Table):
+        def num_probe_tokens(self, probes):
+            return [{"good": 3, "bad": 4, "fair": 2}[probe] for probe in probes]
+
+        def rows(self, table, continuation):
+            return torch.nn.functional.pad(super().rows(table, continuation), (0, 2))
+
+    loss, _ = IPO(Counting(), beta=0.25).step(DPO.collate_fn(STEPS[:1]))
+    assert loss.item() == pytest.approx((2 / 3 - (-4 + 2) / 4 - 2) ** 2, abs=1e-6)
+
+
 def test_the_baseline_is_asked_once_an_experience():
     system = Table()
     algorithm = DPO(system, beta=0.5)
@@ -230,8 +329,10 @@ class WithWidth:
 
 def test_pairs_need_siblings():
     algorithm = DPO(None)
-    with pytest.raises(ValueError, match="tree_width is 1, but DPO compares siblings; expected at least 2"):
-        algorithm.check_sampler(WithWidth(1))
+    for each in (algorithm, IPO(None)):
+        name = type(each).__name__
+        with pytest.raises(ValueError, match=f"tree_width is 1, but {name} compares siblings; expected at least 2"):
+            each.check_sampler(WithWidth(1))
     algorithm.check_sampler(WithWidth(2))
     algorithm.check_sampler(object())
 
@@ -271,18 +372,14 @@ def make_steps(system: HFASTSystem) -> list[DPOStep]:
 
 @pytest.fixture
 def accelerate_state() -> Iterator[None]:
-    """Accelerate remembers its first user's settings for the whole process: TRL gets a memory of its own."""
-    states = [PartialState._shared_state, AcceleratorState._shared_state, GradientState._shared_state]
-    before = [dict(state) for state in states]
-    for state in states:
-        state.clear()
-    yield
-    for state, values in zip(states, before, strict=True):
-        state.clear()
-        state.update(values)
+    """TRL's own, for the test."""
+    with own_accelerate_state():
+        yield
 
 
-def trl_loss(folder: Path, beta: float, examples: list[dict[str, list[int]]]) -> tuple[torch.Tensor, PreTrainedModel]:
+def trl_loss(
+    folder: Path, beta: float, loss_type: str, examples: list[dict[str, list[int]]]
+) -> tuple[torch.Tensor, PreTrainedModel]:
     """The loss that TRL's trainer computes of token ids, and its model with gradients.
 
     The trainer wants a data set to begin with; the batch is collated by its own collator, of our ids.
@@ -291,7 +388,9 @@ def trl_loss(folder: Path, beta: float, examples: list[dict[str, list[int]]]) ->
     from trl import DPOConfig, DPOTrainer
 
     model, tokenizer = build_tiny("llama", seed=1)
-    arguments = DPOConfig(str(folder), beta=beta, max_length=None, use_cpu=True, bf16=False, report_to=[], seed=0)
+    arguments = DPOConfig(
+        str(folder), beta=beta, loss_type=[loss_type], max_length=None, use_cpu=True, bf16=False, report_to=[], seed=0
+    )
     trainer = DPOTrainer(
         model,
         build_tiny("llama", seed=2)[0],
@@ -305,10 +404,12 @@ def trl_loss(folder: Path, beta: float, examples: list[dict[str, list[int]]]) ->
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_loss_and_gradients_are_those_of_trl(tmp_path, accelerate_state):
+@pytest.mark.parametrize("loss_type", ["sigmoid", "hinge", "ipo"])
+def test_loss_and_gradients_are_those_of_trl(loss_type, tmp_path, accelerate_state):
     system = make_system(tmp_path)
     steps = make_steps(system)
-    loss, _ = DPO(system, beta=0.3).step(DPO.collate_fn(steps))
+    algorithm = DPO(system, beta=0.3, loss=loss_type)
+    loss, _ = algorithm.step(algorithm.collate_fn(algorithm.precompute(steps)))
     loss.backward()
     bos = build_tiny("llama")[1].bos_token_id
     examples = [
@@ -319,7 +420,7 @@ def test_loss_and_gradients_are_those_of_trl(tmp_path, accelerate_state):
         }
         for step in steps
     ]
-    expected, model = trl_loss(tmp_path / "trl", 0.3, examples)
+    expected, model = trl_loss(tmp_path / "trl", 0.3, loss_type, examples)
     assert expected.item() > 0.1
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}

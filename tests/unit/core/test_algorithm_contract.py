@@ -30,6 +30,8 @@ def test_the_optional_methods_change_nothing():
     assert algorithm.precompute(steps) == steps
     assert algorithm.prepare(steps) == steps
     assert algorithm.check_sampler(sampler=object()) is None
+    assert algorithm.stop_early({"loss": 1.0}) is False
+    assert algorithm.needs_values is False
 
 
 @pytest.mark.parametrize("missing", ["flatten", "collate_fn", "step"])

@@ -285,3 +285,19 @@ def test_a_head_of_another_kind_is_not_packed():
     assert_plain(model, *examples(MIXED, model.config.vocab_size))
     with pytest.raises(ValueError, match="can't do prefix-tree packing: its output layer is not a plain linear layer"):
         sequence_logprobs(model, [[1]], [[2]], packing="prefix_tree")
+
+
+def test_mixed_precision_packs_too(model):
+    """Under autocast, values and gradients are the plain ones of full precision but for the rounding of bfloat16."""
+    contexts, continuations = examples([(5, 40), (17, 3), (64, 12)], model.config.vocab_size)
+    parameters = list(model.parameters())
+    results = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            values = torch.cat(sequence_logprobs(model, contexts, continuations, packing="prefix_tree"))
+        gradients = torch.autograd.grad(values.mean(), parameters)
+        results.append((values.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
+    (exact, exact_gradient), (mixed, mixed_gradient) = results
+    assert mixed.dtype == torch.float32
+    assert 1e-4 < (mixed - exact).abs().max() < 0.5
+    assert torch.cosine_similarity(mixed_gradient, exact_gradient, dim=0) > 0.99

@@ -127,6 +127,38 @@ class TestCollect:
         assert calls == [expected_seeds(0, 0, 4)]
         assert [graph.context for graph in experience.graphs] == calls[0]
 
+    def test_episodes_of_one_prompt_share_its_seed_alone(self):
+        calls = []
+
+        def rollout_many(seeds, prompt_seeds):
+            calls.append((list(seeds), list(prompt_seeds)))
+            return [Graph(seed, []) for seed in seeds]
+
+        sampler = SimpleNamespace(rollout_many=rollout_many, episodes_per_prompt=3)
+        Harness(sampler, Named(), 6).collect(0)
+
+        first, *_, fourth, _, _ = seeds = expected_seeds(0, 0, 6)
+        assert calls == [(seeds, [first] * 3 + [fourth] * 3)]
+
+    def test_a_prompt_that_not_all_episodes_of_an_experience_share_is_an_error(self):
+        sampler = SimpleNamespace(rollout_many=None, episodes_per_prompt=4)
+
+        with pytest.raises(ValueError, match="num_episodes_per_experience is 6, but the sampler's episodes_per_prompt"):
+            Harness(sampler, Named(), 6).collect(0)
+
+    @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+    def test_what_models_say_is_computed_in_the_precision_of_updates(self, mixed_precision):
+        class Recording(Named):
+            def precompute(self, steps):
+                self.products = torch.ones(2, 2) @ torch.ones(2, 2)
+                return steps
+
+        algorithm = Recording()
+        accelerator = make_accelerator(TrainingConfiguration(mixed_precision=mixed_precision))
+        Harness(SeedSampler(), algorithm, 2, accelerator=accelerator).collect(0)
+
+        assert algorithm.products.dtype == {"no": torch.float32, "bf16": torch.bfloat16}[mixed_precision]
+
     def test_a_wrong_number_of_graphs_is_an_error(self):
         sampler = SimpleNamespace(rollout_many=lambda seeds: [Graph(seed, []) for seed in seeds][1:])
 

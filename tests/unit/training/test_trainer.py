@@ -217,6 +217,32 @@ class TestTheLoop:
             make(Picky(PlainSystem()))
 
 
+class TestStopEarly:
+    class Stopping(PlainAlgorithm):
+        """Wants no more updates after the second of each experience."""
+
+        def __init__(self):
+            super().__init__(PlainSystem())
+            self.asked = []
+
+        def stop_early(self, metrics):
+            self.asked.append(metrics)
+            return [asked["step"] for asked in self.asked].count(metrics["step"]) == 2
+
+    def test_the_updates_that_are_left_for_an_experience_are_not_made(self, make, run):
+        algorithm = self.Stopping()
+        make(algorithm, batch_size=1, epochs_per_experience=3).train()
+
+        assert [line["step"] for line in metrics(run)] == [1, 1, 2, 2, 3, 3]
+        assert [asked["loss"] for asked in algorithm.asked] == [line["loss"] for line in metrics(run)]
+
+    def test_accelerates_loader_has_come_to_its_end(self, make):
+        trainer = make(self.Stopping(), batch_size=1, epochs_per_experience=3)
+        trainer.train()
+
+        assert trainer.accelerator.gradient_state.active_dataloader is None
+
+
 class TestNonFinite:
     class Failing(PlainAlgorithm):
         """Does as told in the third update; remembers the weights that it had then."""

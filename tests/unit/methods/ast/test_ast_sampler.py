@@ -156,6 +156,7 @@ def test_a_seed_gives_one_graph(sampler, make):
     random.seed(99)
     assert sampler.rollout(5) == first
     assert sampler.rollout(6) != first
+    assert first.seed == 5
 
 
 @BOTH
@@ -321,3 +322,11 @@ def test_nodes_are_nodes(sampler):
     graph = sampler.rollout(0)
     assert isinstance(graph, Graph)
     assert all(isinstance(node, Node) for _, node in walk(graph))
+
+
+def test_episodes_of_one_prompt_differ_in_what_is_drawn(sampler):
+    one, other, third = sampler.rollout_many([3, 4, 5], prompt_seeds=[3, 3, 5])
+    assert_alike([one], [sampler.rollout(3)])
+    assert one.context == other.context != third.context
+    assert [node.probe for node in one.children] != [node.probe for node in other.children]
+    assert (one.seed, other.seed) == (3, 4)

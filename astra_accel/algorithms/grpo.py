@@ -1,0 +1,299 @@
+"""GRPO and RLOO on trees: probes are compared with the others of their group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from astra_accel.algorithms.options import check_choice
+from astra_accel.algorithms.policy import (
+    PolicyGradient,
+    ProbeBatch,
+    ProbeStep,
+    clipped_loss,
+    collate_probes,
+    is_clipped,
+)
+from astra_accel.core.sampler import Graph, walk
+from astra_accel.core.system import ActionT, StateT, System
+
+SCALES = ("group", "batch", "none")
+NORMALIZATIONS = ("sequence", "token", "constant")
+RATIOS = ("token", "sequence", "whole")
+STD_FLOOR = 1e-4
+"""Added to a standard deviation before it divides, as TRL does."""
+
+
+@dataclass(frozen=True)
+class GRPOStep(ProbeStep[StateT, ActionT]):
+    """A probe and its group.
+
+    Attributes:
+        group: equal for the probes that are compared with one another: siblings, that is the probes of an experience
+            that were written in the same context; of a probe without siblings, those of the same turn after the same
+            prompt.
+        advantage: how much more it earned than its group, once it is known.
+    """
+
+    group: Hashable = None
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True)
+class GRPOBatch(ProbeBatch[StateT, ActionT]):
+    """Some probes with their advantages, ``[batch]``."""
+
+    advantages_B: torch.Tensor
+
+
+def group_advantages(
+    returns: Sequence[float], groups: Sequence[Hashable], scale: str = "group", leave_one_out: bool = False
+) -> list[float]:
+    """What each return is above those of its group.
+
+    ``A_i = (G_i - mean of the group) / (std + 1e-4)``: GRPO, Shao et al. 2024, https://arxiv.org/abs/2402.03300,
+    section 4.1.2. The standard deviation (over ``n - 1``) is that of the group, or of all returns; without it the
+    advantages are those of Dr. GRPO, Liu et al. 2025, https://arxiv.org/abs/2503.20783. With ``leave_one_out`` the
+    mean is that of the others, so ``A_i = n / (n - 1) (G_i - mean)``: RLOO, Ahmadian et al. 2024,
+    https://arxiv.org/abs/2402.14740. A group without variance, such as one of a single probe, has
+    advantages of 0, to the bit.
+
+    Args:
+        returns: of all probes of an experience.
+        groups: for each the group that it belongs to.
+        scale: one of :data:`SCALES`.
+        leave_one_out: compare with the mean of the others.
+    """
+    members: dict[Hashable, list[float]] = {}
+    for group, value in zip(groups, returns, strict=True):
+        members.setdefault(group, []).append(value)
+    spread_of_all = stdev(returns) if len(returns) > 1 else 0.0
+    advantages = []
+    for group, value in zip(groups, returns, strict=True):
+        own = members[group]
+        if min(own) == max(own):
+            advantages.append(0.0)
+            continue
+        above = value - fmean(own)
+        if leave_one_out:
+            above *= len(own) / (len(own) - 1)
+        if scale != "none":
+            above /= (stdev(own) if scale == "group" else spread_of_all) + STD_FLOOR
+        advantages.append(above)
+    return advantages
+
+
+def ratio_of(log_ratio_BT: torch.Tensor, mask_BT: torch.Tensor, level: str) -> torch.Tensor:
+    """The log-ratio that counts at each token, ``[batch, tokens]``.
+
+    ``token``: its own (GRPO). ``sequence``: the mean over the probe's tokens (GSPO, Zheng et al. 2025,
+    https://arxiv.org/abs/2507.18071). ``whole``: their sum, which makes the ratio that of the whole probe's
+    probabilities (RLOO).
+    """
+    log_ratio_BT = log_ratio_BT.masked_fill(~mask_BT, 0.0)
+    if level == "token":
+        return log_ratio_BT
+    log_ratio_B1 = log_ratio_BT.sum(-1, keepdim=True)
+    if level == "sequence":
+        log_ratio_B1 = log_ratio_B1 / mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    return log_ratio_B1.expand_as(log_ratio_BT)
+
+
+def mean_of(values_BT: torch.Tensor, mask_BT: torch.Tensor, normalization: str, length: int | None) -> torch.Tensor:
+    """One number for the tokens of a batch.
+
+    ``sequence``: the mean over probes of the mean over a probe's tokens (GRPO). ``token``: the mean over all tokens
+    (DAPO, https://arxiv.org/abs/2503.14476). ``constant``: the mean over probes of the sum over a probe's
+    tokens by ``length`` (Dr. GRPO, https://arxiv.org/abs/2503.20783), so that long probes don't count less a token.
+    """
+    sums_B = values_BT.masked_fill(~mask_BT, 0.0).sum(-1)
+    num_tokens_B = mask_BT.sum(-1)
+    if normalization == "token":
+        return sums_B.sum() / num_tokens_B.sum().clamp(min=1)
+    return (sums_B / (num_tokens_B.clamp(min=1) if length is None else length)).mean()
+
+
+class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
+    """Group relative policy optimisation (https://arxiv.org/abs/2402.03300) of the tester.
+
+    The group of a probe are its siblings; where a context has one probe alone, the probes of the same turn in all
+    episodes of that prompt (``rollout.episodes_per_prompt``). With ``A`` as :func:`group_advantages` says, ``r`` the
+    ratio to the tester that wrote the probe and ``KL`` the estimate at each token::
+
+        loss = mean over tokens of  -min(r A, clip(r, 1 - clip, 1 + clip_high) A) + kl_coef KL
+
+    | variant | options |
+    |---|---|
+    | GRPO | the defaults |
+    | DAPO | ``normalization="token", clip_high=0.28, kl_coef=0`` |
+    | Dr. GRPO | ``scale="none", normalization="constant", length=<max_new_tokens>, kl_coef=0`` |
+    | GSPO | ``ratio="sequence", clip=3e-4, clip_high=4e-4, kl_coef=0`` |
+
+    The paper subtracts the mean and divides by the deviation of the rewards of one question. Here it is returns, by
+    ``credit``, of one context.
+
+    Args:
+        system: scores probes under the tester and the baseline.
+        scale: what advantages are divided by: the standard deviation of the ``"group"``, of the ``"batch"`` (all
+            returns of an experience), or ``"none"``.
+        normalization: ``"sequence"``, ``"token"`` or ``"constant"``: see :func:`mean_of`.
+        length: what ``"constant"`` divides by, such as the most tokens that a probe may have.
+        ratio: ``"token"``, ``"sequence"`` or ``"whole"``: see :func:`ratio_of`.
+        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount: see
+            :class:`~astra_accel.algorithms.policy.PolicyGradient`. In the reward, a probe's KL is the sum over its own
+            tokens alone.
+    """
+
+    leave_one_out = False
+
+    def __init__(
+        self,
+        system: System[StateT, ActionT],
+        *,
+        scale: str = "group",
+        normalization: str = "sequence",
+        length: int | None = None,
+        ratio: str = "token",
+        clip: float = 0.2,
+        clip_high: float | None = None,
+        kl_coef: float = 0.04,
+        kl_estimator: str = "k3",
+        kl_in: str = "loss",
+        kl_weighted: bool = False,
+        credit: str = "immediate",
+        discount: float = 1.0,
+    ) -> None:
+        check_choice("scale", scale, SCALES)
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        check_choice("ratio", ratio, RATIOS)
+        if (length is None) == (normalization == "constant") or (length is not None and length < 1):
+            raise ValueError(
+                f"length is {length} with normalization {normalization!r}; expected at least 1 with 'constant', "
+                f"and none with any other"
+            )
+        super().__init__(
+            system,
+            clip=clip,
+            clip_high=clip_high,
+            kl_coef=kl_coef,
+            kl_estimator=kl_estimator,
+            kl_in=kl_in,
+            kl_weighted=kl_weighted,
+            credit=credit,
+            discount=discount,
+        )
+        self.scale = scale
+        self.normalization = normalization
+        self.length = length
+        self.ratio = ratio
+
+    def flatten(self, graph: Graph[StateT, ActionT]) -> list[GRPOStep[StateT, ActionT]]:
+        """Every probe that has a reward, parents before children."""
+        returns = self.credit.returns(graph)
+        num_siblings = Counter(path[:-1] for path, _ in walk(graph))
+        return [
+            GRPOStep(
+                node.context,
+                node.probe,
+                reward,
+                group=(node.context if num_siblings[path[:-1]] > 1 else graph.context, len(path)),
+            )
+            for path, node in walk(graph)
+            if (reward := returns[path]) is not None
+        ]
+
+    def prepare(self, steps: Sequence[GRPOStep[StateT, ActionT]]) -> list[GRPOStep[StateT, ActionT]]:
+        """Add the advantages."""
+        returns = [step.reward for step in steps]
+        if self.kl_in == "reward":
+            returns = [step.reward - self.kl_coef * sum(self.kl_of(step)) for step in steps]
+        advantages = group_advantages(returns, [step.group for step in steps], self.scale, self.leave_one_out)
+        return [replace(step, advantage=advantage) for step, advantage in zip(steps, advantages, strict=True)]
+
+    @staticmethod
+    def collate_fn(batch: Sequence[GRPOStep[StateT, ActionT]]) -> GRPOBatch[StateT, ActionT]:
+        """The fields of the steps as lists, numbers as float32 tensors."""
+        return GRPOBatch(**collate_probes(batch), advantages_B=torch.tensor([step.advantage for step in batch]))
+
+    def weight(self, step: GRPOStep[StateT, ActionT]) -> float:
+        """Its tokens, where the loss is a mean over tokens; else 1."""
+        return float(step.num_tokens) if self.normalization == "token" else 1.0
+
+    def step(self, batch: GRPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The loss of a batch, and means over its tokens, normalised alike."""
+        logprobs_BT = self.logprobs(batch)
+        mask_BT, advantages_B1 = (
+            batch.mask_BT.to(logprobs_BT.device),
+            batch.advantages_B.to(logprobs_BT.device)[:, None],
+        )
+        log_ratio_BT = ratio_of(logprobs_BT - batch.old_BT.to(logprobs_BT.device), mask_BT, self.ratio)
+        loss_BT = clipped_loss(log_ratio_BT, advantages_B1, self.clip_low, self.clip_high)
+        loss_BT, figures = self.add_kl(loss_BT, logprobs_BT, log_ratio_BT, batch)
+        figures |= {
+            "clip_fraction": is_clipped(log_ratio_BT, advantages_B1, self.clip_low, self.clip_high),
+            "entropy": -logprobs_BT,
+            "no_advantage": (advantages_B1 == 0).float().expand_as(logprobs_BT),
+        }
+        loss = mean_of(loss_BT, mask_BT, self.normalization, self.length)
+        how = "sequence" if self.normalization == "constant" else self.normalization
+        name = type(self).__name__.lower()
+        return loss, {f"{name}/{key}": mean_of(value.detach(), mask_BT, how, None) for key, value in figures.items()}
+
+    def check_sampler(self, sampler: Any) -> None:
+        """A probe needs others to be compared with."""
+        super().check_sampler(sampler)
+        width, episodes = getattr(sampler, "tree_width", None), getattr(sampler, "episodes_per_prompt", 1)
+        if width is not None and width < 2 and episodes < 2:
+            raise ValueError(
+                f"tree_width is {width} and episodes_per_prompt {episodes}, but {type(self).__name__} compares probes "
+                f"with others of their group; expected at least 2 of either"
+            )
+
+
+class RLOO(GRPO[StateT, ActionT]):
+    """REINFORCE leave-one-out (https://arxiv.org/abs/2402.14740) of the tester.
+
+    A probe's advantage is what it earned above the mean of the others of its group, and its ratio is that of its whole
+    probability; the KL to the baseline, log-ratios summed over its tokens, is taken off its reward. The paper makes one
+    update on a sample and so has no ratio; with several, it is clipped as in PPO.
+
+    Args:
+        system: scores probes under the tester and the baseline.
+        scale: ``"none"``, or ``"batch"``, which divides advantages by the deviation of all returns of an experience.
+        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount: see :class:`GRPO`.
+    """
+
+    leave_one_out = True
+
+    def __init__(
+        self,
+        system: System[StateT, ActionT],
+        *,
+        scale: str = "none",
+        clip: float = 0.2,
+        clip_high: float | None = None,
+        kl_coef: float = 0.05,
+        kl_estimator: str = "k1",
+        kl_in: str = "reward",
+        kl_weighted: bool = False,
+        credit: str = "immediate",
+        discount: float = 1.0,
+    ) -> None:
+        super().__init__(
+            system,
+            scale=scale,
+            ratio="whole",
+            clip=clip,
+            clip_high=clip_high,
+            kl_coef=kl_coef,
+            kl_estimator=kl_estimator,
+            kl_in=kl_in,
+            kl_weighted=kl_weighted,
+            credit=credit,
+            discount=discount,
+        )

@@ -1,0 +1,246 @@
+"""Policy gradients on trees: what GRPO, RLOO and PPO share. Each probe of a tree is an example.
+
+A ratio compares a probe's probability under the tester as it is with that under the tester that wrote it. The latter is
+computed once an experience, before the first update, in the way of training. The log-probs that came along with
+sampling would save that pass, but they differ by rounding, and by more where a merged adapter or lower precision
+sampled: then the ratio would not be 1 where nothing was learned yet. Either way they are those of the whole
+distribution at temperature 1, whatever top-p, top-k or temperature chose the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Self, TypeVar
+
+import torch
+
+from astra_accel.algorithms.credit import Credit
+from astra_accel.algorithms.options import check_choice, check_fraction, check_not_negative, check_positive
+from astra_accel.algorithms.tokens import token_mask
+from astra_accel.core.algorithm import Algorithm, Batch
+from astra_accel.core.system import ActionT, StateT, System
+
+KL_ESTIMATORS = ("k1", "k2", "k3")
+KL_PLACES = ("loss", "reward")
+MAX_LOG_RATIO = 20.0
+"""Beyond it a log-ratio counts as this much (and has no gradient): its exponential must stay finite."""
+
+
+@dataclass(frozen=True)
+class ProbeStep(Generic[StateT, ActionT]):
+    """A probe in its context, and what it earned.
+
+    Attributes:
+        context, probe: what was written, and where.
+        reward: what it earned.
+        old_logprobs: of each of its tokens under the tester that wrote it, once they are known.
+        baseline_logprobs: the same under the baseline; None where no KL is asked for.
+    """
+
+    context: StateT
+    probe: ActionT
+    reward: float
+    old_logprobs: tuple[float, ...] | None = None
+    baseline_logprobs: tuple[float, ...] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the probe.
+
+        Raises:
+            ValueError: nobody has computed their log-probs yet.
+        """
+        if self.old_logprobs is None:
+            raise ValueError("an example has no log-probs of the tester that wrote it; call precompute on it first")
+        return len(self.old_logprobs)
+
+
+StepT = TypeVar("StepT", bound=ProbeStep)
+
+
+@dataclass(frozen=True)
+class ProbeBatch(Generic[StateT, ActionT]):
+    """Some probes with what is known of their tokens.
+
+    Attributes:
+        contexts, probes: one entry an example.
+        mask_BT: which places hold a token.
+        old_BT: the log-probs of the tokens under the tester that wrote them, 0 elsewhere.
+        baseline_BT: the same under the baseline; None where no KL is asked for.
+    """
+
+    contexts: Sequence[StateT]
+    probes: Sequence[ActionT]
+    mask_BT: torch.Tensor
+    old_BT: torch.Tensor
+    baseline_BT: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its tensors on a device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+def clipped_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float) -> torch.Tensor:
+    """``-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`` with ``r = exp(log_ratio)``, elementwise.
+
+    The clipped surrogate of PPO: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7, with a bound
+    for each side, as DAPO has it (clip-higher, https://arxiv.org/abs/2503.14476).
+    """
+    ratio = bounded_exp(log_ratio)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def bounded_exp(log_ratio: torch.Tensor) -> torch.Tensor:
+    """The ratio of a log-ratio, which counts as :data:`MAX_LOG_RATIO` at most either way."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def is_clipped(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float) -> torch.Tensor:
+    """Where the clipped surrogate has no gradient, as 0 and 1."""
+    ratio = log_ratio.exp()
+    return (((ratio < 1 - clip_low) & (advantages < 0)) | ((ratio > 1 + clip_high) & (advantages > 0))).float()
+
+
+def kl_estimate(logprobs: torch.Tensor, baseline: torch.Tensor, estimator: str) -> torch.Tensor:
+    """An estimate of ``KL(pi || ref)`` from tokens that ``pi`` sampled, elementwise.
+
+    With ``d = log pi - log ref``: ``k1 = d``, unbiased; ``k2 = d^2 / 2``, of little variance; ``k3 = exp(-d) - 1 + d``,
+    unbiased and never negative (J. Schulman 2020, http://joschu.net/blog/kl-approx.html). As a term of a loss it is
+    the gradients that count: that of k2 is, over samples of ``pi``, the gradient of the divergence; that of k3 the
+    gradient of the divergence the other way round, ``KL(ref || pi)``; that of k1 is 0. Times the ratio to the policy
+    that sampled, k1 and k3 have the gradient of the divergence too (DeepSeek-V3.2, https://arxiv.org/abs/2512.02556).
+    """
+    d = (logprobs - baseline).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if estimator == "k1":
+        return d
+    return d.square() / 2 if estimator == "k2" else torch.exp(-d) - 1 + d
+
+
+class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
+    """The options and the log-probs that algorithms on single probes share.
+
+    Args:
+        system: scores probes under the tester and the baseline.
+        clip: how far the ratio may go from 1 and still be rewarded for it.
+        clip_high: the same upwards; None is ``clip``.
+        kl_coef: how strongly the tester is held to the baseline; 0 asks for no baseline.
+        kl_estimator: see :func:`kl_estimate`.
+        kl_in: ``"loss"``: the estimate is added to each token's loss; ``"reward"``: that of the tester that wrote the
+            probe is taken off its reward.
+        kl_weighted: multiply the estimate in the loss with the ratio of the probe's tokens.
+        credit, discount: what a probe earned, see :class:`~astra_accel.algorithms.credit.Credit`.
+    """
+
+    def __init__(
+        self,
+        system: System[StateT, ActionT],
+        *,
+        clip: float,
+        clip_high: float | None,
+        kl_coef: float,
+        kl_estimator: str,
+        kl_in: str,
+        kl_weighted: bool,
+        credit: str,
+        discount: float,
+    ) -> None:
+        check_positive("clip", clip)
+        check_fraction("clip", clip)
+        check_positive("clip_high", clip if clip_high is None else clip_high)
+        check_not_negative("kl_coef", kl_coef)
+        check_choice("kl_estimator", kl_estimator, KL_ESTIMATORS)
+        check_choice("kl_in", kl_in, KL_PLACES)
+        if kl_coef and (kl_estimator, kl_in, kl_weighted) == ("k1", "loss", False):
+            raise ValueError(
+                "kl_estimator is 'k1' in the loss, where its gradient is 0 on average; expected k2, k3 or kl_weighted"
+            )
+        if kl_weighted and kl_in == "reward":
+            raise ValueError("kl_weighted is set, but kl_in is 'reward', where the ratio is 1; expected kl_in 'loss'")
+        super().__init__(system)
+        self.clip_low = clip
+        self.clip_high = clip if clip_high is None else clip_high
+        self.kl_coef = kl_coef
+        self.kl_estimator = kl_estimator
+        self.kl_in = kl_in
+        self.kl_weighted = kl_weighted
+        self.credit = Credit(credit, discount)
+
+    def num_tokens(self, steps: Sequence[StepT]) -> int | None:
+        """Distinct tokens of the probes in their contexts, where the system can count them."""
+        count = getattr(self.system, "num_tokens", None)
+        return None if count is None else count([step.context for step in steps], [step.probe for step in steps])
+
+    @torch.no_grad()
+    def precompute(self, steps: Sequence[StepT]) -> list[StepT]:
+        """Add the log-probs of the tester as it is now, and of the baseline."""
+        if not steps:
+            return []
+        contexts, probes = [step.context for step in steps], [step.probe for step in steps]
+        known = self.ask_writer(contexts, probes)
+        num_tokens = token_mask(self.system, probes, known["old_logprobs"]).sum(-1).tolist()
+        if self.kl_coef:
+            known["baseline_logprobs"] = self.system.get_baseline_logprobs(contexts, probes)
+        rows: dict[str, Any] = {name: _rows(values_BT, num_tokens) for name, values_BT in known.items()}
+        return [replace(step, **{name: rows[name][row] for name in rows}) for row, step in enumerate(steps)]
+
+    def ask_writer(self, contexts: Sequence[StateT], probes: Sequence[ActionT]) -> dict[str, torch.Tensor]:
+        """What the tester as it is says of each token, ``[batch, tokens]``, by the fields of a step."""
+        return {"old_logprobs": self.system.get_tester_logprobs(contexts, probes)}
+
+    def check_sampler(self, sampler: Any) -> None:
+        """A KL needs a baseline."""
+        system = getattr(sampler, "system", None)
+        if self.kl_coef and system is not None and not hasattr(system, "get_baseline_logprobs"):
+            raise ValueError(
+                f"kl_coef is {self.kl_coef}, but {type(system).__name__} has no baseline (get_baseline_logprobs); "
+                f"expected kl_coef 0"
+            )
+
+    def kl_of(self, step: StepT) -> list[float]:
+        """The KL estimate of each token of a probe under the tester that wrote it; none without a baseline."""
+        if step.old_logprobs is None or step.baseline_logprobs is None:
+            return [0.0] * step.num_tokens
+        old, baseline = torch.tensor(step.old_logprobs), torch.tensor(step.baseline_logprobs)
+        return kl_estimate(old, baseline, self.kl_estimator).tolist()
+
+    def add_kl(
+        self, loss_BT: torch.Tensor, logprobs_BT: torch.Tensor, log_ratio_BT: torch.Tensor, batch: ProbeBatch
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of each token with its KL to the baseline, if that belongs there; and the KL, for the logs."""
+        if batch.baseline_BT is None:
+            return loss_BT, {}
+        kl_BT = kl_estimate(logprobs_BT, batch.baseline_BT, self.kl_estimator)
+        if self.kl_in == "reward":
+            return loss_BT, {"kl": kl_BT}
+        term_BT = kl_BT * bounded_exp(log_ratio_BT) if self.kl_weighted else kl_BT
+        return loss_BT + self.kl_coef * term_BT, {"kl": kl_BT}
+
+    def logprobs(self, batch: ProbeBatch[StateT, ActionT]) -> torch.Tensor:
+        """The tester's log-probs of a batch's tokens, with gradient, in the places of ``mask_BT``."""
+        return self.system.get_tester_logprobs(batch.contexts, batch.probes)[:, : batch.mask_BT.shape[-1]]
+
+
+def collate_probes(steps: Sequence[ProbeStep[StateT, ActionT]]) -> dict[str, Any]:
+    """The fields of a :class:`ProbeBatch`."""
+    num_tokens_B = torch.tensor([step.num_tokens for step in steps])
+    baseline = [step.baseline_logprobs for step in steps if step.baseline_logprobs is not None]
+    return {
+        "contexts": [step.context for step in steps],
+        "probes": [step.probe for step in steps],
+        "mask_BT": torch.arange(int(num_tokens_B.max())) < num_tokens_B[:, None],
+        "old_BT": pad_rows([step.old_logprobs or () for step in steps]),
+        "baseline_BT": pad_rows(baseline) if len(baseline) == len(steps) else None,
+    }
+
+
+def pad_rows(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Rows of numbers as float32 ``[rows, longest]``, 0 behind their ends."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.float32) for row in rows], batch_first=True)
+
+
+def _rows(values_BT: torch.Tensor, lengths: Sequence[int]) -> list[tuple[float, ...]]:
+    return [tuple(row[:length]) for row, length in zip(values_BT.tolist(), lengths, strict=True)]

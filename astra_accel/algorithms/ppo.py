@@ -1,0 +1,296 @@
+"""PPO on trees: a value head says what a probe's context was worth, and what the branches behind it are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+
+from astra_accel.algorithms.gae import advantages_on_trees
+from astra_accel.algorithms.options import check_choice, check_fraction, check_not_negative, check_positive
+from astra_accel.algorithms.policy import (
+    PolicyGradient,
+    ProbeBatch,
+    ProbeStep,
+    clipped_loss,
+    collate_probes,
+    is_clipped,
+    kl_estimate,
+    pad_rows,
+)
+from astra_accel.core.sampler import Graph, walk
+from astra_accel.core.system import ActionT, StateT, ValueFunctionSystem
+
+ACTIONS = ("turn", "token")
+NO_SPREAD = 1e-8
+"""Added to a standard deviation before it divides."""
+
+
+@dataclass(frozen=True)
+class PPOStep(ProbeStep[StateT, ActionT]):
+    """A probe, and its place in the branches of its tree.
+
+    Attributes:
+        followers: where the turns that follow it stand in the list of examples, counted from itself.
+        old_values: the value before each of its tokens under the tester that wrote it, once they are known.
+        advantages: of each token, once they are known.
+        returns: what the value before each token should have been.
+    """
+
+    followers: tuple[int, ...] = ()
+    old_values: tuple[float, ...] = ()
+    advantages: tuple[float, ...] = ()
+    returns: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class PPOBatch(ProbeBatch[StateT, ActionT]):
+    """Some probes with what is known of their tokens, ``[batch, tokens]`` each, 0 where there is none."""
+
+    old_values_BT: torch.Tensor
+    advantages_BT: torch.Tensor
+    returns_BT: torch.Tensor
+
+
+def value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float | None
+) -> torch.Tensor:
+    """``max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) / 2``, elementwise; without a clip the first.
+
+    The clipped value loss of the first implementation of PPO (https://github.com/openai/baselines, ``ppo2``); it is not
+    in the paper.
+    """
+    error = (values - returns).square()
+    if clip is not None:
+        clipped = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped - returns).square())
+    return error / 2
+
+
+class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
+    """Proximal policy optimisation (https://arxiv.org/abs/1707.06347) of a tester with a value head.
+
+    With ``A`` the generalised advantages along the branches of a tree (:func:`advantages_on_trees`), ``r`` the ratio of
+    each token to the tester that wrote it, ``V`` the values and ``H`` the entropies::
+
+        loss = mean over tokens of  -min(r A, clip(r, 1 - clip, 1 + clip_high) A)
+                                    + value_coef value_loss(V) - entropy_coef H  [+ kl_coef KL]
+
+    An action is a turn, whose one advantage all its tokens have, or a token. Of a turn, the value before its first
+    token counts for the advantage, and the values before all of its tokens are drawn to its return.
+
+    Args:
+        system: a tester with values (``HFASTValueFunctionSystem``), and the baseline.
+        actions: ``"turn"`` or ``"token"``. With tokens, ``discount`` and ``gae_lambda`` are a token's, and a probe is
+            rewarded at its last one.
+        gae_lambda: 0 trusts the values, 1 the rewards.
+        credit, discount: over which branches a turn is followed on; ``"immediate"`` over none. See
+            :class:`~astra_accel.algorithms.credit.Credit`.
+        normalize_advantages: bring their mean over all tokens of an experience to 0 and their deviation to 1.
+        value_coef, value_clip: of the values' loss; no clip is None.
+        entropy_coef: of the entropy bonus.
+        target_kl: no more updates on an experience after one whose tester is as far from the one that wrote it, in nats
+            a token; None is no limit. It is measured before the update, and by ``k3``.
+        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted: see
+            :class:`~astra_accel.algorithms.policy.PolicyGradient`. In the reward, a token's KL is taken off the
+            token's or the turn's reward, and so counts in the advantages of all before it.
+    """
+
+    needs_values = True
+
+    system: ValueFunctionSystem[StateT, ActionT]
+
+    def __init__(
+        self,
+        system: ValueFunctionSystem[StateT, ActionT],
+        *,
+        actions: str = "turn",
+        gae_lambda: float = 0.95,
+        credit: str = "mean",
+        discount: float = 1.0,
+        normalize_advantages: bool = True,
+        value_coef: float = 0.1,
+        value_clip: float | None = 0.2,
+        entropy_coef: float = 0.0,
+        target_kl: float | None = None,
+        clip: float = 0.2,
+        clip_high: float | None = None,
+        kl_coef: float = 0.05,
+        kl_estimator: str = "k1",
+        kl_in: str = "reward",
+        kl_weighted: bool = False,
+    ) -> None:
+        check_choice("actions", actions, ACTIONS)
+        check_fraction("gae_lambda", gae_lambda)
+        check_positive("value_coef", value_coef)
+        check_not_negative("entropy_coef", entropy_coef)
+        for name, value in (("value_clip", value_clip), ("target_kl", target_kl)):
+            if value is not None:
+                check_positive(name, value)
+        super().__init__(
+            system,
+            clip=clip,
+            clip_high=clip_high,
+            kl_coef=kl_coef,
+            kl_estimator=kl_estimator,
+            kl_in=kl_in,
+            kl_weighted=kl_weighted,
+            credit=credit,
+            discount=discount,
+        )
+        self.actions = actions
+        self.gae_lambda = gae_lambda
+        self.normalize_advantages = normalize_advantages
+        self.value_coef = value_coef
+        self.value_clip = value_clip
+        self.entropy_coef = entropy_coef
+        self.target_kl = target_kl
+
+    def flatten(self, graph: Graph[StateT, ActionT]) -> list[PPOStep[StateT, ActionT]]:
+        """Every probe that has a reward, parents before children."""
+        rewards = self.credit.rewards(graph)
+        kept = [(place, reward) for place, reward in enumerate(rewards) if reward is not None]
+        now_at = {place: index for index, (place, _) in enumerate(kept)}
+        followers = self.credit.followers(graph)
+        nodes = [node for _, node in walk(graph)]
+        return [
+            PPOStep(
+                nodes[place].context,
+                nodes[place].probe,
+                reward,
+                followers=tuple(now_at[next_one] - index for next_one in followers[place] if next_one in now_at),
+            )
+            for index, (place, reward) in enumerate(kept)
+        ]
+
+    def ask_writer(self, contexts: Sequence[StateT], probes: Sequence[ActionT]) -> dict[str, torch.Tensor]:
+        """The log-probs and the values of each token."""
+        read = self._read(contexts, probes, ["logprobs", "values"])
+        return {"old_logprobs": read["logprobs"], "old_values": read["values"]}
+
+    def prepare(self, steps: Sequence[PPOStep[StateT, ActionT]]) -> list[PPOStep[StateT, ActionT]]:
+        """Add advantages and returns."""
+        by_token = self.actions == "token"
+        rewards = [self._rewards(step) for step in steps]
+        values = [step.old_values if by_token else step.old_values[:1] for step in steps]
+        followers = [[index + offset for offset in step.followers] for index, step in enumerate(steps)]
+        advantages = advantages_on_trees(
+            rewards,
+            values,
+            followers,
+            discount=self.credit.discount,
+            gae_lambda=self.gae_lambda,
+            fold=self.credit.fold,
+        )
+        returns = [
+            [advantage + value for advantage, value in zip(*pair, strict=True)]
+            for pair in zip(advantages, values, strict=True)
+        ]
+        if not by_token:
+            # One action, all of whose tokens have the same.
+            advantages = [own * step.num_tokens for own, step in zip(advantages, steps, strict=True)]
+            returns = [own * step.num_tokens for own, step in zip(returns, steps, strict=True)]
+        if self.normalize_advantages:
+            advantages = _normalized(advantages)
+        return [
+            replace(step, advantages=tuple(own), returns=tuple(target))
+            for step, own, target in zip(steps, advantages, returns, strict=True)
+        ]
+
+    @staticmethod
+    def collate_fn(batch: Sequence[PPOStep[StateT, ActionT]]) -> PPOBatch[StateT, ActionT]:
+        """The fields of the steps as lists, numbers as float32 tensors."""
+        return PPOBatch(
+            **collate_probes(batch),
+            old_values_BT=pad_rows([step.old_values for step in batch]),
+            advantages_BT=pad_rows([step.advantages for step in batch]),
+            returns_BT=pad_rows([step.returns for step in batch]),
+        )
+
+    def weight(self, step: PPOStep[StateT, ActionT]) -> float:
+        """Its tokens: every mean is one over tokens."""
+        return float(step.num_tokens)
+
+    def step(self, batch: PPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The mean loss over the tokens of a batch, and means over its tokens."""
+        names = ["logprobs", "values"] + ["entropies"] * (self.entropy_coef > 0)
+        read = self._read(batch.contexts, batch.probes, names)
+        read = {name: values_BT[:, : batch.mask_BT.shape[-1]] for name, values_BT in read.items()}
+        logprobs_BT, values_BT = read["logprobs"], read["values"]
+        batch = batch.to(logprobs_BT.device)
+        log_ratio_BT = (logprobs_BT - batch.old_BT).masked_fill(~batch.mask_BT, 0.0)
+        policy_BT = clipped_loss(log_ratio_BT, batch.advantages_BT, self.clip_low, self.clip_high)
+        value_BT = value_loss(values_BT, batch.old_values_BT, batch.returns_BT, self.value_clip)
+        loss_BT, figures = self.add_kl(policy_BT + self.value_coef * value_BT, logprobs_BT, log_ratio_BT, batch)
+        if "entropies" in read:
+            loss_BT = loss_BT - self.entropy_coef * read["entropies"]
+        figures |= {
+            "policy_loss": policy_BT,
+            "value_loss": value_BT,
+            "value": values_BT,
+            "return": batch.returns_BT,
+            "entropy": read.get("entropies", -logprobs_BT),
+            "clip_fraction": is_clipped(log_ratio_BT, batch.advantages_BT, self.clip_low, self.clip_high),
+            "update_kl": kl_estimate(batch.old_BT, logprobs_BT, "k3"),
+        }
+        return _mean(loss_BT, batch.mask_BT), {
+            f"ppo/{name}": _mean(value.detach(), batch.mask_BT) for name, value in figures.items()
+        }
+
+    def stop_early(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the tester has moved further than ``target_kl``."""
+        return self.target_kl is not None and metrics["ppo/update_kl"] > self.target_kl
+
+    def check_sampler(self, sampler: Any) -> None:
+        """Advantages need values, and an entropy bonus entropies."""
+        super().check_sampler(sampler)
+        system = getattr(sampler, "system", None)
+        if system is None:
+            return
+        if not hasattr(system, "value"):
+            raise ValueError(
+                f"PPO needs a tester with a value head, but {type(system).__name__} has no method `value`; expected a "
+                f"ValueFunctionSystem, such as HFASTValueFunctionSystem"
+            )
+        if self.entropy_coef and not hasattr(system, "read_tester"):
+            raise ValueError(
+                f"entropy_coef is {self.entropy_coef}, but {type(system).__name__} tells no entropies (read_tester); "
+                f"expected 0"
+            )
+
+    def _read(
+        self, contexts: Sequence[StateT], probes: Sequence[ActionT], names: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """What is asked for about each token of the probes, from one forward where the system can do that."""
+        read_tester = getattr(self.system, "read_tester", None)
+        if read_tester is not None:
+            return read_tester(contexts, probes, names)
+        return {
+            "logprobs": self.system.get_tester_logprobs(contexts, probes),
+            "values": self.system.value(contexts, probes),
+        }
+
+    def _rewards(self, step: PPOStep[StateT, ActionT]) -> list[float]:
+        """The reward of each action of a probe."""
+        coef = self.kl_coef if self.kl_in == "reward" else 0.0
+        rewards = [-coef * kl for kl in self.kl_of(step)]
+        if rewards:
+            rewards[-1] += step.reward
+        return rewards if self.actions == "token" else [sum(rewards)][: len(rewards)]
+
+
+def _mean(values_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The mean over all tokens."""
+    return values_BT.masked_fill(~mask_BT, 0.0).sum() / mask_BT.sum().clamp(min=1)
+
+
+def _normalized(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Numbers brought to mean 0 and standard deviation 1 over all rows."""
+    everything = [value for row in rows for value in row]
+    if not everything:
+        return [list(row) for row in rows]
+    mean, spread = fmean(everything), pstdev(everything) + NO_SPREAD
+    return [[(value - mean) / spread for value in row] for row in rows]

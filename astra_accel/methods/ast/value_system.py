@@ -1,0 +1,83 @@
+"""Adaptive stress testing with a tester that also estimates values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from astra_accel.core.system import ValueFunctionSystem
+from astra_accel.methods.ast.hf_system import HFASTSystem, within
+from astra_accel.methods.ast.transcript import Segment, Transcript
+from astra_accel.models.head import Head, head_of
+from astra_accel.models.logprobs import pad_logprobs, sequence_readings
+from astra_accel.models.support import transformers_model
+from astra_accel.models.value_head import ValueHead
+
+
+class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
+    """An :class:`HFASTSystem` with a value head on the tester's hidden states, for actor-critic algorithms.
+
+    The head is trained along with the tester and reaches into it: its loss moves the tester's weights too. A tester
+    that goes on from a folder with a value head takes that over.
+    """
+
+    value_head: ValueHead
+
+    def _load(self, files: Any, *args: Any) -> None:
+        super()._load(files, *args)
+        self.value_head = ValueHead(transformers_model(self.tester))
+        tester = files.configurations["tester"]
+        self.value_head.load(tester.adapter or tester.path)
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The tester's parameters that are trained, and the value head's."""
+        yield from super().parameters()
+        yield from self.value_head.parameters()
+
+    def value(self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]) -> torch.Tensor:
+        """The value before each sampled token of the probes, ``[batch, tokens]``, with gradient."""
+        return self.read_tester(context, continuation, ["values"])["values"]
+
+    def read_tester(
+        self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str], names: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Several things about the probes' sampled tokens from one forward, ``[batch, tokens]`` each, with gradient.
+
+        Args:
+            context, continuation: as for the log-probs.
+            names: some of ``logprobs``, ``values`` and ``entropies``, which are those of the distributions that the
+                tokens were drawn from.
+        """
+        tester = self.roles.tester
+        model = transformers_model(tester.model)
+        with tester.switch():
+            rows = sequence_readings(
+                model,
+                self._policy_contexts(context),
+                [self._probe(probe).sampled_ids for probe in continuation],
+                partial(self._read, head_of(model), names),
+                packing=tester.compute.packing,
+                token_budget=tester.compute.token_budget,
+                activation_checkpointing=tester.compute.activation_checkpointing,
+            )
+        columns_BTC = pad_logprobs([row.reshape(-1, len(names)) for row in rows])
+        return dict(zip(names, columns_BTC.unbind(-1), strict=True))
+
+    def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write the tester, its tokenizer and the value head; see the base class."""
+        super().save_pretrained(folder, state_dict)
+        self.value_head.save(folder, None if state_dict is None else within(state_dict, "value_head"))
+
+    def _read(
+        self, head: Head, names: Sequence[str], hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor
+    ) -> torch.Tensor:
+        read = {
+            "logprobs": lambda: head.logprobs(hidden_RH, rows_E, tokens_E),
+            "values": lambda: self.value_head(hidden_RH)[rows_E],
+            "entropies": lambda: head.entropies(hidden_RH)[rows_E],
+        }
+        return torch.stack([read[name]() for name in names], dim=-1)

@@ -1,0 +1,179 @@
+"""What policy gradients share: the clipped loss and the KL estimates by hand, and what precompute adds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from astra_accel.algorithms.grpo import GRPO, GRPOStep
+from astra_accel.algorithms.policy import clipped_loss, is_clipped, kl_estimate
+
+
+class Table:
+    """A system whose log-probs stand in a table; a probe is its name, of several tokens."""
+
+    def __init__(self) -> None:
+        self.tester = {"good": [-1.0, -0.5, -0.5], "bad": [-4.0], "fair": [-2.0, -1.0]}
+        self.baseline = {"good": [-1.0, -1.0, -2.0], "bad": [-2.0], "fair": [-1.0, -1.0]}
+        self.calls: list[str] = []
+        self.shift = torch.nn.Parameter(torch.zeros(()))
+
+    def rows(self, table, continuation):
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(table[name]) for name in continuation], batch_first=True)
+
+    def get_tester_logprobs(self, context, continuation):
+        self.calls.append("tester")
+        rows = self.rows(self.tester, continuation)
+        return torch.where(rows == 0, 0.0, rows + self.shift)
+
+    def get_baseline_logprobs(self, context, continuation):
+        self.calls.append("baseline")
+        assert not torch.is_grad_enabled()
+        return self.rows(self.baseline, continuation)
+
+
+# --- The clipped loss ---------------------------------------------------------------------------------------
+
+
+def test_the_clipped_loss_by_hand():
+    """Ratios 1.5, 0.5, 1.1 with clip 0.2; -min(r A, clip(r) A), and where it is clipped no gradient."""
+    ratios, clip = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1]), {"clip_low": 0.2, "clip_high": 0.2}
+    advantages = torch.tensor([2.0, -2.0, 2.0, -2.0, 2.0])
+    log_ratio = ratios.log().requires_grad_()
+    loss = clipped_loss(log_ratio, advantages, **clip)
+    assert loss.tolist() == pytest.approx([-2.4, 3.0, -1.0, 1.6, -2.2])
+    loss.sum().backward()
+    assert log_ratio.grad.tolist() == pytest.approx([0.0, 3.0, -1.0, 0.0, -2.2])
+    assert is_clipped(log_ratio, advantages, **clip).tolist() == [1, 0, 0, 1, 0]
+
+
+def test_each_side_has_a_bound_of_its_own():
+    log_ratio, advantages = torch.tensor([1.25, 0.75]).log(), torch.tensor([1.0, -1.0])
+    assert clipped_loss(log_ratio, advantages, 0.2, 0.28).tolist() == pytest.approx([-1.25, 0.8])
+    assert clipped_loss(log_ratio, advantages, 0.3, 0.2).tolist() == pytest.approx([-1.2, 0.75])
+
+
+def test_a_ratio_of_1_gives_the_policy_gradient():
+    log_ratio = torch.zeros(2, requires_grad=True)
+    clipped_loss(log_ratio, torch.tensor([3.0, -1.0]), 0.2, 0.2).sum().backward()
+    assert log_ratio.grad.tolist() == [-3.0, 1.0]
+
+
+def test_far_ratios_stay_finite():
+    log_ratio = torch.tensor([1e4, -1e4, 1e4], requires_grad=True)
+    loss = clipped_loss(log_ratio, torch.tensor([1.0, 1.0, -1.0]), 0.2, 0.2)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(log_ratio.grad).all()
+
+
+# --- The divergence -----------------------------------------------------------------------------------------
+
+
+def test_the_estimates_by_hand():
+    """d = log pi - log ref = 1 and -2: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d."""
+    logprobs, baseline = torch.tensor([-1.0, -4.0]), torch.tensor([-2.0, -2.0])
+    assert kl_estimate(logprobs, baseline, "k1").tolist() == [1.0, -2.0]
+    assert kl_estimate(logprobs, baseline, "k2").tolist() == [0.5, 2.0]
+    by_hand = [math.exp(-1), math.exp(2) - 3]
+    assert kl_estimate(logprobs, baseline, "k3").tolist() == pytest.approx(by_hand, rel=1e-6)
+
+
+POLICY_LOGITS, BASELINE_LOGITS = torch.tensor([0.5, -1.0, 2.0, 0.0]), torch.tensor([1.0, 0.0, 0.3, -2.0])
+
+
+def policy_and_gradient(value_of) -> tuple[float, torch.Tensor]:
+    logits = POLICY_LOGITS.double().requires_grad_()
+    value = value_of(logits.log_softmax(-1), BASELINE_LOGITS.double().log_softmax(-1))
+    value.backward()
+    return value.item(), logits.grad
+
+
+@pytest.mark.parametrize(
+    ("estimator", "unbiased", "gradient_of"),
+    [
+        ("k1", True, lambda policy, baseline: 0 * policy.sum()),
+        ("k2", False, lambda policy, baseline: (policy.exp() * (policy - baseline)).sum()),
+        ("k3", True, lambda policy, baseline: (baseline.exp() * (baseline - policy)).sum()),
+    ],
+)
+def test_what_the_estimates_are_on_average(estimator, unbiased, gradient_of):
+    """Over a distribution of four tokens summed in full, with the gradient of the estimate alone, as a loss has it."""
+    kl, _ = policy_and_gradient(lambda policy, baseline: (policy.exp() * (policy - baseline)).sum())
+    value, gradient = policy_and_gradient(
+        lambda policy, baseline: (policy.exp().detach() * kl_estimate(policy, baseline, estimator)).sum()
+    )
+    _, expected = policy_and_gradient(gradient_of)
+    assert (value == pytest.approx(kl)) is unbiased
+    torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_times_the_ratio_their_gradient_is_that_of_the_divergence(estimator):
+    kl, expected = policy_and_gradient(lambda policy, baseline: (policy.exp() * (policy - baseline)).sum())
+    value, gradient = policy_and_gradient(
+        lambda policy, baseline: (
+            policy.exp().detach() * (policy - policy.detach()).exp() * kl_estimate(policy, baseline, estimator)
+        ).sum()
+    )
+    assert value == pytest.approx(kl)
+    torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=1e-9)
+
+
+# --- Log-probs of an experience -----------------------------------------------------------------------------
+
+STEPS = [GRPOStep("c", name, 0.0) for name in ("good", "bad", "fair")]
+
+
+def test_the_writer_and_the_baseline_are_asked_once_an_experience():
+    system = Table()
+    steps = GRPO(system).precompute(STEPS)
+    assert [step.old_logprobs for step in steps] == [(-1.0, -0.5, -0.5), (-4.0,), (-2.0, -1.0)]
+    assert [step.baseline_logprobs for step in steps] == [(-1.0, -1.0, -2.0), (-2.0,), (-1.0, -1.0)]
+    assert system.calls == ["tester", "baseline"]
+    assert GRPO(system).precompute([]) == []
+
+
+def test_without_a_kl_nobody_asks_the_baseline():
+    system = Table()
+    steps = GRPO(system, kl_coef=0).precompute(STEPS)
+    assert system.calls == ["tester"]
+    assert GRPO.collate_fn(steps).baseline_BT is None
+
+
+def test_a_batch_holds_its_tokens_and_no_padding():
+    batch = GRPO.collate_fn(GRPO(Table()).precompute(STEPS))
+    assert batch.mask_BT.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
+    assert batch.old_BT.tolist() == [[-1.0, -0.5, -0.5], [-4.0, 0.0, 0.0], [-2.0, -1.0, 0.0]]
+    assert (batch.contexts, batch.probes) == (["c"] * 3, ["good", "bad", "fair"])
+
+
+def test_without_the_writers_log_probs_there_is_no_batch():
+    with pytest.raises(ValueError, match="no log-probs of the tester that wrote it; call precompute"):
+        GRPO.collate_fn(STEPS)
+
+
+def test_tokens_are_those_of_all_probes_in_their_contexts():
+    """Letters as tokens: cgood, cbad and cfair share the c."""
+
+    class Letters(Table):
+        def num_tokens(self, context, continuation):
+            texts = [before + after for before, after in zip(context, continuation, strict=True)]
+            return len({text[:end] for text in texts for end in range(1, len(text) + 1)})
+
+    assert GRPO(Letters()).num_tokens(STEPS) == 1 + 4 + 3 + 4
+    assert GRPO(Table()).num_tokens(STEPS) is None
+
+
+def test_a_kl_needs_a_baseline():
+    class NoBaseline:
+        get_tester_logprobs = Table.get_tester_logprobs
+
+    class Sampler:
+        system, tree_width = NoBaseline(), 2
+
+    with pytest.raises(ValueError, match=r"kl_coef is 0\.04, but NoBaseline has no baseline"):
+        GRPO(None).check_sampler(Sampler())
+    GRPO(None, kl_coef=0).check_sampler(Sampler())
