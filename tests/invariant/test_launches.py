@@ -124,5 +124,8 @@ def _train_tiny(folder: Path, kind: str, variant: str, settings: list[str] = TIN
 
 
 def _tester(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = (run / "tester").glob("*.safetensors")
-    return load_file(file)
+    return {
+        f"{file.stem}.{name}": tensor
+        for file in (run / "tester").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
