@@ -226,7 +226,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
 
     def step(self, batch: GRPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
         """The loss of a batch, and means over its tokens, normalised alike."""
-        logprobs_BT = self.logprobs(batch)
+        logprobs_BT = self.system.get_tester_logprobs(batch.contexts, batch.probes)[:, : batch.mask_BT.shape[-1]]
         mask_BT, advantages_B1 = (
             batch.mask_BT.to(logprobs_BT.device),
             batch.advantages_B.to(logprobs_BT.device)[:, None],

@@ -219,10 +219,6 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         term_BT = kl_BT * bounded_exp(log_ratio_BT) if self.kl_weighted else kl_BT
         return loss_BT + self.kl_coef * term_BT, {"kl": kl_BT}
 
-    def logprobs(self, batch: ProbeBatch[StateT, ActionT]) -> torch.Tensor:
-        """The tester's log-probs of a batch's tokens, with gradient, in the places of ``mask_BT``."""
-        return self.system.get_tester_logprobs(batch.contexts, batch.probes)[:, : batch.mask_BT.shape[-1]]
-
 
 def collate_probes(steps: Sequence[ProbeStep[StateT, ActionT]]) -> dict[str, Any]:
     """The fields of a :class:`ProbeBatch`."""
