@@ -116,14 +116,8 @@ class RunFolder:
 
     def write_rollouts(self, step: int, graphs: Sequence[Graph]) -> Path:
         """Write every node of an experience to ``rollouts/step-<step>.parquet``."""
-        rows = [{"step": step, **row} for row in rollout_rows(graphs)]
         path = self.path / ROLLOUTS / f"step-{step:06d}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
-        table = pa.table({name: [row.get(name) for row in rows] for name in names})
-        pq.write_table(table, temporary)
-        os.replace(temporary, path)
+        write_table(path, [{"step": step, **row} for row in rollout_rows(graphs)])
         return path
 
 
@@ -147,6 +141,15 @@ def rollout_rows(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:
 def valid_text(text: str) -> str:
     """The text with what UTF-8 can't hold (lone surrogates) replaced."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a parquet file, complete or not at all; a row without a column has null there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), temporary)
+    os.replace(temporary, path)
 
 
 def write_atomically(path: Path, text: str) -> None:
