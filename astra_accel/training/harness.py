@@ -60,10 +60,10 @@ class Harness:
         An error on one process is an error on all of them.
         """
         seeds = [derive_seed(self.seed, EPISODE_STREAM, index, i) for i in range(self.num_episodes_per_experience)]
-        graphs = self._spread(seeds, self._rollouts)
+        graphs = self.spread(seeds, self._rollouts)
         by_graph = [list(self.algorithm.flatten(graph)) for graph in graphs]
         if getattr(self.algorithm, "precompute", None) is not None:
-            by_graph = self._spread(by_graph, self._precompute)
+            by_graph = self.spread(by_graph, self._precompute)
         steps = [step for steps in by_graph for step in steps]
         trees = [number for number, steps in enumerate(by_graph) for _ in steps]
         prepare = getattr(self.algorithm, "prepare", None)
@@ -74,7 +74,7 @@ class Harness:
 
     def evaluate(self, seeds: Sequence[Any]) -> list[Graph]:
         """An evaluation rollout for each seed, spread over the processes; each gets all of them."""
-        return self._spread(seeds, self._eval_rollouts)
+        return self.spread(seeds, self._eval_rollouts)
 
     def experience(self, seed: int | None = None) -> Iterator[Any]:
         """Collect the next experience and yield its batches (``seed``: collect that number's instead)."""
@@ -88,8 +88,11 @@ class Harness:
         """The loss of a batch and what to log."""
         return self.algorithm.step(batch)
 
-    def _spread(self, items: Sequence[Any], work: Any) -> list[Any]:
-        """``work`` on a share of the items each (item ``i`` on process ``i % num_processes``), together in order."""
+    def spread(self, items: Sequence[Any], work: Any) -> list[Any]:
+        """The results of ``work``, one an item, in order. All processes together; each gets all of them.
+
+        Process ``i % num_processes`` works on item ``i``, with its other items in the same call.
+        """
         if self.accelerator is None:
             return _one_each(items, work)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
