@@ -149,7 +149,8 @@ class Difference:
 
     def __call__(self, weights_RE: np.ndarray) -> np.ndarray:
         """See :data:`~astra_accel.evaluation.bootstrap.Statistic`."""
-        return self.second(weights_RE) - self.first(weights_RE)
+        with np.errstate(invalid="ignore"):  # never minus never
+            return self.second(weights_RE) - self.first(weights_RE)
 
 
 @dataclass(frozen=True)
@@ -160,14 +161,15 @@ class RateDifference(Difference):
     second: Rate
 
     def interval_without_spread(self, confidence: float) -> tuple[float, float]:
-        """Newcombe's interval (1998, method 10), of two Wilson intervals, where every episode differs alike."""
-        (first, first_low, first_high), (second, second_low, second_high) = (
-            (float(rate.numerator_E.sum() / rate.denominator_E.sum()), *rate.interval_without_spread(confidence))
-            for rate in (self.first, self.second)
-        )
-        below = math.hypot(second - second_low, first_high - first)
-        above = math.hypot(second_high - second, first - first_low)
-        return second - first - below, second - first + above
+        """Where every episode differs alike, by ``d`` of -1, 0 or 1: how much a few others could change.
+
+        With Wilson's upper end ``u`` of the share of others, none of which was seen, that is ``d - u (1 + d)`` to
+        ``d + u (1 - d)``.
+        """
+        counted_E = self.first.denominator_E * self.second.denominator_E
+        difference = float(self(np.ones((1, len(counted_E))))[0])
+        _, others = wilson_interval(0.0, float(counted_E.sum()), confidence)
+        return difference - others * (1 + difference), difference + others * (1 - difference)
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -18,7 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from astra_accel.evaluation.metrics import CURVE_THRESHOLDS, queries_to_first_success, statistics_of, success_curve
+from astra_accel.evaluation.metrics import (
+    CURVE_THRESHOLDS,
+    headlines,
+    queries_to_first_success,
+    statistics_of,
+    success_curve,
+)
 from astra_accel.evaluation.nodes import Nodes
 from astra_accel.evaluation.summary import distinct_attacks, embeddings_of, summarize
 
@@ -133,6 +139,24 @@ def test_the_summary_has_intervals_where_they_are_meant():
     assert [point["threshold"] for point in found["curve"]] == list(CURVE_THRESHOLDS)
     assert found["curve"][10]["any_turn"] == success
     assert found == summarize(NODES, threshold=0.5, scorers=["guard"], num_resamples=200)
+
+
+def test_headlines_are_in_their_order_and_leave_out_turns_and_kinds():
+    names = [
+        "reward/mean",
+        "guard/attack_success/any_turn",
+        "attack_success/turn_2",
+        "attack_success/any_turn",
+        "category/reward/threat/attack_success/any_turn",
+        "agreement/reward~guard/kappa",
+        "guard/response_score/mean",
+    ]
+    assert headlines(names) == [
+        "attack_success/any_turn",
+        "reward/mean",
+        "guard/attack_success/any_turn",
+        "agreement/reward~guard/kappa",
+    ]
 
 
 def directions(texts):

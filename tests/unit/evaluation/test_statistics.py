@@ -110,16 +110,17 @@ def test_paired_draws_know_that_episodes_go_together():
     assert found["one"].high - found["one"].low > 0.1
 
 
-def test_two_testers_without_a_success_may_still_differ():
-    """Newcombe's method 10 for 0 of 10 and 0 of 10: Wilson's upper end of 0.2775 either way."""
-    none = Rate(np.zeros(10), np.ones(10))
-    found = estimate({"difference": RateDifference(none, none)}, 10, num_resamples=100)["difference"]
-    assert (found.value, found.low, found.high) == pytest.approx((0.0, -0.2775, 0.2775), abs=1e-4)
-
-
-def test_newcombes_example():
-    """56 of 70 against 48 of 80: 0.2 with the interval 0.0524 to 0.3339 (Newcombe 1998, table II, method 10)."""
-    second = Rate(np.arange(70) < 56, np.ones(70))
-    first = Rate(np.arange(80) < 48, np.ones(80))
-    low, high = RateDifference(first, second).interval_without_spread(0.95)
-    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (0, 0, (0.0, -0.2775, 0.2775)),
+        (1, 1, (0.0, -0.2775, 0.2775)),
+        (0, 1, (1.0, 1 - 2 * 0.2775, 1.0)),
+        (1, 0, (-1.0, -1.0, -1 + 2 * 0.2775)),
+    ],
+)
+def test_where_ten_prompts_agree_others_may_not(first, second, expected):
+    """Wilson's upper end of 0 of 10 is 0.2775."""
+    rates = [Rate(np.full(10, float(success)), np.ones(10)) for success in (first, second)]
+    found = estimate({"difference": RateDifference(*rates)}, 10, num_resamples=100)["difference"]
+    assert (found.value, found.low, found.high) == pytest.approx(expected, abs=1e-4)
