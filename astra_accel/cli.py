@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_train(commands)
     _add_evaluate(commands)
     _add_compare(commands)
+    _add_report(commands)
     known, overrides = parser.parse_known_args(arguments)
     if overrides and not known.takes_fields:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -108,6 +109,19 @@ def _add_compare(commands: Any) -> None:
     compare.set_defaults(run=_compare, takes_fields=False)
 
 
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="one HTML file of runs: figures, pictures, conversations",
+        description="Write one HTML file that needs nothing else: what was run, figures with intervals, pictures, "
+        "conversations to look through, settings; and a summary in Markdown beside it.",
+        allow_abbrev=False,
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or of an evaluation")
+    report.add_argument("--output", type=Path, help="the HTML file; left out, report.html in the first run")
+    report.set_defaults(run=_report, takes_fields=False)
+
+
 def _add_accelerate_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--accelerate-config", help="name or file: start `accelerate launch` with it; without it, one process"
@@ -153,6 +167,23 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
     show_comparison(comparison)
     if known.output is not None:
         known.output.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _report(known: argparse.Namespace, _: list[str]) -> int:
+    from astra_accel.report.collect import read_run
+    from astra_accel.report.markdown import render_markdown
+    from astra_accel.report.page import render_page
+    from astra_accel.training.outputs import write_atomically
+
+    runs = [read_run(path) for path in known.runs]
+    page = known.output or known.runs[0] / "report.html"
+    write_atomically(page, render_page(runs))
+    write_atomically(page.with_suffix(".md"), render_markdown(runs))
+    for run in runs:
+        if run.num_skipped:
+            print(f"{run.path}: {run.num_skipped} lines of metrics.jsonl could not be read and are left out")
+    print(f"the report is {page}, its summary {page.with_suffix('.md')}")
     return 0
 
 

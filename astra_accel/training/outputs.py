@@ -23,8 +23,9 @@ from astra_accel.core.sampler import Graph, walk
 PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datasets", "numpy")
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
 PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
-# What a run may leave besides: batches of an update that was not made, what evaluate.py wrote, TensorBoard's files.
-EXTRAS = ("non_finite", "evaluation", "astra_accel")
+# What a run may leave besides: batches of an update that was not made, an evaluation and a report of it, TensorBoard's
+# files.
+EXTRAS = ("non_finite", "evaluation", "report.html", "report.md", "astra_accel")
 
 
 class OutputFolderError(FileExistsError):
