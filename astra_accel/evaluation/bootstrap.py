@@ -68,15 +68,19 @@ def estimate(
             f"num_episodes is {num_episodes}, num_resamples {num_resamples}, confidence {confidence}; "
             f"expected at least 1, at least 1, and a number between 0 and 1"
         )
-    whole = np.ones((1, num_episodes))
     draws = _evaluate(statistics, _draws(num_episodes, num_resamples, seed))
     left_out = _evaluate(statistics, _each_left_out(num_episodes))
     estimates = {}
     for name, statistic in statistics.items():
-        value = float(statistic(whole)[0])
+        value = value_of(statistic, num_episodes)
         low, high = _interval(statistic, value, draws[name], left_out[name], confidence)
-        estimates[name] = Estimate(*(number if math.isfinite(number) else None for number in (value, low, high)))
+        estimates[name] = Estimate(*map(finite_or_none, (value, low, high)))
     return estimates
+
+
+def value_of(statistic: Statistic, num_episodes: int) -> float:
+    """A statistic of the sample itself."""
+    return float(statistic(np.ones((1, num_episodes)))[0])
 
 
 def bca_interval(
@@ -116,6 +120,11 @@ def wilson_interval(share: float, num_trials: float, confidence: float) -> tuple
     margin = z * math.sqrt(share * (1 - share) / num_trials + z * z / (4 * num_trials**2))
     scale = 1 + z * z / num_trials
     return max(0.0, (middle - margin) / scale), min(1.0, (middle + margin) / scale)
+
+
+def finite_or_none(number: float) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return number if math.isfinite(number) else None
 
 
 def _interval(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_accel.evaluation.bootstrap import NUM_RESAMPLES, Statistic, estimate
+from astra_accel.evaluation.bootstrap import NUM_RESAMPLES, Statistic, estimate, finite_or_none, value_of
 from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder, differing
 from astra_accel.evaluation.metrics import REWARD_SCORER, statistics_of
 from astra_accel.evaluation.nodes import Nodes
@@ -69,14 +69,11 @@ def _resampled(statistics: Sequence[Mapping[str, Statistic]], num_episodes: int,
     first, second = statistics
     shared = [name for name in first if name in second]
     differences = {name: _difference(first[name], second[name]) for name in shared}
-    values = [
-        estimate({name: of_one[name] for name in shared}, num_episodes, num_resamples=1) for of_one in (first, second)
-    ]
     found = estimate(differences, num_episodes, num_resamples=num_resamples)
     return {
         name: {
-            "first": values[0][name].value,
-            "second": values[1][name].value,
+            "first": finite_or_none(value_of(first[name], num_episodes)),
+            "second": finite_or_none(value_of(second[name], num_episodes)),
             "difference": found[name].as_dict(),
         }
         for name in shared
