@@ -49,7 +49,8 @@ def number(value: float | None) -> str:
 
 
 def interval_of(figure: Mapping[str, Any]) -> str:
-    """From low to high; nothing for a figure without an interval."""
-    if "low" not in figure:
-        return ""
-    return f"{number(figure['low'])} to {number(figure['high'])}"
+    """From low to high; an end that is not there is left open, and nothing is said of a figure without both."""
+    low, high = figure.get("low"), figure.get("high")
+    if low is None or high is None:
+        return "" if low is None else f"from {number(low)}"
+    return f"{number(low)} to {number(high)}"
