@@ -89,7 +89,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("path", metavar="RUN_OR_TESTER", help="the output folder of a run, or the folder of a tester")
     evaluate.add_argument("--config", help="YAML file with the sections of a run; left out, the run's own")
-    evaluate.add_argument("--output", help="where to write; left out, evaluation/ in the run")
+    evaluate.add_argument("--output", help="where to write; left out, evaluation/ there")
     evaluate.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
     _add_accelerate_config(evaluate)
     evaluate.set_defaults(run=_evaluate, takes_fields=True)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="RUN_OR_TESTER", help="the output folder of a run, or of a tester")
     parser.add_argument("--config", type=Path, help="YAML file with the sections of a run; left out, the run's own")
     parser.add_argument(
-        "--output", type=Path, help=f"where to write; left out, {EVALUATION}/ in the run. What is there already is kept"
+        "--output", type=Path, help=f"where to write; left out, {EVALUATION}/ there. What is written already is kept"
     )
     parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
 
