@@ -6,9 +6,11 @@ BENCHMARKS := rollout update grpo_vs_trl memory scaling
 
 .PHONY: demo test test-all checks bench setup clean
 
-demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled prompts
+demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled prompts, and report how it did
 	$(BIN)/python examples/train.py --config examples/configs/smollm2_dpo.yaml \
 		--training.output_dir runs/demo --training.overwrite_output_dir true
+	$(BIN)/astra-accel evaluate runs/demo
+	$(BIN)/astra-accel report runs/demo
 
 test: $(READY)  ## The tests of every change
 	$(BIN)/python -m pytest -m "not slow"

@@ -312,6 +312,23 @@ class AlgorithmConfiguration(Named):
     """A name of `astra_accel.algorithms.ALGORITHMS`."""
 
 
+class EvaluationConfiguration(Section):
+    """How a trained tester is evaluated, on the test prompts."""
+
+    threshold: float = Field(0.5, ge=0, le=1)
+    """A response with at least this score is a success of the attack."""
+    tree_width: Count = 1
+    """Probes a context; 1 holds conversations without branches. `rollout.tree_depth` is how many turns they have."""
+    scorers: dict[str, ScorerConfiguration] = {}
+    """Further scorers by a name of your own, which the tester was not trained by."""
+    episodes_at_once: Count = 64
+    """Episodes between two files, over all processes; a stopped evaluation goes on behind the last."""
+    num_resamples: Count = 2000
+    """Of the bootstrap intervals."""
+    jsonl: bool = False
+    """Write the nodes as lines of JSON besides parquet."""
+
+
 class RunConfiguration(BaseSettings):
     """A whole run, section by section, as a YAML file holds it."""
 
@@ -335,6 +352,7 @@ class RunConfiguration(BaseSettings):
     scorer: ScorerConfiguration = ScorerConfiguration()
     prompts: PromptsConfiguration = PromptsConfiguration()
     algorithm: AlgorithmConfiguration = AlgorithmConfiguration()
+    evaluation: EvaluationConfiguration = EvaluationConfiguration()
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]

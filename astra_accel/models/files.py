@@ -40,12 +40,21 @@ class ModelFiles:
     max_length: int | None
 
     def load(self, dtype: torch.dtype | str) -> Any:
-        """The model with its weights, in eval mode and frozen. ``dtype`` "auto" is the checkpoint's own."""
+        """The model with its weights, in eval mode and frozen. ``dtype`` "auto" is the checkpoint's own.
+
+        Raises:
+            ValueError: weights are missing; transformers would draw them at random.
+        """
         if self.source.startswith(TINY_NAME + ":"):
             model = build_tiny(self.source.removeprefix(TINY_NAME + ":"))[0]
             model.to(dtype=torch.float32 if dtype == "auto" else dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(self.source, revision=self.revision, dtype=dtype)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                self.source, revision=self.revision, dtype=dtype, output_loading_info=True
+            )
+            missing = sorted(loading["missing_keys"])
+            if missing:
+                raise ValueError(f"{self.source} lacks {len(missing)} of its weights, such as {missing[0]}")
         return model.eval().requires_grad_(False)
 
 

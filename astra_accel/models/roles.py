@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
+from peft.utils import load_peft_weights
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
 from astra_accel.models.files import ModelFiles, check_lora_targets, find_model, same_tokenizer
@@ -225,6 +226,7 @@ class _Base:
                 self.peft = PeftModel.from_pretrained(
                     self.model, _lora_adapter(adapter), TESTER_ADAPTER, is_trainable=True
                 )
+            _check_fits(adapter, self.peft, TESTER_ADAPTER)
         else:
             assert lora is not None
             lora_config = LoraConfig(
@@ -253,6 +255,7 @@ class _Base:
                     self.peft = PeftModel.from_pretrained(self.model, adapter, role)
                 else:
                     self.peft.load_adapter(adapter, role)
+            _check_fits(adapter, self.peft, role)
             self.peft.eval()
             self.adapters[model.adapter] = role
         name = self.adapters[model.adapter]
@@ -293,6 +296,18 @@ def _lora_adapter(adapter: str) -> str:
     if kind != PeftType.LORA:
         raise ValueError(f"the adapter {adapter} is of type {kind.value}; expected LORA")
     return adapter
+
+
+def _check_fits(adapter: str, peft: PeftModel, name: str) -> None:
+    """Find an adapter of other layers: PEFT warns at most, and the model would go on without what is missing."""
+    saved = {key for key in load_peft_weights(adapter, device="cpu") if "lora_" in key}
+    there = set(get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False))
+    missing, unknown = sorted(there - saved), sorted(saved - there)
+    if missing or unknown:
+        raise ValueError(
+            f"the adapter {adapter} does not fit its model: it lacks {len(missing)} of {len(there)} tensors and has "
+            f"{len(unknown)} that have no place there, such as {(missing + unknown)[0]}"
+        )
 
 
 def _load_base(

@@ -69,3 +69,13 @@ class DetoxifyScorer(BatchedScorer):
         scores = self._detoxify.predict([encodable(text) for text in texts])[self._label]
         # detoxify squeezes its answer: for one text it is a number, not a list.
         return [scores] if len(texts) == 1 else scores
+
+    def score_categories(self, texts: Sequence[str]) -> dict[str, list[float]]:
+        """The probability of every label of the model, by its name; of each, one a text, in their order."""
+        distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
+        found: dict[str, dict[str, float]] = {name: {} for name in self._detoxify.class_names}
+        for start in range(0, len(distinct), self.batch_size):
+            batch = distinct[start : start + self.batch_size]
+            for name, scores in self._detoxify.predict([encodable(text) for text in batch]).items():
+                found[name] |= zip(batch, [scores] if len(batch) == 1 else scores, strict=True)
+        return {name: [of_text[text] for text in texts] for name, of_text in found.items()}

@@ -60,13 +60,13 @@ class Harness:
 
         An error on one process is an error on all of them.
         """
-        graphs = self._spread(self._episodes(index), self._rollouts)
+        graphs = self.spread(self._episodes(index), self._rollouts)
         self._observe(graphs, index)
         by_graph = [
             [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
         ]
         if getattr(self.algorithm, "precompute", None) is not None:
-            by_graph = self._spread(by_graph, self._precompute)
+            by_graph = self.spread(by_graph, self._precompute)
         steps = [step for steps in by_graph for step in steps]
         trees = [number for number, steps in enumerate(by_graph) for _ in steps]
         prepare = getattr(self.algorithm, "prepare", None)
@@ -77,7 +77,7 @@ class Harness:
 
     def evaluate(self, seeds: Sequence[Any]) -> list[Graph]:
         """An evaluation rollout for each seed, spread over the processes; each gets all of them."""
-        return self._spread(seeds, self._eval_rollouts)
+        return self.spread(seeds, self._eval_rollouts)
 
     def experience(self, seed: int | None = None) -> Iterator[Any]:
         """Collect the next experience and yield its batches (``seed``: collect that number's instead)."""
@@ -99,8 +99,11 @@ class Harness:
         elif observe is not None:
             observe(graphs, index)
 
-    def _spread(self, items: Sequence[Any], work: Any) -> list[Any]:
-        """``work`` on a share of the items each (item ``i`` on process ``i % num_processes``), together in order."""
+    def spread(self, items: Sequence[Any], work: Any) -> list[Any]:
+        """The results of ``work``, one an item, in order. All processes together; each gets all of them.
+
+        Process ``i % num_processes`` works on item ``i``, with its other items in the same call.
+        """
         if self.accelerator is None:
             return _one_each(items, work)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index

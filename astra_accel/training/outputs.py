@@ -23,8 +23,9 @@ from astra_accel.core.sampler import Graph, walk
 PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datasets", "numpy")
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
 PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
-# What a run may leave besides: batches of an update that was not made, what evaluate.py wrote, TensorBoard's files.
-EXTRAS = ("non_finite", "evaluation", "astra_accel")
+# What a run may leave besides: batches of an update that was not made, an evaluation and a report of it, TensorBoard's
+# files.
+EXTRAS = ("non_finite", "evaluation", "report.html", "report.md", "astra_accel")
 
 
 class OutputFolderError(FileExistsError):
@@ -116,14 +117,8 @@ class RunFolder:
 
     def write_rollouts(self, step: int, graphs: Sequence[Graph]) -> Path:
         """Write every node of an experience to ``rollouts/step-<step>.parquet``."""
-        rows = [{"step": step, **row} for row in rollout_rows(graphs)]
         path = self.path / ROLLOUTS / f"step-{step:06d}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
-        columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
-        pq.write_table(pa.table({name: _typed(column) for name, column in columns.items()}), temporary)
-        os.replace(temporary, path)
+        write_table(path, [{"step": step, **row} for row in rollout_rows(graphs)])
         return path
 
 
@@ -152,6 +147,16 @@ def _typed(column: pa.Array) -> pa.Array:
 def valid_text(text: str) -> str:
     """The text with what UTF-8 can't hold (lone surrogates) replaced."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a parquet file, complete or not at all; a row without a column has null there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
+    columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
+    pq.write_table(pa.table({name: _typed(column) for name, column in columns.items()}), temporary)
+    os.replace(temporary, path)
 
 
 def write_atomically(path: Path, text: str) -> None:

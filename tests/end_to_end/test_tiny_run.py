@@ -97,10 +97,11 @@ def test_plain_peft_loads_the_tester_and_generates(run: Path) -> None:
 
 
 def test_the_tester_of_a_run_is_evaluated_and_trained_on(run: Path) -> None:
-    """``evaluate.py`` on the run; then a new run that starts from its adapter."""
-    result = launch("evaluate.py", run)
+    """``evaluate.py`` on the run, on two processes; then a new run that starts from its adapter."""
+    result = launch("evaluate.py", run, accelerate_config="cpu_2")
     assert result.returncode == 0, result.stderr
-    assert '"reward/mean"' in result.stdout
+    assert "reward/mean" in result.stdout
+    assert result.stdout.count("48 held-out prompts") == 1
     assert (run / "evaluation" / "metrics.json").exists()
     result = launch(
         "train.py",

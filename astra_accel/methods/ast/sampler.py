@@ -47,6 +47,7 @@ class ASTSampler(Sampler):
         eval_prompts: held-out openings; None is the bundled list's dev split where the training prompts are
             bundled too, else ``prompts``.
         episodes_per_prompt: episodes in a row that begin with the same prompt, in training.
+        eval_width: probes a context in evaluations; 1 holds conversations without branches.
     """
 
     system: ASTSystem
@@ -60,9 +61,15 @@ class ASTSampler(Sampler):
         eval_prompts: Sequence[str] | None = None,
         *,
         episodes_per_prompt: int = 1,
+        eval_width: int = 1,
     ) -> None:
         super().__init__(system)
-        shape = {"tree_width": tree_width, "tree_depth": tree_depth, "episodes_per_prompt": episodes_per_prompt}
+        shape = {
+            "tree_width": tree_width,
+            "tree_depth": tree_depth,
+            "episodes_per_prompt": episodes_per_prompt,
+            "eval_width": eval_width,
+        }
         for name, value in shape.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
@@ -76,6 +83,7 @@ class ASTSampler(Sampler):
         self.tree_width = tree_width
         self.tree_depth = tree_depth
         self.episodes_per_prompt = episodes_per_prompt
+        self.eval_width = eval_width
         self._check_prompts()
         self._held_out = eval_prompts is not None
         self._takes_seeds = "seeds" in inspect.signature(system.rollout_prompt_with_tester).parameters
@@ -90,18 +98,18 @@ class ASTSampler(Sampler):
         return self._grow(prompts, [(seed, TRAIN_STREAM) for seed in seeds], self.tree_width)
 
     def eval_rollout(self, seed: int | str | None = None) -> Graph:
-        """One conversation without branches, from held-out prompt number ``seed``, or from the prompt given."""
+        """One episode of ``eval_width``, from held-out prompt number ``seed``, or from the prompt given."""
         return self.eval_rollout_many([_draw_seed() if seed is None else seed])[0]
 
     def eval_rollout_many(self, seeds: Sequence[int | str]) -> list[Graph]:
-        """A conversation for each held-out prompt, given by number (counted round) or as text."""
+        """An episode for each held-out prompt, given by number (counted round) or as text."""
         if not self._held_out and not all(isinstance(seed, str) for seed in seeds):
             logger.warning("No held-out prompts were given (eval_prompts): evaluating on prompts that are trained on.")
             self._held_out = True  # said once
         prompts = [
             seed if isinstance(seed, str) else self.eval_prompts[seed % len(self.eval_prompts)] for seed in seeds
         ]
-        return self._grow(prompts, [(_as_int(seed), EVAL_STREAM) for seed in seeds], width=1)
+        return self._grow(prompts, [(_as_int(seed), EVAL_STREAM) for seed in seeds], self.eval_width)
 
     def _grow(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]], width: int) -> list[Graph]:
         start = getattr(self.system, "start", lambda prompt: prompt)

@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BloomConfig, GenerationConfig
 
 from astra_accel.config import LoRAConfiguration, ModelConfiguration
@@ -101,6 +102,19 @@ def test_the_end_of_text_pads_where_no_token_does(llama):
 def test_a_model_without_a_limit(llama):
     BloomConfig(vocab_size=260, hidden_size=8).save_pretrained(llama)
     assert find(llama).max_length is None
+
+
+@pytest.mark.parametrize("architecture", TINY_ARCHITECTURES)
+def test_weights_that_are_missing_are_not_drawn_at_random(architecture, tmp_path):
+    found = find(save_tiny(tmp_path, architecture, seed=5))
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    gone = next(
+        name for name, tensor in tensors.items() if tensor.ndim == 2 and "emb" not in name and "wte" not in name
+    )
+    save_file({name: tensor for name, tensor in tensors.items() if name != gone}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{tmp_path} lacks 1 of its weights, such as .*{gone}"):
+        found.load(torch.float32)
 
 
 # --- What is amiss ------------------------------------------------------------------------------------------

@@ -5,12 +5,14 @@ The oracle of a role is a model loaded on its own, an adapter merged into its we
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
@@ -207,6 +209,28 @@ def test_a_full_tester_beside_an_adapter(tmp_path):
         assert_same(score(roles.baseline), score_alone())
         assert_same(score(roles.target), score_alone(adapter=its))
     assert_same(score(roles.tester), score_alone())
+
+
+def edit_adapter(folder: Path, edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    file = folder / "adapter_model.safetensors"
+    save_file(edit(load_file(file)), file)
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+@pytest.mark.parametrize("role", ["tester", "target"])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tensors: dict(list(tensors.items())[2:]), "lacks 2 of 28 tensors and has 0"),
+        (lambda tensors: {f"other.{name}": tensor for name, tensor in tensors.items()}, "lacks 28 .* and has 28"),
+        (lambda tensors: tensors | {"layers.9.lora_A.weight": torch.zeros(1)}, "lacks 0 .* and has 1 .*layers.9"),
+    ],
+)
+def test_an_adapter_of_other_layers_is_an_error_and_never_the_base_alone(tmp_path, role, edit, message):
+    adapter = save_adapter(tmp_path)
+    edit_adapter(tmp_path, edit)
+    with pytest.raises(ValueError, match=f"the adapter {adapter} does not fit its model: it {message}"):
+        load(**{"tester": model(), "target": model(), role: model(adapter=adapter)})
 
 
 @pytest.mark.parametrize("role", ["tester", "target", "baseline"])

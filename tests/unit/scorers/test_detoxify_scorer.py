@@ -84,6 +84,16 @@ def test_batches_score_as_a_plain_forward_of_each_text(tiny, label, column, batc
     assert max(expected) - min(expected) > 0.05
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_categories_are_all_labels_of_a_plain_forward(tiny, batch_size):
+    arguments, model, tokenizer = tiny
+    texts = [*TEXTS, TEXTS[0]]
+    found = DetoxifyScorer(batch_size=batch_size, **arguments).score_categories(texts)
+    assert list(found) == ["toxicity", "insult", "threat"]
+    for column, scores in enumerate(found.values()):
+        assert scores == pytest.approx([probability(model, tokenizer, text, column) for text in texts], abs=1e-5)
+
+
 def test_one_text_is_a_list_of_one_score(tiny):
     arguments, model, tokenizer = tiny
     expected = [probability(model, tokenizer, "you are bad", 0)]

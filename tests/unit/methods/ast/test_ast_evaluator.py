@@ -108,3 +108,20 @@ def test_a_metric_is_the_mean_over_the_episodes_that_have_it():
     found = evaluator.aggregate_metrics([{"reward/mean": 1.0}, {"reward/mean": 2.0, "attack_success": 1.0}])
     assert found == {"reward/mean": 1.5, "attack_success": 1.0}
     assert evaluator.aggregate_metrics([]) == {}
+
+
+@pytest.mark.parametrize("name", ["reward", "", "a/b", "a~b"])
+def test_a_held_out_scorer_has_a_name_that_figures_can_have(name):
+    with pytest.raises(ValueError, match=f"called {name!r}; expected a name other than 'reward'"):
+        ASTEvaluator(Ready(), scorers={name: object()})
+
+
+def test_what_nodes_depend_on_is_described():
+    sampler = SimpleNamespace(system=SimpleNamespace(scorer=3), tree_depth=2, eval_width=1)
+    evaluator = ASTEvaluator(sampler, scorers={"text": "scorer"})
+    assert evaluator.describe() == {"scorers": {"reward": "int", "text": "str"}, "tree_width": 1, "tree_depth": 2}
+    assert ASTEvaluator(SimpleNamespace(system=None)).describe() == {
+        "scorers": {},
+        "tree_width": None,
+        "tree_depth": None,
+    }

@@ -287,6 +287,18 @@ def test_evaluating_on_training_prompts_is_told_once(caplog):
     ]
 
 
+def test_an_evaluation_may_have_trees_that_hold_the_conversations_without_branches():
+    chain = drawing_sampler(tree_depth=2).eval_rollout("A text")
+    tree = drawing_sampler(tree_depth=2, eval_width=3).eval_rollout("A text")
+    assert len([node for _, node in walk(tree)]) == 3 + 9
+    wide = ASTSampler(make_system(), PROMPTS, tree_depth=2, eval_width=2).eval_rollout("A text")
+    narrow = ASTSampler(make_system(), PROMPTS, tree_depth=2).eval_rollout("A text")
+    assert wide.children[0].probe == narrow.children[0].probe
+    assert wide.children[0].children[0].response == narrow.children[0].children[0].response
+    assert wide.children[0].probe != wide.children[1].probe
+    assert len(chain.children) == 1
+
+
 # --- What it is made of -------------------------------------------------------------------------------------
 
 
@@ -298,7 +310,7 @@ def test_the_bundled_prompts_are_the_default():
     assert (sampler.tree_width, sampler.tree_depth) == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["tree_width", "tree_depth"])
+@pytest.mark.parametrize("name", ["tree_width", "tree_depth", "eval_width"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_tree_has_a_size(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}, expected at least 1"):

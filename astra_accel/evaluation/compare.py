@@ -1,0 +1,135 @@
+"""Two testers on the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from astra_accel.evaluation.bootstrap import NUM_RESAMPLES, Statistic, estimate, finite_or_none, value_of
+from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder, differing
+from astra_accel.evaluation.metrics import REWARD_SCORER, statistics_of
+from astra_accel.evaluation.nodes import Nodes
+from astra_accel.evaluation.statistics import Difference, Rate, RateDifference
+from astra_accel.evaluation.summary import text_diversity
+
+JUDGED_ALIKE = ("scorers", "tree_width", "tree_depth")
+"""What two evaluations must share, besides the prompts, for their figures to mean the same."""
+_FEW = 3
+
+
+def compare(
+    first: str | Path, second: str | Path, *, threshold: float | None = None, num_resamples: int = NUM_RESAMPLES
+) -> dict[str, Any]:
+    """How the figures of a second evaluation differ from those of a first, with intervals of paired resamples.
+
+    Both are resampled by the same draws of prompts, so that how hard a prompt is cancels out.
+
+    Args:
+        first, second: folders of evaluations that have ended.
+        threshold: a response with at least this score is a success; None takes what both were measured with.
+        num_resamples: see :func:`~astra_accel.evaluation.bootstrap.estimate`.
+
+    Returns:
+        A dict for JSON: ``metrics`` by name, each with ``first``, ``second`` and ``difference`` (second minus first,
+        with ``low`` and ``high`` unless it can't be resampled); ``differing``, what else differs between the two.
+
+    Raises:
+        FileNotFoundError: a folder holds no evaluation that has ended.
+        EvaluationError: they have different prompts, scorers, trees or thresholds; says which.
+    """
+    folders = [EvaluationFolder(first), EvaluationFolder(second)]
+    identities = [folder.identity() for folder in folders]
+    measured = [folder.metrics() for folder in folders]
+    _check_prompts(folders, [identity["seeds"] for identity in identities])
+    _check_judges(folders, identities)
+    if threshold is None:
+        threshold = measured[0]["threshold"]
+        if threshold != measured[1]["threshold"]:
+            raise EvaluationError(
+                f"{folders[0].path} was measured with threshold {threshold}, {folders[1].path} with "
+                f"{measured[1]['threshold']}; expected the same, or one given for both"
+            )
+    seeds = identities[0]["seeds"]
+    nodes = [_nodes(folder, identity, seeds) for folder, identity in zip(folders, identities, strict=True)]
+    scorers = [name for name in identities[0]["scorers"] if name != REWARD_SCORER]
+    statistics = [statistics_of(of_one, threshold, scorers) for of_one in nodes]
+    counted = [text_diversity(of_one.probes) for of_one in nodes]
+    return {
+        "first": str(folders[0].path),
+        "second": str(folders[1].path),
+        "num_episodes": len(seeds),
+        "threshold": threshold,
+        "differing": differing(identities[0]["settings"], identities[1]["settings"]),
+        "metrics": _resampled(statistics, len(seeds), num_resamples) | _counted(counted),
+    }
+
+
+def _resampled(statistics: Sequence[Mapping[str, Statistic]], num_episodes: int, num_resamples: int) -> dict[str, Any]:
+    first, second = statistics
+    shared = [name for name in first if name in second]
+    differences = {name: _difference(first[name], second[name]) for name in shared}
+    found = estimate(differences, num_episodes, num_resamples=num_resamples)
+    return {
+        name: {
+            "first": finite_or_none(value_of(first[name], num_episodes)),
+            "second": finite_or_none(value_of(second[name], num_episodes)),
+            "difference": found[name].as_dict(),
+        }
+        for name in shared
+    }
+
+
+def _counted(counted: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, one in counted[0].items():
+        other = counted[1][name]
+        difference = None if one is None or other is None else other - one
+        found[name] = {"first": one, "second": other, "difference": {"value": difference}}
+    return found
+
+
+def _difference(first: Statistic, second: Statistic) -> Difference:
+    if isinstance(first, Rate) and isinstance(second, Rate):
+        return RateDifference(first, second)
+    return Difference(first, second)
+
+
+def _nodes(folder: EvaluationFolder, identity: Mapping[str, Any], seeds: Sequence[Any]) -> Nodes:
+    """The nodes of a folder, episodes numbered by the order of the first evaluation's prompts."""
+    place = {seed: index for index, seed in enumerate(seeds)}
+    rows = [{**row, "episode": place[identity["seeds"][row["episode"]]]} for row in folder.rows()]
+    missing = len(seeds) - len({row["episode"] for row in rows})
+    if missing:
+        raise EvaluationError(f"{folder.path} lacks the nodes of {missing} of its {len(seeds)} prompts; evaluate again")
+    return Nodes.of(rows, len(seeds))
+
+
+def _check_prompts(folders: Sequence[EvaluationFolder], prompts: Sequence[Sequence[Any]]) -> None:
+    alone = [[prompt for prompt in own if prompt not in set(other)] for own, other in (prompts, prompts[::-1])]
+    if not any(alone):
+        return
+    parts = [
+        f"{len(of_one)} are in {folder.path} alone{_examples(of_one)}"
+        for folder, of_one in zip(folders, alone, strict=True)
+    ]
+    raise EvaluationError(f"the two were evaluated on different prompts: {'; '.join(parts)}; expected the same prompts")
+
+
+def _examples(prompts: Sequence[Any]) -> str:
+    shown = [repr(str(prompt)[:60]) for prompt in prompts[:_FEW]]
+    more = ["…"] if len(prompts) > _FEW else []
+    return f" ({', '.join(shown + more)})" if shown else ""
+
+
+def _check_judges(folders: Sequence[EvaluationFolder], identities: Sequence[Mapping[str, Any]]) -> None:
+    judges = [
+        {name: identity[name] for name in JUDGED_ALIKE}
+        | {name: identity["settings"].get(name) for name in ("scorer", "held_out")}
+        for identity in identities
+    ]
+    found = differing(judges[0], judges[1])
+    if found:
+        raise EvaluationError(
+            f"{folders[0].path} and {folders[1].path} can't be compared; different are {'; '.join(found)}"
+        )

@@ -1,0 +1,88 @@
+"""A row for each node: who said what where, and what the scorers and the baseline say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from astra_accel.core.sampler import Graph, Node, walk
+from astra_accel.core.scorer import ScorerError, check_scores
+from astra_accel.evaluation.metrics import PERPLEXITY, PROBE_SCORE, RESPONSE_SCORE, REWARD_SCORER, column
+from astra_accel.training.outputs import rollout_rows
+
+LARGEST_EXPONENT = 700.0
+"""exp of much more is no float."""
+
+
+def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """The rows of the nodes of each graph, parents before children.
+
+    A row has what a rollout's row has (the reward's parts with it, so a response is not scored again by the reward's
+    scorer), the score of the probe and, where the scorer has categories, those of the response; the same by each
+    scorer that was held out; and the perplexity of the probe under the baseline.
+
+    Args:
+        graphs: rollouts.
+        system: made them. Its ``scorer`` and ``get_baseline_logprobs`` are used where it has them.
+        scorers: those that were held out, by name.
+
+    Raises:
+        ScorerError: a scorer did not return one finite number a text, or None.
+    """
+    by_graph = [list(rollout_rows([graph])) for graph in graphs]
+    nodes = [node for graph in graphs for _, node in walk(graph)]
+    rows = [row for of_graph in by_graph for row in of_graph]
+    if not nodes:
+        return by_graph
+    probes, responses = [str(node.probe) for node in nodes], [str(node.response) for node in nodes]
+    columns: dict[str, Sequence[Any]] = {}
+    trained_by = getattr(system, "scorer", None)
+    if trained_by is not None:
+        columns[PROBE_SCORE] = check_scores(trained_by, probes, trained_by.score(probes))
+        columns |= category_columns(REWARD_SCORER, trained_by, responses)
+    for name, scorer in scorers.items():
+        columns[column(PROBE_SCORE, name)] = check_scores(scorer, probes, scorer.score(probes))
+        columns[column(RESPONSE_SCORE, name)] = response_scores(scorer, probes, responses)
+        columns |= category_columns(name, scorer, responses)
+    if hasattr(system, "get_baseline_logprobs"):
+        columns[PERPLEXITY] = baseline_perplexities(system, nodes)
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return by_graph
+
+
+def response_scores(scorer: Any, probes: Sequence[str], responses: Sequence[str]) -> list[float | None]:
+    """One checked score a response; a scorer that has ``score`` alone judges it without its probe."""
+    exchanges = getattr(scorer, "score_exchanges", None)
+    scores = scorer.score(responses) if exchanges is None else exchanges(probes, responses)
+    return check_scores(scorer, responses, scores)
+
+
+def category_columns(name: str, scorer: Any, responses: Sequence[str]) -> dict[str, list[float | None]]:
+    """A column for each kind of harm of a scorer with the optional ``score_categories(texts)``, which gives them so."""
+    score_categories = getattr(scorer, "score_categories", None)
+    if score_categories is None:
+        return {}
+    found = score_categories(responses)
+    if not isinstance(found, Mapping):
+        raise ScorerError(
+            f"{type(scorer).__name__}.score_categories returned a {type(found).__name__}, expected a mapping"
+        )
+    return {f"category/{name}/{label}": check_scores(scorer, responses, scores) for label, scores in found.items()}
+
+
+@torch.no_grad()
+def baseline_perplexities(system: Any, nodes: Sequence[Node]) -> list[float | None]:
+    """exp(-mean log-prob a token) of each probe under the baseline; None for a probe of no token."""
+    logprobs_BT = system.get_baseline_logprobs([node.context for node in nodes], [node.probe for node in nodes])
+    counted_B = (logprobs_BT != 0).sum(-1).tolist()
+    found: list[float | None] = []
+    for node, total, counted in zip(nodes, logprobs_BT.double().sum(-1).tolist(), counted_B, strict=True):
+        # A token that is certain has log-prob 0, as padding has, so the node's own count is better.
+        num_tokens = getattr(node, "info", {}).get("probe_tokens") or counted
+        found.append(math.exp(min(-total / num_tokens, LARGEST_EXPONENT)) if num_tokens else None)
+    return found

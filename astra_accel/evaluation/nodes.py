@@ -1,0 +1,71 @@
+"""The nodes of an evaluation as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of all episodes. N nodes, E episodes.
+
+    Two episodes, of which the first has two turns and the second one::
+
+        episode_N   [0, 0, 1]
+        turn_N      [1, 2, 1]
+        query_N     [1, 2, 1]     the how-manieth question of its episode; those of a turn come before those of the next
+
+    Attributes:
+        num_episodes: how many there are.
+        episode_N, turn_N, query_N: where each node is.
+        columns: numbers of each node by name; NaN where a node has none.
+        probes: the text of each probe.
+    """
+
+    num_episodes: int
+    episode_N: np.ndarray
+    turn_N: np.ndarray
+    query_N: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    probes: Sequence[str]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], num_episodes: int) -> Nodes:
+        """From a row a node, those of an episode with parents before children."""
+        episode_N = np.array([row["episode"] for row in rows], dtype=int)
+        names = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value))
+        columns = {
+            name: np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float)
+            for name in names
+        }
+        seen = [0] * num_episodes
+        query_N = np.zeros(len(rows), dtype=int)
+        for index, episode in enumerate(episode_N):
+            seen[episode] += 1
+            query_N[index] = seen[episode]
+        turn_N = np.array([row["turn"] for row in rows], dtype=int)
+        return cls(num_episodes, episode_N, turn_N, query_N, columns, [row["probe"] for row in rows])
+
+    def sums(self, values_N: np.ndarray) -> np.ndarray:
+        """The sum over the nodes of each episode, ``[episodes]``."""
+        return np.bincount(self.episode_N, values_N, self.num_episodes).astype(float)
+
+    def largest(self, values_N: np.ndarray) -> np.ndarray:
+        """The largest value of each episode, NaN passed over; ``-inf`` where there is none, ``[episodes]``."""
+        largest_E = np.full(self.num_episodes, -np.inf)
+        np.fmax.at(largest_E, self.episode_N, values_N)
+        return largest_E
+
+    def smallest(self, values_N: np.ndarray) -> np.ndarray:
+        """The smallest value of each episode; ``inf`` where there is none, ``[episodes]``."""
+        return -self.largest(-values_N)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,114 @@
+"""One evaluation from its configuration: the job that `examples/evaluate.py` and `astra-accel evaluate` start."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from astra_accel.config import ConfigurationError, RunConfiguration
+from astra_accel.evaluation.display import show_metrics
+from astra_accel.evaluation.diversity import tokenize
+from astra_accel.evaluation.folder import EVALUATION, EvaluationFolder
+from astra_accel.evaluation.loop import check_seeds
+from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
+from astra_accel.methods.ast.evaluator import ASTEvaluator, check_scorer_names
+from astra_accel.scorers import build_scorer
+from astra_accel.training.distributed import make_accelerator
+from astra_accel.training.run import MISTAKES, Prompts, build_sampler
+
+logger = logging.getLogger(__name__)
+
+USAGE = "RUN_OR_TESTER [--config FILE.yaml] [--output DIR] [--overwrite] [--SECTION.FIELD VALUE ...]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes besides fields of the configuration."""
+    parser.add_argument("path", type=Path, metavar="RUN_OR_TESTER", help="the output folder of a run, or of a tester")
+    parser.add_argument("--config", type=Path, help="YAML file with the sections of a run; left out, the run's own")
+    parser.add_argument(
+        "--output", type=Path, help=f"where to write; left out, {EVALUATION}/ there. What is written already is kept"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
+
+
+def build_evaluator(config: RunConfiguration, tester: Path, accelerator: Accelerator, prompts: Prompts) -> ASTEvaluator:
+    """The evaluator of a tester's folder, on the test prompts. Mistakes are found before weights load.
+
+    Raises:
+        ConfigurationError, FileNotFoundError, ValueError, ImportError: something does not fit; names it.
+    """
+    check_scorer_names(config.evaluation.scorers)
+    tokenize([])  # sacrebleu is asked for now, not after the rollouts
+    scorers = {
+        name: build_scorer(scorer.name, **{"device": accelerator.device, **scorer.options})
+        for name, scorer in config.evaluation.scorers.items()
+    }
+    sampler = build_sampler(with_tester(config, tester), accelerator.device, prompts)
+    sampler.eval_width = config.evaluation.tree_width
+    return ASTEvaluator(
+        sampler,
+        prompts.test,
+        config.evaluation.threshold,
+        scorers=scorers,
+        num_resamples=config.evaluation.num_resamples,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse a command line and evaluate. Mistakes in it are one message, without a traceback; exit code 2."""
+    parser = argparse.ArgumentParser(prog="evaluate", usage=f"%(prog)s {USAGE}", allow_abbrev=False)
+    add_arguments(parser)
+    known, overrides = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    folder = known.output or known.path / EVALUATION
+    try:
+        tester = find_tester(known.path)
+        config = load_configuration(known.path, known.config, overrides)
+        prompts = _prompts(config)
+        settings, episodes_at_once = settings_of(config, tester), config.evaluation.episodes_at_once
+        if not known.overwrite:
+            asked = {"seeds": prompts.test, "episodes_at_once": episodes_at_once, "settings": settings}
+            EvaluationFolder(folder).check(asked)
+        accelerator = _accelerator(config)
+        evaluator = build_evaluator(config, tester, accelerator, prompts)
+    except MISTAKES as error:
+        logger.debug("the mistake was found here", exc_info=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    metrics = evaluator.evaluate_to(
+        folder,
+        accelerator=accelerator,
+        settings=settings,
+        episodes_at_once=episodes_at_once,
+        jsonl=config.evaluation.jsonl,
+        overwrite=known.overwrite,
+    )
+    if accelerator.is_main_process:
+        show_metrics(metrics, folder)
+    return 0
+
+
+def _prompts(config: RunConfiguration) -> Prompts:
+    if config.prompts.test is None:
+        raise ConfigurationError("prompts.test is null; expected held-out prompts to evaluate on")
+    prompts = Prompts(config)
+    check_seeds(prompts.test)
+    return prompts
+
+
+def _accelerator(config: RunConfiguration) -> Accelerator:
+    # Of a configuration for training, batch size and trackers have no part here.
+    without = {"batch_size": int(os.environ.get("WORLD_SIZE", "1")), "log_with": [], "output_dir": None}
+    return make_accelerator(config.training.model_copy(update=without))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

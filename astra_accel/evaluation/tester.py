@@ -1,0 +1,95 @@
+"""The trained tester that is evaluated: where it is, and a configuration that loads it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from astra_accel.config import ConfigurationError, RunConfiguration
+from astra_accel.training.outputs import CONFIG, TESTER
+
+ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
+WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def find_tester(path: Path) -> Path:
+    """The folder of a trained tester: ``tester/`` of a run, or the folder itself.
+
+    Raises:
+        FileNotFoundError: there is none, or its weights are missing; says what was looked for.
+        ConfigurationError: a file of weights is damaged.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder {path}; expected a run or a tester")
+    folder = path / TESTER if (path / TESTER).is_dir() else path
+    if not any((folder / name).is_file() for name in (ADAPTER_CONFIG, MODEL_CONFIG)):
+        raise FileNotFoundError(
+            f"{folder} holds no tester: neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}; expected a run that has ended (it "
+            f"has a {TESTER} folder) or what save_pretrained wrote"
+        )
+    if not _weights(folder):
+        raise FileNotFoundError(f"{folder} holds a tester without weights; expected {' or '.join(WEIGHTS)}")
+    for file in folder.glob("*.safetensors"):
+        _check_whole(file)
+    return folder
+
+
+def load_configuration(path: Path, config: Path | None, overrides: list[str]) -> RunConfiguration:
+    """The configuration to evaluate with: the one given, else that of the run.
+
+    Raises:
+        FileNotFoundError: none is given, and the path is no run with a ``config.yaml``.
+        ConfigurationError: a field of it is wrong.
+    """
+    if config is None and not (path / CONFIG).is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {path}; expected a run, or --config FILE for a tester alone")
+    return RunConfiguration.load(path / CONFIG if config is None else config, overrides)
+
+
+def with_tester(config: RunConfiguration, folder: Path) -> RunConfiguration:
+    """The configuration with the tester of a folder: an adapter on the configured model, or a model of its own.
+
+    The baseline stays what it was in training.
+    """
+    baseline = config.baseline or config.tester.model_copy()
+    if (folder / ADAPTER_CONFIG).is_file():
+        tester = config.tester.model_copy(update={"adapter": str(folder)})
+    else:
+        tester = config.tester.model_copy(update={"path": str(folder), "revision": None, "adapter": None})
+    return config.model_copy(update={"tester": tester, "baseline": baseline})
+
+
+def settings_of(config: RunConfiguration, folder: Path) -> dict[str, Any]:
+    """What decides how the conversations of an evaluation come out, but for the prompts; values of JSON.
+
+    Args:
+        config: before :func:`with_tester`, since a tester is known by its weights and not by where it lies.
+        folder: the tester's.
+    """
+    sections = {"tester", "target", "baseline", "rollout", "reward", "scorer"}
+    settings: dict[str, Any] = config.model_dump(mode="json", include=sections)
+    settings["held_out"] = config.model_dump(mode="json")["evaluation"]["scorers"]
+    for name in ("tree_width", "batch_rows"):  # of training; and without a say
+        del settings["rollout"][name]
+    settings["tester"]["weights"] = {file.name: _sha256(file) for file in _weights(folder)}
+    return settings
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+
+
+def _check_whole(file: Path) -> None:
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except SafetensorError as error:
+        raise ConfigurationError(f"the weights in {file} can't be read: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,64 @@
+"""The report as a summary in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from astra_accel.report.collect import Run
+from astra_accel.report.conversations import conversations
+from astra_accel.report.page import about, headline_rows
+from astra_accel.report.text import markdown_block, markdown_line, shortened
+
+NUM_WORST = 3
+MAX_TEXT = 1000
+
+
+def render_markdown(runs: Sequence[Run]) -> str:
+    """What was run, the first figures, and the worst conversations folded away."""
+    parts = ["# Red-team report", ""]
+    for run in runs:
+        parts += [f"## {markdown_line(run.name)}", ""]
+        parts += [f"- {markdown_line(label)}: {markdown_line(fact)}" for label, fact in about(run)]
+        parts.append("")
+    rows = headline_rows(runs)
+    if rows:
+        parts += ["## Figures on held-out prompts, with 95% intervals", ""]
+        parts += [_row(["figure", *(run.name for run in runs)]), _row(["---"] * (len(runs) + 1), escape=False)]
+        parts += [
+            _row([name, *(f"{value} ({ends})" if ends else value for value, ends in cells)]) for name, cells in rows
+        ]
+        parts.append("")
+    parts += _worst(runs)
+    return "\n".join(parts)
+
+
+def _worst(runs: Sequence[Run]) -> list[str]:
+    shown, _ = conversations(runs)
+    scored = [episode for episode in shown if episode["worst"] is not None]
+    if not scored:
+        return []
+    parts = ["## The worst conversations", "", "<details><summary>They can be offensive</summary>", ""]
+    for episode in sorted(scored, key=lambda episode: -episode["worst"])[:NUM_WORST]:
+        run = markdown_line(runs[episode["run"]].name)
+        parts += [f"{run}, {markdown_line(episode['source'])}, worst score {episode['worst']}:", ""]
+        parts.append(markdown_block(f"prompt: {shortened(episode['prompt'], MAX_TEXT)}"))
+        for place in _way_to_worst(episode["nodes"]):
+            _, probe, response, score, _ = episode["nodes"][place]
+            parts.append(markdown_block(f"tester: {shortened(probe, MAX_TEXT)}"))
+            parts.append(markdown_block(f"target ({score}): {shortened(response, MAX_TEXT)}"))
+        parts.append("")
+    return [*parts, "</details>", ""]
+
+
+def _way_to_worst(nodes: Sequence[Sequence]) -> list[int]:
+    """The places from the first turn to the node with the highest score."""
+    place = max(range(len(nodes)), key=lambda index: -1.0 if nodes[index][3] is None else nodes[index][3])
+    way = []
+    while place >= 0:
+        way.append(place)
+        place = nodes[place][0]
+    return way[::-1]
+
+
+def _row(cells: Sequence[str], escape: bool = True) -> str:
+    return f"| {' | '.join(markdown_line(cell) if escape else cell for cell in cells)} |"

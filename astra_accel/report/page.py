@@ -1,0 +1,113 @@
+"""The report as one HTML file.
+
+Nothing in it comes from elsewhere, and its content security policy lets nothing: no address is loaded, and no script or
+style runs but the two that are part of the page, known by their hashes. Text of models stands in a block of JSON alone,
+which the script puts on the page as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from astra_accel.evaluation.display import interval_of, number
+from astra_accel.evaluation.metrics import headlines
+from astra_accel.report.collect import Run
+from astra_accel.report.conversations import conversations
+from astra_accel.report.plots import plots_of
+from astra_accel.report.text import embedded_json, visible
+
+TEMPLATES = "templates"
+
+
+def render_page(runs: Sequence[Run]) -> str:
+    """The page of some runs, in the order of their colours."""
+    shown, num_episodes = conversations(runs)
+    script, style = (_part(name) for name in ("report.js", "report.css"))
+    data = {
+        "runs": [visible(run.name) for run in runs],
+        "thresholds": [run.threshold for run in runs],
+        "episodes": shown,
+    }
+    environment = Environment(
+        loader=PackageLoader("astra_accel.report", TEMPLATES), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["visible"] = visible
+    return environment.get_template("report.html").render(
+        runs=runs,
+        about=[about(run) for run in runs],
+        headline_rows=headline_rows(runs),
+        plots=plots_of(runs),
+        num_shown=len(shown),
+        num_episodes=num_episodes,
+        data=Markup(embedded_json(data)),
+        script=script,
+        style=style,
+        script_hash=_hash(script),
+        style_hash=_hash(style),
+    )
+
+
+def about(run: Run) -> list[tuple[str, str]]:
+    """What was run, as labels and texts."""
+    config = run.config
+    training, rollout = config.get("training", {}), config.get("rollout", {})
+    figures = run.figures or {}
+    facts = {
+        "tester": _model(config, "tester"),
+        "target": _model(config, "target"),
+        "algorithm": config.get("algorithm", {}).get("name"),
+        "scorer": config.get("scorer", {}).get("name"),
+        "training steps": _of(_last(run, "step"), training.get("training_steps")),
+        "updates": _last(run, "update"),
+        "tree": _joined("width", rollout.get("tree_width"), "depth", rollout.get("tree_depth")),
+        "episodes an experience": training.get("num_episodes_per_experience"),
+        "held-out prompts": figures.get("num_episodes"),
+        "held-out turns": figures.get("num_nodes"),
+        "unreadable lines of metrics.jsonl": run.num_skipped or None,
+    }
+    return [(label, visible(str(fact))) for label, fact in facts.items() if fact is not None]
+
+
+def headline_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The first figures: the name, and for each run the value and its interval."""
+    measured = [{} if run.figures is None else run.figures["metrics"] for run in runs]
+    names = headlines(dict.fromkeys(name for of_run in measured for name in of_run))
+    return [(name, [_cell(of_run.get(name)) for of_run in measured]) for name in names]
+
+
+def _cell(figure: Any) -> tuple[str, str]:
+    return ("", "") if figure is None else (number(figure["value"]), interval_of(figure))
+
+
+def _part(name: str) -> Markup:
+    text = files(__package__).joinpath(TEMPLATES, name).read_text(encoding="utf-8")
+    return Markup(text)
+
+
+def _hash(part: str) -> str:
+    digest = hashlib.sha256(part.encode("utf-8")).digest()
+    return "sha256-" + base64.b64encode(digest).decode("ascii")
+
+
+def _model(config: Any, role: str) -> str | None:
+    model = config.get(role)
+    return None if model is None else model["path"] + (f" + {model['adapter']}" if model.get("adapter") else "")
+
+
+def _last(run: Run, name: str) -> Any:
+    return next((update[name] for update in reversed(run.updates) if name in update), None)
+
+
+def _of(done: Any, planned: Any) -> str | None:
+    return None if done is None else str(done) if planned is None else f"{done} of {planned}"
+
+
+def _joined(first: str, one: Any, second: str, other: Any) -> str | None:
+    return None if one is None or other is None else f"{first} {one}, {second} {other}"

@@ -1,0 +1,169 @@
+"""Which pictures a report has, of the runs that have something to show in them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from markupsafe import Markup
+
+from astra_accel.evaluation.diversity import distinct_n
+from astra_accel.report.collect import Row, Run
+from astra_accel.report.conversations import SCORE
+from astra_accel.report.svg import Labels, Series, bar_chart, histogram, interval_chart, line_chart, point_chart
+
+PointsOf = Callable[[Run], list[tuple[float, float]]]
+
+TURN = re.compile(r"attack_success/turn_(\d+)")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture and what it shows."""
+
+    title: str
+    note: str
+    svg: Markup
+
+
+def plots_of(runs: Sequence[Run]) -> list[Plot]:
+    """Every picture that some run has data for."""
+    made = [
+        _lines(Labels("Reward over training", "training step", "mean reward"), runs, rewards),
+        _lines(Labels("Success over training", "training step", "share of responses"), runs, successes, unit=True),
+        _success_by_turn(runs),
+        _success_curve(runs),
+        _score_distribution(runs),
+        _diversity_against_success(runs),
+        _phase_times(runs),
+    ]
+    return [plot for plot in made if plot is not None]
+
+
+def rewards(run: Run) -> list[tuple[float, float]]:
+    """The mean reward of each training step."""
+    return [(step, value) for step, value in _by_step(run, "reward/mean") if value is not None]
+
+
+def successes(run: Run) -> list[tuple[float, float]]:
+    """The share of responses in each training step whose score reaches the threshold."""
+    shares = []
+    for step, rows in groupby(run.training, key=lambda row: row["step"]):
+        share = _success_share(list(rows), run.threshold)
+        if share is not None:
+            shares.append((float(step), share))
+    return shares
+
+
+def diversity_and_success(run: Run) -> list[tuple[float, float]]:
+    """Different pairs of words over all of the probes of each training step, and the share of successes there."""
+    points = []
+    for _, of_step in groupby(run.training, key=lambda row: row["step"]):
+        rows = list(of_step)
+        different = distinct_n([row["probe"].split() for row in rows], 2)
+        share = _success_share(rows, run.threshold)
+        if different is not None and share is not None:
+            points.append((different, share))
+    return points
+
+
+def phase_seconds(run: Run) -> dict[str, float]:
+    """Seconds of the whole run by phase."""
+    names = dict.fromkeys(name for update in run.updates for name in update if name.startswith("seconds/"))
+    return {
+        name.removeprefix("seconds/"): math.fsum(value for _, value in _by_step(run, name) if value is not None)
+        for name in names
+    }
+
+
+def _lines(labels: Labels, runs: Sequence[Run], points_of: PointsOf, unit: bool = False) -> Plot | None:
+    series = _with_points(runs, points_of)
+    return Plot(labels.title, "", line_chart(labels, series, unit)) if series else None
+
+
+def _with_points(runs: Sequence[Run], points_of: PointsOf) -> list[Series]:
+    series = [Series(run.name, number, points_of(run)) for number, run in enumerate(runs)]
+    return [one for one in series if one.points]
+
+
+def _success_by_turn(runs: Sequence[Run]) -> Plot | None:
+    series = []
+    for number, run in enumerate(runs):
+        found = {} if run.figures is None else run.figures["metrics"]
+        turns = sorted((int(match[1]), name) for name in found if (match := TURN.fullmatch(name)))
+        estimates = [(turn, found[name]) for turn, name in turns if found[name]["low"] is not None]
+        series.append(_estimated(run.name, number, estimates))
+    return _with_intervals("Success by turn", "turn", interval_chart, series)
+
+
+def _success_curve(runs: Sequence[Run]) -> Plot | None:
+    series = []
+    for number, run in enumerate(runs):
+        curve = [] if run.figures is None else run.figures["curve"]
+        series.append(_estimated(run.name, number, [(point["threshold"], point["any_turn"]) for point in curve]))
+    return _with_intervals("Success at any turn over thresholds", "threshold", line_chart, series)
+
+
+def _estimated(name: str, number: int, estimates: Sequence[tuple[float, Mapping[str, Any]]]) -> Series:
+    return Series(
+        name,
+        number,
+        [(x, estimate["value"]) for x, estimate in estimates],
+        [(estimate["low"], estimate["high"]) for _, estimate in estimates],
+    )
+
+
+def _with_intervals(title: str, x_label: str, chart: Callable[..., Markup], series: Sequence[Series]) -> Plot | None:
+    there = [one for one in series if one.points]
+    if not there:
+        return None
+    labels = Labels(title, x_label, "share of episodes")
+    return Plot(title, "Held-out prompts, with 95% intervals.", chart(labels, there, True))
+
+
+def _score_distribution(runs: Sequence[Run]) -> Plot | None:
+    values = []
+    for number, run in enumerate(runs):
+        scores = [row[SCORE] for row in run.held_out or run.training if row.get(SCORE) is not None]
+        if scores:
+            values.append((run.name, number, scores))
+    if not values:
+        return None
+    title = "Scores of responses"
+    note = "Of held-out conversations where a run was evaluated, else of training."
+    return Plot(title, note, histogram(title, "score", values))
+
+
+def _diversity_against_success(runs: Sequence[Run]) -> Plot | None:
+    labels = Labels("Diversity against success", "different pairs of words over all", "share of responses")
+    series = _with_points(runs, diversity_and_success)
+    note = "A point for each training step: a tester that repeats itself moves to the left."
+    return Plot(labels.title, note, point_chart(labels, series)) if series else None
+
+
+def _phase_times(runs: Sequence[Run]) -> Plot | None:
+    many = len(runs) > 1
+    rows = [
+        (f"{run.name} {phase}" if many else phase, number, seconds)
+        for number, run in enumerate(runs)
+        for phase, seconds in phase_seconds(run).items()
+    ]
+    if not rows:
+        return None
+    title = "Time by phase"
+    return Plot(title, "", bar_chart(title, rows, "s"))
+
+
+def _by_step(run: Run, name: str) -> list[tuple[float, float | None]]:
+    """A figure of training steps, which stands on the line of each of a step's updates."""
+    last = {update["step"]: update[name] for update in run.updates if "step" in update and name in update}
+    return list(last.items())
+
+
+def _success_share(rows: Sequence[Row], threshold: float) -> float | None:
+    scores = [row[SCORE] for row in rows if row.get(SCORE) is not None]
+    return sum(score >= threshold for score in scores) / len(scores) if scores else None

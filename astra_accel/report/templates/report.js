@@ -1,0 +1,93 @@
+"use strict";
+// Text of models goes on the page by textContent alone.
+const data = JSON.parse(document.getElementById("data").textContent);
+const form = document.getElementById("filters");
+const list = document.getElementById("episodes");
+const more = document.getElementById("more");
+const PAGE = 50;
+let found = [];
+let numShown = 0;
+
+// A turn's number follows from its parents, who come first.
+for (const episode of data.episodes) {
+  episode.turns = [];
+  for (const [parent] of episode.nodes) episode.turns.push(parent < 0 ? 1 : episode.turns[parent] + 1);
+}
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function failed(episode, place) {
+  const score = episode.nodes[place][3];
+  return score !== null && score >= data.thresholds[episode.run];
+}
+
+function matches(episode, wanted) {
+  if (wanted.run && episode.run !== Number(wanted.run)) return false;
+  if (wanted.source && (episode.source === "held-out") !== (wanted.source === "held-out")) return false;
+  const places = episode.nodes.map((_, place) => place).filter((place) => !wanted.turn || episode.turns[place] === Number(wanted.turn));
+  if (places.length === 0) return false;
+  const anyFailed = places.some((place) => failed(episode, place));
+  if (wanted.outcome && anyFailed !== (wanted.outcome === "success")) return false;
+  if (wanted.score && !places.some((place) => episode.nodes[place][3] !== null && episode.nodes[place][3] >= Number(wanted.score))) return false;
+  if (!wanted.words) return true;
+  const words = wanted.words.toLowerCase();
+  return [episode.prompt, ...places.flatMap((place) => episode.nodes[place].slice(1, 3))].some((text) => text.toLowerCase().includes(words));
+}
+
+function turnElement(episode, place) {
+  const [, probe, response, score, details] = episode.nodes[place];
+  const made = element("div", "turn");
+  made.append(element("div", "who", `turn ${episode.turns[place]}, tester`), element("div", "said", probe));
+  const head = element("div", "who", "target, score ");
+  head.append(element("b", failed(episode, place) ? "failed" : "", score === null ? "unknown" : score.toFixed(3)));
+  const notes = Object.entries(details).map(([name, value]) => `${name} ${value}`).join(", ");
+  made.append(head, element("div", "said", response), element("div", "who", notes));
+  episode.nodes.forEach(([parent], child) => { if (parent === place) made.append(turnElement(episode, child)); });
+  return made;
+}
+
+function episodeElement(episode) {
+  const made = element("details", "episode");
+  const summary = element("summary");
+  const worst = episode.worst === null ? "no score" : `worst score ${episode.worst.toFixed(3)}`;
+  const hit = episode.nodes.some((_, place) => failed(episode, place));
+  summary.append(element("span", "prompt", episode.prompt), element("br"));
+  const run = data.runs.length > 1 ? `${data.runs[episode.run]}, ` : "";
+  summary.append(element("small", hit ? "failed" : "", `${run}${episode.source}, ${episode.nodes.length} turns, ${worst}`));
+  made.append(summary);
+  made.addEventListener("toggle", () => {
+    if (!made.open || made.childElementCount > 1) return;
+    episode.nodes.forEach(([parent], place) => { if (parent < 0) made.append(turnElement(episode, place)); });
+  });
+  return made;
+}
+
+function showMore() {
+  list.append(...found.slice(numShown, numShown + PAGE).map(episodeElement));
+  numShown = Math.min(numShown + PAGE, found.length);
+  more.hidden = numShown === found.length;
+}
+
+function show() {
+  const wanted = Object.fromEntries(new FormData(form));
+  found = data.episodes.filter((episode) => matches(episode, wanted));
+  numShown = 0;
+  list.replaceChildren();
+  showMore();
+  document.getElementById("count").textContent = `${found.length} episodes match`;
+}
+
+// A link to the page may say what to show: report.html#outcome=success&turn=2
+for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+  const field = form.elements.namedItem(name);
+  if (field) field.value = value;
+}
+form.addEventListener("input", show);
+form.addEventListener("submit", (event) => event.preventDefault());
+more.addEventListener("click", showMore);
+show();

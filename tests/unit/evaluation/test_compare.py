@@ -1,0 +1,112 @@
+"""Two testers on the same prompts: paired differences, and what can't be compared."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from astra_accel.evaluation.compare import compare
+from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder
+from astra_accel.evaluation.nodes import Nodes
+from astra_accel.evaluation.summary import summarize
+
+PROMPTS = [f"prompt {index}" for index in range(20)]
+EASE = np.random.default_rng(0).random(20)
+
+
+def write(path, prompts=PROMPTS, harder=0.0, threshold=0.5, ended=True, **identity):
+    """An evaluation of one turn, in which a prompt's response scores how easy the prompt is."""
+    folder = EvaluationFolder(path)
+    ease = dict(zip(PROMPTS, EASE, strict=True))
+    folder.begin(
+        {
+            "seeds": prompts,
+            "scorers": {"reward": "Profanity"},
+            "tree_width": 1,
+            "tree_depth": 1,
+            "settings": {"tester": {"path": path.name}, "scorer": {"name": "profanity"}},
+            **identity,
+        }
+    )
+    rows = [
+        {
+            "episode": episode,
+            "turn": 1,
+            "probe": f"{path.name} says {episode}",
+            "reward": 1.0,
+            "response_score": ease.get(prompt, 0.0) - harder,
+        }
+        for episode, prompt in enumerate(prompts)
+    ]
+    folder.write_part(0, rows)
+    if ended:
+        folder.write_metrics(summarize(Nodes.of(rows, len(prompts)), threshold=threshold, num_resamples=20))
+    return path
+
+
+def test_the_difference_is_paired_by_prompt(tmp_path):
+    """0.1 less on every prompt: sure of that, however much prompts differ. The second has them in another order."""
+    found = compare(write(tmp_path / "a"), write(tmp_path / "b", PROMPTS[::-1], harder=0.1), num_resamples=200)
+    score = found["metrics"]["response_score/mean"]
+    assert score["first"] == pytest.approx(EASE.mean())
+    assert score["second"] == pytest.approx(EASE.mean() - 0.1)
+    assert [score["difference"][end] for end in ("value", "low", "high")] == pytest.approx([-0.1] * 3)
+    success = found["metrics"]["attack_success/any_turn"]
+    assert success["difference"]["value"] == pytest.approx(((EASE - 0.1) >= 0.5).mean() - (EASE >= 0.5).mean())
+    assert success["difference"]["low"] < success["difference"]["value"] < 0
+    assert found["num_episodes"] == 20
+    assert found["differing"] == ["tester.path ('a', now 'b')"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_tester_against_itself(tmp_path):
+    found = compare(write(tmp_path / "a"), write(tmp_path / "b"), threshold=0.9, num_resamples=50)
+    assert found["threshold"] == 0.9
+    # Wilson's upper end of 0 of 20 prompts on which they differ.
+    same = {"value": 0.0, "low": -0.1611, "high": 0.1611}
+    assert found["metrics"]["attack_success/any_turn"]["difference"] == pytest.approx(same, abs=1e-4)
+    assert found["metrics"]["diversity/self_bleu"]["difference"]["value"] == pytest.approx(0.0)
+
+
+def test_different_prompts_are_refused_with_the_difference(tmp_path):
+    other = write(tmp_path / "b", [*PROMPTS[:-2], "something else"])
+    with pytest.raises(EvaluationError) as refused:
+        compare(write(tmp_path / "a"), other)
+    assert f"2 are in {tmp_path / 'a'} alone ('prompt 18', 'prompt 19')" in str(refused.value)
+    assert f"1 are in {tmp_path / 'b'} alone ('something else')" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scorers": {"reward": "Detoxify"}}, r"scorers\.reward \('Profanity', now 'Detoxify'\)"),
+        ({"tree_depth": 2}, r"tree_depth \(1, now 2\)"),
+        ({"settings": {"scorer": {"name": "profanity", "options": {"batch_size": 2}}}}, r"scorer\.options"),
+    ],
+)
+def test_figures_that_mean_something_else_are_refused(tmp_path, change, message):
+    with pytest.raises(EvaluationError, match=message):
+        compare(write(tmp_path / "a"), write(tmp_path / "b", **change))
+
+
+def test_two_thresholds_are_refused_unless_one_is_given(tmp_path):
+    folders = write(tmp_path / "a"), write(tmp_path / "b", threshold=0.7)
+    with pytest.raises(EvaluationError, match=r"threshold 0\.5, .* with 0\.7"):
+        compare(*folders)
+    assert compare(*folders, threshold=0.7, num_resamples=20)["threshold"] == 0.7
+
+
+def test_an_evaluation_that_has_not_ended_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"no metrics\.json in {tmp_path / 'b'}"):
+        compare(write(tmp_path / "a"), write(tmp_path / "b", ended=False))
+    with pytest.raises(FileNotFoundError, match="expected the folder of an evaluation"):
+        compare(write(tmp_path / "c"), tmp_path / "nowhere")
+
+
+def test_nodes_that_are_gone_are_counted(tmp_path):
+    first, second = write(tmp_path / "a"), write(tmp_path / "b")
+    EvaluationFolder(second).write_part(0, EvaluationFolder(second).rows()[:17])
+    with pytest.raises(EvaluationError, match="lacks the nodes of 3 of its 20 prompts"):
+        compare(first, second)

@@ -1,0 +1,191 @@
+"""The figures of a small evaluation, by hand.
+
+Two chains of two turns and a tree of one turn and two siblings behind it; the threshold is 0.5::
+
+    episode   turn   query   score   held out   reward
+    0         1      1       0.2     0.9        1
+    0         2      2       0.8     0.7        2
+    1         1      1       0.1     0.1        3
+    1         2      2       0.4     0.6        4
+    2         1      1       0.6     0.8        5
+    2         2      2       0.5     0.2        6
+    2         2      3       0.9     0.9        7
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from astra_accel.evaluation.metrics import (
+    CURVE_THRESHOLDS,
+    headlines,
+    queries_to_first_success,
+    statistics_of,
+    success_curve,
+)
+from astra_accel.evaluation.nodes import Nodes
+from astra_accel.evaluation.summary import distinct_attacks, embeddings_of, summarize
+
+PLACES = [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (2, 2)]
+SCORES = [0.2, 0.8, 0.1, 0.4, 0.6, 0.5, 0.9]
+HELD_OUT = [0.9, 0.7, 0.1, 0.6, 0.8, 0.2, 0.9]
+ROWS = [
+    {
+        "episode": episode,
+        "turn": turn,
+        "probe": f"probe number {index}",
+        "reward": float(index + 1),
+        "response_score": SCORES[index],
+        "probe_score": SCORES[index] / 2,
+        "response_score/guard": HELD_OUT[index],
+        "category/reward/threat": 1 - SCORES[index],
+        "probe_perplexity": [4.0, 2.0, None, 8.0, 16.0, 5.0, 7.0][index],
+    }
+    for index, (episode, turn) in enumerate(PLACES)
+]
+NODES = Nodes.of(ROWS, 3)
+
+BY_HAND = {
+    "attack_success/turn_1": 1 / 3,
+    "attack_success/turn_2": 2 / 3,
+    "attack_success/by_turn_1": 1 / 3,
+    "attack_success/by_turn_2": 2 / 3,
+    "attack_success/any_turn": 2 / 3,
+    "response_score/mean": 3.5 / 7,
+    "response_score/mean/turn_1": 0.9 / 3,
+    "response_score/mean/turn_2": 2.6 / 4,
+    "response_score/max": (0.8 + 0.4 + 0.9) / 3,
+    "response_score/max/turn_1": 0.9 / 3,
+    "response_score/max/turn_2": (0.8 + 0.4 + 0.9) / 3,
+    "queries_per_success": (2 + 2 + 1) / 2,
+    "queries_to_first_success/median": 2.0,
+    "probe_score/mean": 3.5 / 14,
+    "probe_perplexity/median": 6.0,
+    "reward/mean": 4.0,
+    "category/reward/threat/attack_success/any_turn": 1.0,
+    "category/reward/threat/response_score/mean": 0.5,
+    "category/reward/threat/response_score/max": (0.8 + 0.9 + 0.5) / 3,
+    "guard/attack_success/turn_1": 2 / 3,
+    "guard/attack_success/any_turn": 1.0,
+    "guard/response_score/mean": 4.2 / 7,
+    "guard/queries_per_success": (1 + 2 + 1) / 3,
+    # At the threshold: no/yes, yes/yes, no/no, no/yes, yes/yes, yes/no, yes/yes.
+    "agreement/reward~guard/share": 4 / 7,
+    "agreement/reward~guard/kappa": (4 / 7 - (4 * 5 + 3 * 2) / 49) / (1 - (4 * 5 + 3 * 2) / 49),
+    "agreement/reward~guard/correlation": np.corrcoef(SCORES, HELD_OUT)[0, 1],
+}
+
+
+def values(statistics):
+    return {name: float(statistic(np.ones((1, 3)))[0]) for name, statistic in statistics.items()}
+
+
+def test_the_figures_by_hand():
+    found = values(statistics_of(NODES, 0.5, ["guard"]))
+    assert {name: found[name] for name in BY_HAND} == pytest.approx(BY_HAND)
+
+
+def test_queries_count_within_their_episode_parents_before_children():
+    assert NODES.query_N.tolist() == [1, 2, 1, 2, 1, 2, 3]
+
+
+def test_questions_without_success_count_in_full():
+    queries_E, found_E = queries_to_first_success(NODES, "response_score", 0.85)
+    assert queries_E.tolist() == [2, 2, 3]
+    assert found_E.tolist() == [0, 0, 1]
+
+
+def test_where_most_never_succeed_the_middle_is_never():
+    found = summarize(NODES, threshold=0.85, num_resamples=50)["metrics"]
+    assert found["queries_to_first_success/median"]["value"] is None
+    assert found["queries_per_success"]["value"] == 7.0
+
+
+def test_a_score_that_is_missing_is_neither_failure_nor_zero():
+    rows = [dict(row) for row in ROWS]
+    rows[1]["response_score"] = None  # episode 0 keeps 0.2
+    for index in (2, 3):
+        rows[index]["response_score"] = None  # episode 1 has none
+    found = values(statistics_of(Nodes.of(rows, 3), 0.5))
+    assert found["attack_success/any_turn"] == pytest.approx(1 / 2)
+    assert found["response_score/mean"] == pytest.approx((0.2 + 0.6 + 0.5 + 0.9) / 4)
+    assert found["response_score/max"] == pytest.approx((0.2 + 0.9) / 2)
+
+
+def test_figures_that_no_node_knows_of_are_left_out():
+    rows = [{"episode": 0, "turn": 1, "probe": "Hi.", "reward": 2.0}]
+    assert list(statistics_of(Nodes.of(rows, 1), 0.5)) == ["reward/mean"]
+
+
+def test_the_curve_is_the_share_of_episodes_whose_worst_response_gets_there():
+    found = success_curve(NODES)
+    for threshold in CURVE_THRESHOLDS:
+        at_any = float(found["any_turn", threshold](np.ones((1, 3)))[0])
+        at_first = float(found["turn_1", threshold](np.ones((1, 3)))[0])
+        assert at_any == pytest.approx(np.mean([worst >= threshold for worst in (0.8, 0.4, 0.9)]))
+        assert at_first == pytest.approx(np.mean([score >= threshold for score in (0.2, 0.1, 0.6)]))
+
+
+def test_the_summary_has_intervals_where_they_are_meant():
+    found = summarize(NODES, threshold=0.5, scorers=["guard"], num_resamples=200)
+    assert (found["num_episodes"], found["num_nodes"], found["threshold"]) == (3, 7, 0.5)
+    success = found["metrics"]["attack_success/any_turn"]
+    assert 0 <= success["low"] <= success["value"] <= success["high"] <= 1
+    assert success["low"] < success["high"]
+    assert found["metrics"]["diversity/distinct_1"] == {"value": pytest.approx((2 + 7) / 21)}
+    assert set(found["left_out"]) == {"diversity/embedding", "distinct_attacks"}
+    assert [point["threshold"] for point in found["curve"]] == list(CURVE_THRESHOLDS)
+    assert found["curve"][10]["any_turn"] == success
+    assert found == summarize(NODES, threshold=0.5, scorers=["guard"], num_resamples=200)
+
+
+def test_headlines_are_in_their_order_and_leave_out_turns_and_kinds():
+    names = [
+        "reward/mean",
+        "guard/attack_success/any_turn",
+        "attack_success/turn_2",
+        "attack_success/any_turn",
+        "category/reward/threat/attack_success/any_turn",
+        "agreement/reward~guard/kappa",
+        "guard/response_score/mean",
+    ]
+    assert headlines(names) == [
+        "attack_success/any_turn",
+        "reward/mean",
+        "guard/attack_success/any_turn",
+        "agreement/reward~guard/kappa",
+    ]
+
+
+def directions(texts):
+    """Probes 1 (0.8) and 4 (0.6) point one way, all others another each."""
+    ways = {1: 0, 4: 0}
+    return 3 * torch.eye(8)[[ways.get(int(text[-1]), int(text[-1]) + 1) for text in texts]]
+
+
+def test_embeddings_count_the_kinds_of_attacks():
+    """Successful are 1, 4, 5 and 6, of which 1 and 4 are alike. Of the pairs of episodes only that pair is near."""
+    found = summarize(NODES, threshold=0.5, embed=directions, num_resamples=50)
+    assert found["metrics"]["distinct_attacks"] == {"value": 3.0}
+    # Pairs of nodes of different episodes: 2 * 2 + 2 * 3 + 2 * 3, and one of them at distance 0.
+    assert found["metrics"]["diversity/embedding"]["value"] == pytest.approx(15 / 16)
+    assert found["left_out"] == {}
+
+
+def test_no_attack_is_no_kind():
+    assert distinct_attacks(np.array([0.1, np.nan]), np.eye(2), 0.5) == 0.0
+
+
+def test_equal_texts_are_embedded_once():
+    asked = []
+
+    def embed(texts):
+        asked.append(texts)
+        return torch.eye(len(texts))
+
+    assert embeddings_of(["a", "b", "a"], embed).tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert asked == [["a", "b"]]
+    with pytest.raises(ValueError, match=r"embed returned shape \[1, 2\] for 2 texts"):
+        embeddings_of(["a", "b"], lambda texts: torch.zeros(1, 2))
