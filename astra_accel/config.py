@@ -91,6 +91,8 @@ class TrainingConfiguration(Section):
     """Training steps between checkpoints (the last step has one too); None saves the best alone, and at a signal."""
     save_total_limit: Count | None = 2
     """Checkpoints to keep, the best one aside; None keeps all."""
+    stop_if_unsaved: bool = True
+    """Whether a checkpoint that can't be written (a full disk) ends the run; else that is told, and the run goes on."""
     eval_steps: Count | None = None
     """Training steps between evaluations on held-out prompts; None evaluates none."""
     num_eval_episodes: Count = 32
@@ -321,6 +323,8 @@ class EvaluationConfiguration(Section):
     """Probes a context; 1 holds conversations without branches. `rollout.tree_depth` is how many turns they have."""
     scorers: dict[str, ScorerConfiguration] = {}
     """Further scorers by a name of your own, which the tester was not trained by."""
+    embedding_model: str | None = Field(None, min_length=1)
+    """Embeds probes for how different they are in meaning: as `reward.embedding_model`; None leaves that out."""
     episodes_at_once: Count = 64
     """Episodes between two files, over all processes; a stopped evaluation goes on behind the last."""
     num_resamples: Count = 2000

@@ -18,6 +18,7 @@ from astra_accel.evaluation.folder import EVALUATION, EvaluationFolder
 from astra_accel.evaluation.loop import check_seeds
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
 from astra_accel.methods.ast.evaluator import ASTEvaluator, check_scorer_names
+from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
 from astra_accel.scorers import build_scorer
 from astra_accel.training.distributed import make_accelerator
 from astra_accel.training.run import MISTAKES, Prompts, build_sampler
@@ -49,6 +50,12 @@ def build_evaluator(config: RunConfiguration, tester: Path, accelerator: Acceler
         name: build_scorer(scorer.name, **{"device": accelerator.device, **scorer.options})
         for name, scorer in config.evaluation.scorers.items()
     }
+    model = config.evaluation.embedding_model
+    embedder = (
+        None
+        if model is None
+        else SentenceEmbedder(model, device=accelerator.device, field="evaluation.embedding_model")
+    )
     sampler = build_sampler(with_tester(config, tester), accelerator.device, prompts)
     sampler.eval_width = config.evaluation.tree_width
     return ASTEvaluator(
@@ -56,6 +63,7 @@ def build_evaluator(config: RunConfiguration, tester: Path, accelerator: Acceler
         prompts.test,
         config.evaluation.threshold,
         scorers=scorers,
+        embed=None if embedder is None else embedder.embed,
         num_resamples=config.evaluation.num_resamples,
     )
 

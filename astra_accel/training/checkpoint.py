@@ -13,8 +13,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class CheckpointError(RuntimeError):
 
 class CheckpointFormatError(CheckpointError):
     """A checkpoint was written by another version of the package."""
+
+
+class UnsavedError(OSError):
+    """A checkpoint could not be written, as to a disk that is full. Those before it are as they were."""
 
 
 @dataclass
@@ -83,7 +87,11 @@ def checkpoint_name(step: int) -> str:
 
 
 def save_checkpoint(training: Training, folder: Path) -> Path:
-    """Write a checkpoint of the current step into the folder of checkpoints. All processes together."""
+    """Write a checkpoint of the current step into the folder of checkpoints. All processes together.
+
+    Raises:
+        UnsavedError: it can't be written. On processes that could, a :class:`~.distributed.RankError`.
+    """
     accelerator = training.engine.accelerator
     name = checkpoint_name(training.state.step)
     temporary = folder / f".{name}.tmp"
@@ -93,13 +101,18 @@ def save_checkpoint(training: Training, folder: Path) -> Path:
         temporary.mkdir(parents=True)
 
     def write() -> None:
-        _write_share(training, temporary)
-        torch.save(_random_states(), temporary / _random_file(accelerator.process_index))
+        with _naming(temporary):
+            _write_share(training, temporary)
+            torch.save(_random_states(), temporary / _random_file(accelerator.process_index))
+
+    def publish() -> None:
+        with _naming(temporary):
+            _publish(temporary, folder / name)
 
     try:
         on_main(accelerator, prepare)
         on_every_rank(accelerator, write)
-        on_main(accelerator, lambda: _publish(temporary, folder / name))
+        on_main(accelerator, publish)
     except Exception:
         if accelerator.is_main_process:  # a disk that is full has use for the space
             shutil.rmtree(temporary, ignore_errors=True)
@@ -286,6 +299,19 @@ def _write_main_files(training: Training, optimizer_state: dict[int, Any], folde
         torch.save(rollout_state, folder / ROLLOUT_STATE)
     (folder / STATE).write_text(json.dumps(asdict(training.state), indent=2) + "\n", encoding="utf-8")
     (folder / CONFIG).write_text(training.config_yaml, encoding="utf-8")
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """One kind of error for files that can't be written, of which the libraries have several."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch's writer has no class of its own, and says where in its sources it failed.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise UnsavedError(f"the checkpoint {folder} could not be written ({free} bytes are free): {error}") from error
 
 
 def _on_cpu(values: Mapping[str, Any]) -> dict[str, Any]:

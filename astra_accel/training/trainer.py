@@ -22,6 +22,7 @@ from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.checkpoint import TrainerState, Training
 from astra_accel.training.display import Display
 from astra_accel.training.distributed import (
+    RankError,
     check_accelerator,
     launch_advice,
     make_accelerator,
@@ -283,10 +284,11 @@ class AccelTrainer:
         figures |= self._stopwatch.take()
         preempted = self._report(experience, records, figures)
         due = config.save_steps is not None and (last or step % config.save_steps == 0)
+        saved = False
         if improved or due or preempted:
             with self._stopwatch.phase("save"):
-                self._save()
-        if preempted:
+                saved = self._save()
+        if preempted and saved:
             self._stop()
 
     def _report(self, experience: Experience, records: list[dict[str, Any]], figures: dict[str, Any]) -> bool:
@@ -378,14 +380,31 @@ class AccelTrainer:
         if self.config.log_with:
             on_every_rank(self.accelerator, finish)
 
-    def _save(self) -> None:
-        checkpoints.save_checkpoint(self._training(), self.folder.checkpoints)
+    def _save(self) -> bool:
+        """Whether there is a checkpoint now."""
+        try:
+            checkpoints.save_checkpoint(self._training(), self.folder.checkpoints)
+        except (checkpoints.UnsavedError, RankError) as error:
+            if not self._goes_on_without(error):
+                raise
+            return False
         on_main(
             self.accelerator,
             lambda: checkpoints.prune_checkpoints(
                 self.folder.checkpoints, self.config.save_total_limit, self.state.step, self.state.best_step
             ),
         )
+        return True
+
+    def _goes_on_without(self, error: Exception) -> bool:
+        """Whether a run goes on without a checkpoint; the process that could not write it says why on its screen."""
+        if self.config.stop_if_unsaved:
+            return False
+        unsaved = isinstance(error, checkpoints.UnsavedError)
+        if not any(on_every_rank(self.accelerator, lambda: unsaved)):
+            return False
+        logger.warning("%s; the run goes on (training.stop_if_unsaved)", error)
+        return True
 
     def _training(self) -> Training:
         return Training(self.engine, self.learning_rate, self.state, self._config_yaml, self.harness.sampler.system)

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from astra_accel import AccelTrainer, TrainingConfiguration
+from tests.helpers.launches import make_launch
 from tests.helpers.plain import build_plain
 
 EPISODES = 8
 
 
-def main(folder: str, fault: str, timeout: str) -> None:
+def main(folder: str, fault: str, timeout: str, kind: str = "ddp", steps: str = "6") -> None:
     sampler, algorithm = build_plain()
     config = TrainingConfiguration(
         output_dir=Path(folder),
         batch_size=4,
-        training_steps=6,
+        training_steps=int(steps),
         num_episodes_per_experience=EPISODES,
         save_steps=1,
         sample_steps=None,
@@ -49,7 +50,7 @@ def main(folder: str, fault: str, timeout: str) -> None:
         return step(batch)
 
     sampler.rollout, algorithm.step = unreliable, stepping
-    AccelTrainer(config, sampler, algorithm).train()
+    AccelTrainer(config, sampler, algorithm, accelerator=make_launch(kind, config)).train("auto")
 
 
 if __name__ == "__main__":

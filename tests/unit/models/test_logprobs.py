@@ -15,7 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs
+from astra_accel.models.support import UnsupportedModelError
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
+from tests.helpers.architectures import build
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
 PACKINGS = ["prefix_tree", "none"]
@@ -301,3 +303,45 @@ def test_mixed_precision_packs_too(model):
     assert mixed.dtype == torch.float32
     assert 1e-4 < (mixed - exact).abs().max() < 0.5
     assert torch.cosine_similarity(mixed_gradient, exact_gradient, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_what_scores_nothing_depends_on_the_weights_all_the_same(model, packing):
+    """A process whose examples have no token takes part in what processes do in a backward pass."""
+    (values,) = sequence_logprobs(model, [[3, 4, 5]], [[]], packing=packing)
+
+    assert values.shape == (0,)
+    values.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+    with torch.no_grad():
+        assert not sequence_logprobs(model, [[3, 4, 5]], [[]], packing=packing)[0].requires_grad
+
+
+class TestSharded:
+    """Weights that processes gather together, so that all of them must make as many forwards."""
+
+    @pytest.fixture(autouse=True)
+    def sharded(self, monkeypatch):
+        monkeypatch.setattr("astra_accel.models.logprobs.is_sharded", lambda model: True)
+
+    @pytest.mark.parametrize("packing", PACKINGS)
+    def test_there_is_one_forward_whatever_the_budget(self, model, packing):
+        contexts, continuations = examples(MIXED, model.config.vocab_size)
+        with torch.no_grad():
+            sequence_logprobs(model, contexts, continuations, packing=packing)  # the model's checks
+        forwards = []
+        model.get_input_embeddings().register_forward_hook(lambda *_: forwards.append(1))
+
+        assert_plain(model, contexts, continuations, packing=packing, token_budget=1)
+
+        plain_ones = len(contexts)
+        assert len(forwards) == 1 + plain_ones
+
+    def test_a_model_that_takes_no_padding_is_refused(self):
+        model = build("mamba")
+        with torch.no_grad():
+            sequence_logprobs(model, [[3, 4]], [[5]])
+        with pytest.raises(
+            UnsupportedModelError, match=r"Mamba.* takes no padding.*expected a launch by DDP or ZeRO-2"
+        ):
+            sequence_logprobs(model, [[3, 4]], [[5]])

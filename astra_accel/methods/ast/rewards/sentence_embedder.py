@@ -29,6 +29,7 @@ class SentenceEmbedder:
         model: a hub id or a folder; ``"embedded"`` is all-MiniLM-L6-v2 (Apache-2.0) from PyPI.
         device: where it runs.
         batch_size: texts that are embedded at once.
+        field: what says which model it is, for messages.
 
     Raises:
         ImportError: the embedded model's package is not installed.
@@ -36,7 +37,12 @@ class SentenceEmbedder:
     """
 
     def __init__(
-        self, model: str | Path = EMBEDDED_NAME, *, device: str | torch.device = "cpu", batch_size: int = 64
+        self,
+        model: str | Path = EMBEDDED_NAME,
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int = 64,
+        field: str = "reward.embedding_model",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
@@ -48,7 +54,7 @@ class SentenceEmbedder:
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             self.model = load_frozen(AutoModel, source, device, torch.float32)
         except (OSError, ValueError) as error:
-            raise ValueError(f"reward.embedding_model is {source!r}, which can't be loaded: {error}") from error
+            raise ValueError(f"{field} is {source!r}, which can't be loaded: {error}") from error
         limit = _settings(source, "sentence_bert_config.json").get("max_seq_length")
         self._max_length = longest_input(self.model, self.tokenizer, limit)
         self._batch_size = batch_size

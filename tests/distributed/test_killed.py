@@ -1,0 +1,62 @@
+"""Killed at any moment, also while it saves, and resumed each time, a run ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from astra_accel.training.checkpoint import list_checkpoints
+from tests.helpers.processes import free_port
+from tests.helpers.runs import ROOT, largest_difference
+
+SCRIPT = ROOT / "tests" / "helpers" / "unreliable.py"
+STEPS = 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2"])
+def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(kind: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _launch(whole, kind).wait(300) == 0
+    draw, moments = random.Random(kind), []
+    while len(moments) < 20:
+        job = _launch(killed, kind)
+        before = _newest(killed)
+        while _newest(killed) == before and job.poll() is None:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.1))
+        if job.poll() is not None:
+            break
+        moments.append(bool(list((killed / "checkpoints").glob(".*.tmp"))))
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait(30)
+    assert len(moments) == 20, f"it ended after {len(moments)} kills"
+    assert any(moments), "no kill met a save"
+    assert _launch(killed, kind).wait(300) == 0
+    weights = [load_file(run / "tester" / "trained.safetensors") for run in (whole, killed)]
+    assert largest_difference(*weights) == 0
+
+
+def _launch(folder: Path, kind: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    return subprocess.Popen(
+        [*command, "--master_port", str(free_port()), str(SCRIPT), str(folder), "none", "60", kind, str(STEPS)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _newest(run: Path) -> str | None:
+    found = list_checkpoints(run / "checkpoints")
+    return found[-1].name if found else None

@@ -1,0 +1,62 @@
+from types import SimpleNamespace
+
+import pytest
+from accelerate import DeepSpeedPlugin
+
+from astra_accel import TrainingConfiguration
+from astra_accel.training.zero import check_deepspeed
+
+CONFIG = TrainingConfiguration(batch_size=8, gradient_accumulation_steps=2, max_grad_norm=1.0)
+
+
+def check(zero_optimization=None, num_processes=2, zero3_init_flag=False, **settings):
+    """Check the run above against a DeepSpeed configuration."""
+    plugin = DeepSpeedPlugin(
+        hf_ds_config={"zero_optimization": {"stage": 3, **(zero_optimization or {})}, **settings},
+        zero3_init_flag=zero3_init_flag,
+    )
+    accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin), num_processes=num_processes)
+    check_deepspeed(accelerator, CONFIG)
+
+
+AUTO = {
+    "train_micro_batch_size_per_gpu": "auto",
+    "train_batch_size": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+}
+SAME = {
+    "train_micro_batch_size_per_gpu": 4,
+    "train_batch_size": 16,
+    "gradient_accumulation_steps": 2,
+    "gradient_clipping": 1.0,
+}
+
+
+@pytest.mark.parametrize("settings", [AUTO, SAME])
+def test_what_follows_from_the_run_may_be_auto_or_the_same(settings):
+    check(**settings)
+
+
+@pytest.mark.parametrize(("name", "value"), [("train_batch_size", 8), ("gradient_clipping", 0.5)])
+def test_another_value_is_an_error(name, value):
+    with pytest.raises(
+        ValueError, match=rf"{name} is {value} in the DeepSpeed.*but {SAME[name]} follows from training"
+    ):
+        check(**{**SAME, name: value})
+
+
+def test_auto_that_nothing_fills_is_an_error():
+    with pytest.raises(ValueError, match=r"zero_optimization\.reduce_bucket_size is auto.*nothing fills it"):
+        check({"reduce_bucket_size": "auto"}, **AUTO)
+
+
+@pytest.mark.parametrize(("section", "field"), [("optimizer", "optimizer"), ("scheduler", "lr_scheduler")])
+def test_an_optimizer_or_a_schedule_besides_the_runs_own_is_an_error(section, field):
+    with pytest.raises(ValueError, match=rf"section '{section}'; expected none, since training\.{field} says it"):
+        check(**AUTO, **{section: {"type": "Adam"}})
+
+
+def test_spreading_the_frozen_models_is_an_error():
+    with pytest.raises(ValueError, match="zero3_init_flag is true"):
+        check(zero3_init_flag=True, **AUTO)
