@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Two at a time, as on a machine of two cores: many tests start two processes of their own.
+WORKERS ?= --numprocesses 2 --dist worksteal
 BENCHMARKS := rollout update grpo_vs_trl memory scaling
 
 .PHONY: demo test test-all checks bench setup clean
@@ -13,10 +15,10 @@ demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled pr
 	$(BIN)/astra-accel report runs/demo
 
 test: $(READY)  ## The tests of every change
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-all: $(READY)  ## All tests, the long ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 checks: $(READY)  ## Lint, format, types
 	$(BIN)/ruff check .
