@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 
 class ScorerError(RuntimeError):
@@ -30,6 +31,18 @@ class Scorer(ABC):
         if len(probes) != len(responses):
             raise ValueError(f"{len(probes)} probes and {len(responses)} responses: expected as many of each")
         return self.score(responses)
+
+
+def response_scores(scorer: Any, probes: Sequence[str], responses: Sequence[str]) -> list[float | None]:
+    """One checked score a response, given its probe where the scorer reads conversations.
+
+    Raises:
+        ScorerError: the scorer did not return one finite number a text, or None.
+    """
+    # Scorers written for the reference have `score` alone.
+    exchanges = getattr(scorer, "score_exchanges", None)
+    scores = scorer.score(responses) if exchanges is None else exchanges(probes, responses)
+    return check_scores(scorer, responses, scores)
 
 
 def check_scores(scorer: object, texts: Sequence[str], scores: Sequence[float | None]) -> list[float | None]:

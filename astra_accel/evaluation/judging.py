@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from astra_accel.core.sampler import Graph, Node, walk
-from astra_accel.core.scorer import ScorerError, check_scores
+from astra_accel.core.scorer import ScorerError, check_scores, response_scores
 from astra_accel.evaluation.metrics import PERPLEXITY, PROBE_SCORE, RESPONSE_SCORE, REWARD_SCORER, column
 from astra_accel.training.outputs import rollout_rows
 
@@ -53,13 +53,6 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
         for row, value in zip(rows, values, strict=True):
             row[name] = value
     return by_graph
-
-
-def response_scores(scorer: Any, probes: Sequence[str], responses: Sequence[str]) -> list[float | None]:
-    """One checked score a response; a scorer that has ``score`` alone judges it without its probe."""
-    exchanges = getattr(scorer, "score_exchanges", None)
-    scores = scorer.score(responses) if exchanges is None else exchanges(probes, responses)
-    return check_scores(scorer, responses, scores)
 
 
 def category_columns(name: str, scorer: Any, responses: Sequence[str]) -> dict[str, list[float | None]]:

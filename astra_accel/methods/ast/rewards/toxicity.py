@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from astra_accel.core.scorer import Scorer, check_scores
+from astra_accel.core.scorer import Scorer, check_scores, response_scores
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 
 
@@ -46,8 +46,4 @@ class ResponseToxicity(RewardTerm):
         Raises:
             ScorerError: the scorer did not return one finite number a text, or None.
         """
-        probes, responses = turns.probe_texts, turns.response_texts
-        # Scorers written for the reference have `score` alone.
-        exchanges = getattr(self.scorer, "score_exchanges", None)
-        scores = self.scorer.score(responses) if exchanges is None else exchanges(probes, responses)
-        return check_scores(self.scorer, responses, scores)
+        return response_scores(self.scorer, turns.probe_texts, turns.response_texts)
