@@ -95,20 +95,23 @@ def rewarded_trees(graph: Graph[StateT, ActionT]) -> list[Graph[StateT, ActionT]
     trees, pending = [], [graph]
     while pending:
         tree = copy(pending.pop(0))
-        tree.children = _rewarded(tree.children, pending)
+        tree.children = _rewarded(tree, tree.children, pending)
         if tree.children:
             trees.append(tree)
     return trees
 
 
-def _rewarded(nodes: Sequence[Node[StateT, ActionT]], cut_off: list[Graph[StateT, ActionT]]) -> list[Node]:
+def _rewarded(
+    graph: Graph[StateT, ActionT], nodes: Sequence[Node[StateT, ActionT]], cut_off: list[Graph[StateT, ActionT]]
+) -> list[Node]:
     kept = []
     for node in nodes:
         if node.reward is not None:
             kept.append(copy(node))
-            kept[-1].children = _rewarded(node.children, cut_off)
+            kept[-1].children = _rewarded(graph, node.children, cut_off)
         elif node.children:
-            cut_off.append(Graph(node.children[0].context, node.children))
+            cut_off.append(copy(graph))  # with its seed
+            cut_off[-1].context, cut_off[-1].children = node.children[0].context, node.children
     return kept
 
 

@@ -52,13 +52,15 @@ def test_what_follows_a_node_without_a_reward_is_a_tree_of_its_own():
     """
     inner = node("11", node("110", node("1100"), reward=None), reward=None)
     outer = node("0", node("00"), node("01"), reward=None)
-    graph = Graph("start", [outer, node("1", node("10"), inner)])
+    graph = Graph("start", [outer, node("1", node("10"), inner)], seed=7)
     found = [(tree.context, [(path, node.probe) for path, node in walk(tree)]) for tree in rewarded_trees(graph)]
     assert found == [
         ("start", [((0,), "1"), ((0, 0), "10")]),
         ("before 00", [((0,), "00"), ((1,), "01")]),
         ("before 1100", [((0,), "1100")]),
     ]
+    # What is random about a tree (which branch is credited) follows from the seed of its episode.
+    assert {tree.seed for tree in rewarded_trees(graph)} == {7}
     # The graph itself keeps all of its nodes.
     assert len(list(walk(graph))) == 8
 
