@@ -69,7 +69,8 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
 
     Raises:
         RuntimeError: several processes were launched, but each is alone.
-        ValueError: the global batch can't be split, or the accelerator and the configuration disagree.
+        ValueError: the global batch can't be split, the device lacks the precision, or the accelerator and the
+            configuration disagree.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -78,6 +79,7 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
             f"train alone. On CPU make it with Accelerator(cpu=True), or pass no accelerator"
         )
     _check_sharding(accelerator, config)
+    _check_precision(accelerator)
     if not accelerator.gradient_state.sync_with_dataloader:
         raise ValueError(
             "the accelerator accumulates gradients over the ends of loaders (sync_with_dataloader is False), but an "
@@ -116,6 +118,17 @@ def _check_sharding(accelerator: Accelerator, config: TrainingConfiguration) -> 
         raise ValueError(
             f"the launch is of {kind.value}, which builds models of its own; expected one process, DDP, FSDP2 or "
             f"DeepSpeed (see accelerate_configs)"
+        )
+
+
+def _check_precision(accelerator: Accelerator) -> None:
+    precision, device = accelerator.mixed_precision, accelerator.device.type
+    if precision == "fp16" and device == "cpu":
+        raise ValueError("mixed precision is fp16, which is for GPUs, but the device is a CPU; expected bf16 or no")
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            f"mixed precision is bf16, which {torch.cuda.get_device_name(accelerator.device)} does not compute in; "
+            f"expected fp16 or no"
         )
 
 

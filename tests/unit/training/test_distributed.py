@@ -77,6 +77,15 @@ class TestMakeAccelerator:
             check_accelerator(pretended, TrainingConfiguration())
         check_accelerator(Pretended(distributed_type=DistributedType.FSDP, is_fsdp2=True), TrainingConfiguration())
 
+    def test_a_precision_that_the_device_lacks_is_refused(self, monkeypatch):
+        with pytest.raises(ValueError, match=r"fp16, which is for GPUs.*expected bf16 or no"):
+            make_accelerator(TrainingConfiguration(mixed_precision="fp16"))
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+        old = Pretended(mixed_precision="bf16", device=torch.device("cuda"))
+        with pytest.raises(ValueError, match=r"bf16, which an old GPU does not compute in.*expected fp16 or no"):
+            check_accelerator(old, TrainingConfiguration(mixed_precision="bf16"))
+
     def test_a_launch_that_builds_its_own_models_is_refused(self):
         pretended = Pretended(distributed_type=DistributedType.MEGATRON_LM)
         with pytest.raises(ValueError, match="MEGATRON_LM, which builds models of its own"):
@@ -101,7 +110,7 @@ class TestMakeAccelerator:
             check_accelerator(accelerator, TrainingConfiguration(gradient_accumulation_steps=2))
 
     def test_a_precision_that_is_left_open_is_the_accelerators(self):
-        check_accelerator(Pretended(mixed_precision="fp16"), TrainingConfiguration(mixed_precision=None))
+        check_accelerator(Pretended(mixed_precision="bf16"), TrainingConfiguration(mixed_precision=None))
 
 
 class TestLaunchAdvice:
