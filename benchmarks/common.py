@@ -22,6 +22,7 @@ from astra_accel.config import LoRAConfiguration, ModelConfiguration, RolloutCon
 from astra_accel.data import load_prompts
 
 RESULTS = Path(__file__).parent / "results"
+TRAIN = Path(__file__).parents[1] / "examples" / "train.py"
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 HELP = {
     "episodes": "prompts: the first of the list",
@@ -49,6 +50,33 @@ def parse(
     parser.add_argument("--target", type=float, help="what the first ratio is aimed at; written beside it")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the result is written")
     return parser.parse_args(arguments)
+
+
+def train_arguments(options: argparse.Namespace, prompts: Path, output_dir: Path) -> list[str]:
+    """What makes ``examples/train.py`` a run of the options (with ``batch`` and ``steps``), and of nothing else."""
+    fields = {
+        "tester.path": options.model,
+        "tester.dtype": options.dtype,
+        "target.path": options.model,
+        "target.dtype": options.dtype,
+        "rollout.tree_width": options.width,
+        "rollout.tree_depth": options.depth,
+        "rollout.tester.max_new_tokens": options.tokens,
+        "rollout.target.max_new_tokens": options.tokens,
+        "training.training_steps": options.steps,
+        "training.num_episodes_per_experience": options.episodes,
+        "training.batch_size": options.batch,
+        "training.lr": 1e-5,
+        "training.save_steps": "null",
+        "training.sample_steps": "null",
+        "training.output_dir": output_dir,
+        "training.overwrite_output_dir": "true",
+        "prompts.train.source": prompts,
+        "prompts.dev": "null",
+        "prompts.test": "null",
+        **({"lora": "null"} if options.full else {}),
+    }
+    return [text for name, value in fields.items() for text in (f"--{name}", str(value))]
 
 
 def first_prompts(options: argparse.Namespace) -> list[str]:

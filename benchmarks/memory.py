@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import first_prompts, interleaved, medians, parse, report
+from common import TRAIN, first_prompts, interleaved, medians, parse, report, train_arguments
 
 FOLDER = Path(__file__).parent
-TRAIN = FOLDER.parent / "examples" / "train.py"
 # A new process starts out with the peak of the one that made it, so a small one stands between.
 LAUNCHER = """
 import resource, subprocess, sys
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         prompts.write_text(json.dumps(first_prompts(options)), encoding="utf-8")
         commands = {
             "reference": [FOLDER / "plain.py", *_plain_arguments(options, prompts)],
-            "ours": [TRAIN, *_train_arguments(options, prompts, Path(folder) / "run")],
+            "ours": [TRAIN, *train_arguments(options, prompts, Path(folder) / "run")],
         }
         measured = interleaved(
             {name: lambda command=command: peak_gb(command) for name, command in commands.items()}, options.repeats
@@ -71,32 +70,6 @@ def _plain_arguments(options: argparse.Namespace, prompts: Path) -> list[str]:
     names = ("model", "dtype", "episodes", "width", "depth", "tokens", "batch", "steps")
     arguments = [text for name in names for text in (f"--{name}", str(getattr(options, name)))]
     return [*arguments, "--prompts", str(prompts), *(["--full"] if options.full else [])]
-
-
-def _train_arguments(options: argparse.Namespace, prompts: Path, output_dir: Path) -> list[str]:
-    fields = {
-        "tester.path": options.model,
-        "tester.dtype": options.dtype,
-        "target.path": options.model,
-        "target.dtype": options.dtype,
-        "rollout.tree_width": options.width,
-        "rollout.tree_depth": options.depth,
-        "rollout.tester.max_new_tokens": options.tokens,
-        "rollout.target.max_new_tokens": options.tokens,
-        "training.training_steps": options.steps,
-        "training.num_episodes_per_experience": options.episodes,
-        "training.batch_size": options.batch,
-        "training.lr": 1e-5,
-        "training.save_steps": "null",
-        "training.sample_steps": "null",
-        "training.output_dir": output_dir,
-        "training.overwrite_output_dir": "true",
-        "prompts.train.source": prompts,
-        "prompts.dev": "null",
-        "prompts.test": "null",
-        **({"lora": "null"} if options.full else {}),
-    }
-    return [text for name, value in fields.items() for text in (f"--{name}", str(value))]
 
 
 if __name__ == "__main__":

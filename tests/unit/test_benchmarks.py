@@ -59,12 +59,14 @@ RUNS = {
         ("reference as published", "ours"),
     ),
     "grpo_vs_trl": (["--width", "2", "--batch", "4", "--steps", "2"], "TRL / ours", ("TRL step", "our step")),
+    "weak_scaling": ([*TREES, "--batch", "4", "--steps", "2"], "2 processes / 1", ("1 process", "2 processes")),
     "memory": ([*TREES, "--batch", "4", "--steps", "1"], "reference / ours", ("reference", "ours")),
 }
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "memory" else []) for name in RUNS]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("memory", "weak_scaling") else []) for name in RUNS],
 )
 def test_a_benchmark_prints_and_writes_its_result(name, tmp_path, capfd):
     arguments, ratio, (above, below) = RUNS[name]
@@ -335,7 +337,7 @@ def test_memory_of_a_process_is_its_own(tmp_path):
 @pytest.mark.parametrize("full", [False, True])
 def test_the_run_whose_memory_is_measured_is_as_the_options_say(full, tmp_path):
     chosen = options(*(["--full"] if full else []), batch=16, steps=2)
-    arguments = script("memory")._train_arguments(chosen, tmp_path / "prompts.json", tmp_path / "run")
+    arguments = script("common").train_arguments(chosen, tmp_path / "prompts.json", tmp_path / "run")
     config = RunConfiguration.load(None, arguments)
     assert (config.training.training_steps, config.training.num_episodes_per_experience) == (2, 2)
     assert (config.training.batch_size, config.training.save_steps) == (16, None)
