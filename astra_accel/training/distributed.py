@@ -210,6 +210,16 @@ def on_every_rank(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     return [outcome for outcome, _ in outcomes]
 
 
+def end_together(accelerator: Accelerator) -> None:
+    """Take leave of the other processes, before a script ends.
+
+    gloo's threads need Python to let go of what was sent last. A script that ends right behind an exchange keeps Python
+    to itself while it takes the process group down, and both wait for ever; waiting at a barrier lets them have it.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.state.destroy_process_group()
+
+
 @contextmanager
 def naming_lost_processes(timeout: float) -> Iterator[None]:
     """Say in words when a process can't reach the others any more.

@@ -32,7 +32,7 @@ from astra_accel.models.embedded import EmbeddedModelError
 from astra_accel.models.roles import find_roles
 from astra_accel.scorers import build_scorer
 from astra_accel.training.checkpoint import CheckpointError, newest_checkpoint, verify_checkpoint
-from astra_accel.training.distributed import make_accelerator
+from astra_accel.training.distributed import end_together, make_accelerator
 from astra_accel.training.outputs import CHECKPOINTS, OutputFolderError, check_output_dir
 from astra_accel.training.trainer import AccelTrainer
 
@@ -162,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 2
     run(trainer, prompts, known.resume)
+    end_together(trainer.accelerator)
     return 0
 
 

@@ -360,6 +360,8 @@ class AccelTrainer:
         self.save_tester()
         self._end_trackers()
         self.display.say(f"tester saved to {self.folder.tester}")
+        # A script may end here, which it must not right behind an exchange: see `end_together`.
+        self.accelerator.wait_for_everyone()
 
     def _stop(self) -> None:
         """End before the end, at a checkpoint of this training step."""
@@ -367,6 +369,7 @@ class AccelTrainer:
         path = self.folder.checkpoints / checkpoints.checkpoint_name(self.state.step)
         automatic = "" if self.config.output_dir is None else f", or --resume {AUTO}"
         self.display.say(f"stopped by a signal after step {self.state.step}; to go on: --resume {path}{automatic}")
+        self.accelerator.wait_for_everyone()  # as in `_end`
         raise Preempted(path)
 
     def _end_trackers(self) -> None:

@@ -25,7 +25,7 @@ TIMEOUT = 10
     ("fault", "expected"),
     [
         ("raise", ["ValueError: process 1 can't compute its loss"]),
-        ("die", ["RankError: process 0 lost the others"]),
+        pytest.param("die", ["RankError: process 0 lost the others"], marks=pytest.mark.slow),
         pytest.param(
             "hang",
             [f"RankError: process 0 lost the others: one of them died, or did not answer for {TIMEOUT} s"],

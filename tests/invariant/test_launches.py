@@ -66,8 +66,7 @@ def test_accumulation_is_a_larger_batch(kind: str, one_process: tuple[Path, Weig
 @pytest.mark.parametrize(
     ("kind", "variant"),
     [
-        pytest.param(kind, variant, marks=[] if (kind, variant) in QUICK else pytest.mark.slow)
-        for QUICK in [{("fsdp2", "lora"), ("zero3", "full")}]
+        pytest.param(kind, variant, marks=[] if (kind, variant) == ("fsdp2", "lora") else pytest.mark.slow)
         for kind in SHARDED
         for variant in VARIANTS
     ],

@@ -59,7 +59,7 @@ RUNS = {
         ("reference as published", "ours"),
     ),
     "grpo_vs_trl": (["--width", "2", "--batch", "4", "--steps", "2"], "TRL / ours", ("TRL step", "our step")),
-    "weak_scaling": ([*TREES, "--batch", "4", "--steps", "2"], "2 processes / 1", ("1 process", "2 processes")),
+    "weak_scaling": ([*TREES, "--batch", "4", "--steps", "2"], "2 processes / 1", ("2 processes", "1 process")),
     "memory": ([*TREES, "--batch", "4", "--steps", "1"], "reference / ours", ("reference", "ours")),
 }
 
@@ -88,6 +88,7 @@ def test_a_benchmark_prints_and_writes_its_result(name, tmp_path, capfd):
     assert all(value > 0 for value in result["ratios"].values())
 
     lines = printed.splitlines()
+    lines = lines[lines.index(name) :]  # behind what a library that is imported has to say
     assert (lines[0], lines[-1]) == (name, f"written to {tmp_path / name}.json")
     first = next(iter(result["ratios"]))
     assert f"  {first} = {result['ratios'][first]:.4g} (target 3.5)" in lines
