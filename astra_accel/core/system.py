@@ -23,6 +23,9 @@ class System(ABC, Generic[StateT, ActionT]):
     of each continuation given its context, **0 where a row has no token**, so that a sum over the last dimension
     is the log-probability of the continuation.
 
+    A system may have ``save_pretrained(folder)``, which writes the tester. Where a launch spreads the trained weights
+    over processes it gets a ``state_dict`` besides: those weights, whole, by the system's attributes (``tester.…``).
+
     A system whose rollouts depend on earlier ones may also have ``observe(graphs, experience)``, which is told all
     graphs of an experience and its number, on every process; ``rollout_state()``, which returns what it remembers, as
     strings, numbers, tensors, lists and dicts of them; and ``load_rollout_state(state)``, which brings that back from

@@ -19,7 +19,7 @@ class Nodes:
 
         episode_N   [0, 0, 1]
         turn_N      [1, 2, 1]
-        query_N     [1, 2, 1]     the how-manieth question of its episode; those of a turn come before those of the next
+        query_N     [1, 2, 1]     the question's number in its episode; those of a turn come before those of the next
 
     Attributes:
         num_episodes: how many there are.

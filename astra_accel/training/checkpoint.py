@@ -98,7 +98,8 @@ def save_checkpoint(training: Training, folder: Path) -> Path:
 
     def prepare() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        with _naming(temporary):
+            temporary.mkdir(parents=True)
 
     def write() -> None:
         with _naming(temporary):
@@ -265,7 +266,7 @@ def _named(folder: Path) -> list[Path]:
 
 
 def _write_share(training: Training, folder: Path) -> None:
-    """This process's part of the state: all of it on the main process, or every so manieth tensor where it is sharded.
+    """This process's part of the state: all on the main process; of a sharded one, every n-th tensor on each of n.
 
     So no process holds, or writes, more than its part of what is too large for one.
     """
@@ -310,7 +311,8 @@ def _naming(folder: Path) -> Iterator[None]:
         # torch's writer has no class of its own, and says where in its sources it failed.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
-        free = shutil.disk_usage(folder).free
+        there = next(path for path in folder.parents if path.exists())
+        free = shutil.disk_usage(there).free
         raise UnsavedError(f"the checkpoint {folder} could not be written ({free} bytes are free): {error}") from error
 
 

@@ -6,6 +6,7 @@ holds all weights; ``fsdp.py`` and ``zero.py`` serve the launches that spread th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -31,6 +32,23 @@ def make_engine(
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
         from astra_accel.training.zero import ZeROEngine as kind
     return kind(accelerator, module, optimizer, config)
+
+
+def check_saving(system: Any) -> None:
+    """Find a system that can't write a tester whose weights it does not hold whole, before it is trained.
+
+    Raises:
+        ValueError: its ``save_pretrained`` takes no ``state_dict``.
+    """
+    save_pretrained = getattr(system, "save_pretrained", None)
+    if save_pretrained is None:
+        return
+    parameters = inspect.signature(save_pretrained).parameters.values()
+    if not any(one.name == "state_dict" or one.kind == one.VAR_KEYWORD for one in parameters):
+        raise ValueError(
+            f"the launch spreads the weights over processes, but {type(system).__name__}.save_pretrained takes no "
+            f"state_dict to write whole ones from; expected save_pretrained(folder, state_dict)"
+        )
 
 
 class Engine:

@@ -31,7 +31,7 @@ from astra_accel.training.distributed import (
     on_main,
     take_waited,
 )
-from astra_accel.training.engine import make_engine
+from astra_accel.training.engine import check_saving, make_engine
 from astra_accel.training.experience import Experience, ExperienceLoader, Shard
 from astra_accel.training.harness import Harness
 from astra_accel.training.memory import return_freed_memory
@@ -112,6 +112,8 @@ class AccelTrainer:
         optimizer = build_optimizer(config, sampler.system.parameters())
         self.learning_rate = LearningRate(config, optimizer)
         self.engine = make_engine(self.accelerator, StepModule(sampler.system, algorithm), optimizer, config)
+        if self.engine.sharded:
+            check_saving(sampler.system)
         self.loader = ExperienceLoader(
             self.accelerator, algorithm, config.batch_size, config.gradient_accumulation_steps, config.seed
         )
