@@ -50,15 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, evaluate, print and write the figures."""
     options, fields = _parse(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    fields = [*_prompt_fields(options), *fields]
-    of_evaluation = [*fields, "--rollout.tree_depth", str(options.turns)]
+    trained_on, held_out = _prompt_fields(options)
+    of_training = [*trained_on, *fields]
+    of_evaluation = [*held_out, *fields, "--rollout.tree_depth", str(options.turns)]
     folders = {UNTRAINED: options.output / EVALUATION_UNTRAINED}
     seconds, differences = {}, {}
     for algorithm in options.algorithms:
         run = options.output / algorithm
         if not (run / "tester").is_dir():
             config = CONFIGS / f"smollm2_{algorithm}.yaml"
-            _run("train", "--config", config, "--training.output_dir", run, "--resume", "auto", *fields)
+            _run("train", "--config", config, "--training.output_dir", run, "--resume", "auto", *of_training)
         if not (folders[UNTRAINED] / "metrics.json").is_file():
             _run("evaluate", run, "--untrained", "--output", folders[UNTRAINED], *of_evaluation)
         _run("evaluate", run, *of_evaluation)
@@ -116,21 +117,25 @@ def _run(*command: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "astra_accel.cli", *map(str, command)], check=True)
 
 
-def _prompt_fields(options: argparse.Namespace) -> list[str]:
-    if options.prompts == BUNDLED:
-        return []
-    held_out, num_prompts = options.held_out, len(load_prompts(options.prompts))
-    if num_prompts <= held_out:
-        raise ValueError(f"--held-out is {held_out}, but {options.prompts} has {num_prompts} prompts; expected more")
-    splits = {"train": f"train[{held_out}:]", "test": f"train[:{held_out}]"}
-    return [
-        *("--prompts.dev", "null"),
-        *(
-            text
-            for name, split in splits.items()
-            for text in (f"--prompts.{name}.source", options.prompts, f"--prompts.{name}.split", split)
-        ),
-    ]
+def _prompt_fields(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The fields of training and those of evaluation; what is evaluated here is not evaluated in training too."""
+    train, test = [("source", BUNDLED)], [("source", BUNDLED), ("split", "test")]
+    if options.prompts != BUNDLED:
+        held_out, num_prompts = options.held_out, len(load_prompts(options.prompts))
+        if num_prompts <= held_out:
+            raise ValueError(
+                f"--held-out is {held_out}, but {options.prompts} has {num_prompts} prompts; expected more"
+            )
+        train = [("source", options.prompts), ("split", f"train[{held_out}:]")]
+        test = [("source", options.prompts), ("split", f"train[:{held_out}]")]
+    return (
+        ["--prompts.dev", "null", "--prompts.test", "null", *_fields("prompts.train", train)],
+        _fields("prompts.test", test),
+    )
+
+
+def _fields(section: str, values: Sequence[tuple[str, str]]) -> list[str]:
+    return [text for name, value in values for text in (f"--{section}.{name}", value)]
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
