@@ -6,10 +6,10 @@ READY := .venv/.ready
 WORKERS ?= --numprocesses 2 --dist worksteal
 BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling
 
-.PHONY: demo test test-all checks bench setup clean
+.PHONY: demo test test-all checks learn bench setup clean
 
 demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled prompts, and report how it did
-	$(BIN)/python examples/train.py --config examples/configs/smollm2_dpo.yaml \
+	$(BIN)/python examples/train.py --config examples/configs/smollm2_demo.yaml \
 		--training.output_dir runs/demo --training.overwrite_output_dir true
 	$(BIN)/astra-accel evaluate runs/demo
 	$(BIN)/astra-accel report runs/demo
@@ -24,6 +24,9 @@ checks: $(READY)  ## Lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+learn: $(READY)  ## What DPO, GRPO and PPO learn in a quarter of an hour each (PROMPTS=FILE for other prompts)
+	$(BIN)/python benchmarks/learn.py $(if $(PROMPTS),--prompts $(PROMPTS))
 
 bench: $(READY)  ## Every benchmark
 	for benchmark in $(BENCHMARKS); do $(BIN)/python benchmarks/$$benchmark.py || exit 1; done

@@ -83,13 +83,14 @@ def _add_evaluate(commands: Any) -> None:
         description="Roll a trained tester out on the test prompts of its run, and write every node and figures with "
         "intervals. An evaluation that was stopped goes on where it was. Any field can be set by its section and name: "
         "--evaluation.threshold 0.8, --prompts.test.source FILE.",
-        usage="%(prog)s RUN_OR_TESTER [--config FILE] [--output DIR] [--overwrite] [--accelerate-config NAME] "
-        "[--SECTION.FIELD VALUE ...]",
+        usage="%(prog)s RUN_OR_TESTER [--untrained] [--config FILE] [--output DIR] [--overwrite] "
+        "[--accelerate-config NAME] [--SECTION.FIELD VALUE ...]",
         allow_abbrev=False,
     )
     evaluate.add_argument("path", metavar="RUN_OR_TESTER", help="the output folder of a run, or the folder of a tester")
+    evaluate.add_argument("--untrained", action="store_true", help="the tester as it was before, to compare with")
     evaluate.add_argument("--config", help="YAML file with the sections of a run; left out, the run's own")
-    evaluate.add_argument("--output", help="where to write; left out, evaluation/ there")
+    evaluate.add_argument("--output", help="where to write; left out, evaluation/ or evaluation_untrained/ there")
     evaluate.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
     _add_accelerate_config(evaluate)
     evaluate.set_defaults(run=_evaluate, takes_fields=True)
@@ -139,9 +140,10 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
 def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
     from astra_accel.evaluation.tester import find_tester, load_configuration
 
-    find_tester(Path(known.path))  # a mistake is told before processes start
+    if not known.untrained:
+        find_tester(Path(known.path))  # a mistake is told before processes start
     load_configuration(Path(known.path), None if known.config is None else Path(known.config), overrides)
-    job = [known.path]
+    job = [known.path, *(["--untrained"] if known.untrained else [])]
     job += [] if known.config is None else ["--config", known.config]
     job += [] if known.output is None else ["--output", known.output]
     job += ["--overwrite"] if known.overwrite else []
