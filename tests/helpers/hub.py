@@ -109,12 +109,13 @@ class LocalHub:
 
 @contextmanager
 def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A hub that ``huggingface_hub`` takes for the one there is, and where one is logged in."""
+    """A hub that ``huggingface_hub`` takes for the one there is, here and in processes that are started; logged in."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     hub = server.hub = LocalHub(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for name, value in (("HF_TOKEN", TOKEN), ("HF_ENDPOINT", hub.address), ("HF_HUB_OFFLINE", "0")):
+        monkeypatch.setenv(name, value)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -133,7 +133,8 @@ def make_classifier(tmp_path):
 
 GUARD_SPECIALS = ["<|begin|>", "<|header|>", "<|end_header|>", "<|eot|>"]
 GUARD_CATEGORIES = (
-    "<BEGIN UNSAFE CONTENT CATEGORIES>\n\nS1: Violent Crimes.\nS2: Non-Violent Crimes.\n"
+    "<BEGIN UNSAFE CONTENT CATEGORIES>\n\nS1: Violent Crimes. \nThat is: (1) hello, (2) bad words.\n"
+    "S2: Non-Violent Crimes.\n"
     "S10: Hate.\n<END UNSAFE CONTENT CATEGORIES>\n\n"
 )
 GUARD_TEMPLATE = (
