@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_accel.config import ConfigurationError, RunConfiguration, check_resume
+from astra_accel.sharing.commands import add_commands as add_sharing_commands
 
 PACKAGE = Path(__file__).parent
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_evaluate(commands)
     _add_compare(commands)
     _add_report(commands)
+    add_sharing_commands(commands)
     known, overrides = parser.parse_known_args(arguments)
     if overrides and not known.takes_fields:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")

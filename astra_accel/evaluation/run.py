@@ -20,7 +20,10 @@ from astra_accel.evaluation.tester import find_tester, load_configuration, setti
 from astra_accel.methods.ast.evaluator import ASTEvaluator, check_scorer_names
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
 from astra_accel.scorers import build_scorer
+from astra_accel.sharing.evaluated import update_card
+from astra_accel.sharing.folders import README
 from astra_accel.training.distributed import end_together, make_accelerator
+from astra_accel.training.outputs import TESTER
 from astra_accel.training.run import MISTAKES, Prompts, build_sampler
 
 logger = logging.getLogger(__name__)
@@ -110,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if accelerator.is_main_process:
         show_metrics(metrics, folder)
+        if folder == known.path / EVALUATION:
+            update_card(known.path / TESTER / README, known.path)
     end_together(accelerator)
     return 0
 

@@ -18,6 +18,9 @@ from safetensors.torch import save_file
 
 from astra_accel.config import AUTO, RunConfiguration, Section, TrainingConfiguration, check_resume, to_yaml
 from astra_accel.core.evaluator import Evaluator
+from astra_accel.sharing.folders import README
+from astra_accel.sharing.model_card import Origin, model_card, weights_in
+from astra_accel.sharing.push import check_push, push_tester
 from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.checkpoint import TrainerState, Training
 from astra_accel.training.display import Display
@@ -37,7 +40,7 @@ from astra_accel.training.harness import Harness
 from astra_accel.training.memory import return_freed_memory
 from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metrics
 from astra_accel.training.optim import LearningRate, build_optimizer
-from astra_accel.training.outputs import RunFolder, check_output_dir, new_output_dir, valid_text
+from astra_accel.training.outputs import METRICS, RunFolder, check_output_dir, new_output_dir, write_atomically
 from astra_accel.training.preemption import Preempted, Preemption
 from astra_accel.training.step_module import StepModule
 
@@ -97,6 +100,7 @@ class AccelTrainer:
             accelerator = make_accelerator(config, find_unused_parameters=not uses_all)
         self.accelerator = accelerator
         check_accelerator(accelerator, config)
+        on_main(accelerator, lambda: check_push(config))
         check_sampler = getattr(algorithm, "check_sampler", None)
         if check_sampler is not None:
             check_sampler(sampler)
@@ -139,6 +143,7 @@ class AccelTrainer:
             OutputFolderError: the output folder holds another run.
             NonFiniteError, EmptyExperienceError: training can't go on.
             RankError: another process failed, died, or did not answer for ``config.timeout`` seconds.
+            SharingError: the tester is there, but could not be uploaded (``push_to_hub``).
             Preempted: a process got SIGTERM or SIGUSR1; the training step was finished and has a checkpoint.
         """
         with self._preemption.watching(), naming_lost_processes(self.config.timeout):
@@ -362,6 +367,8 @@ class AccelTrainer:
         self.save_tester()
         self._end_trackers()
         self.display.say(f"tester saved to {self.folder.tester}")
+        for address in on_main(self.accelerator, lambda: push_tester(self.config, self.folder.path)):
+            self.display.say(f"tester uploaded to {address}")
         # A script may end here, which it must not right behind an exchange: see `end_together`.
         self.accelerator.wait_for_everyone()
 
@@ -456,8 +463,8 @@ class AccelTrainer:
             save_pretrained(path)
         else:
             save_pretrained(path, state_dict=weights)
-        card = tester_card(self._config_yaml, self.state)
-        (path / "README.md").write_text(card, encoding="utf-8")
+        origin = Origin.of_run(self._config_yaml, asdict(self.state), self.folder.path / METRICS)
+        write_atomically(path / README, model_card(origin, weights_in(path)))
 
     def _agree_on_folder(self) -> Path:
         """The output folder; where none is given, the one that the main process names."""
@@ -476,20 +483,6 @@ def changed_fields(before: str, after: str) -> dict[str, str]:
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(after))
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
     return {name: f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names}
-
-
-def tester_card(config_yaml: str, state: TrainerState) -> str:
-    """The README of a trained tester: what it is, what it is for, how it came about."""
-    figures = "\n".join(f"- {name}: {value}" for name, value in asdict(state).items() if value is not None)
-    return (
-        "---\nlibrary_name: peft\ntags: [red-teaming, adaptive-stress-testing, astra_accel]\n---\n\n"
-        "# A tester for red-teaming\n\n"
-        "This language model was trained with astra_accel to write probes that bring out unsafe responses of a "
-        "target model, so that its failures are found before users find them.\n\n"
-        "**Intended use:** testing models that you are allowed to test. **Not for:** producing harmful text for any "
-        "other purpose, or attacking systems of others. Its output can be offensive.\n\n"
-        f"## Training\n\n{figures}\n\n```yaml\n{valid_text(config_yaml)}```\n"
-    )
 
 
 def _default_evaluator(sampler: Any) -> Evaluator:
