@@ -39,6 +39,7 @@ from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metr
 from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.outputs import RunFolder, check_output_dir, new_output_dir, valid_text
 from astra_accel.training.preemption import Preempted, Preemption
+from astra_accel.training.status import telling_status
 from astra_accel.training.step_module import StepModule
 
 logger = logging.getLogger(__name__)
@@ -143,8 +144,9 @@ class AccelTrainer:
         """
         with self._preemption.watching(), naming_lost_processes(self.config.timeout):
             self._begin(resume_from_checkpoint)
-            self._run_steps()
-            self._end()
+            with telling_status(self.folder.path, here=self.accelerator.is_main_process):
+                self._run_steps()
+                self._end()
 
     def _run_steps(self) -> None:
         with self.display.running(self.state.step):
