@@ -33,7 +33,7 @@ def render_markdown(runs: Sequence[Run]) -> str:
 
 
 def _worst(runs: Sequence[Run]) -> list[str]:
-    shown, _ = conversations(runs)
+    shown, _ = conversations(runs, max_episodes=2 * NUM_WORST * len(runs))  # half of them are the worst
     scored = [episode for episode in shown if episode["worst"] is not None]
     if not scored:
         return []
