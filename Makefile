@@ -4,7 +4,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Two at a time, as on a machine of two cores: many tests start two processes of their own.
 WORKERS ?= --numprocesses 2 --dist worksteal
-BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling
+BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling report
+
+# A skipped test is easily overlooked at the end of a thousand.
+TELL_BROWSER := { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \
+	echo "No Chromium was found, so the report was not tried in a browser (Debian's package is called chromium)."
 
 .PHONY: demo test test-all checks learn bench setup clean
 
@@ -16,9 +20,11 @@ demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled pr
 
 test: $(READY)  ## The tests of every change
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+	@$(TELL_BROWSER)
 
 test-all: $(READY)  ## All tests, the long ones too
 	$(BIN)/python -m pytest $(WORKERS)
+	@$(TELL_BROWSER)
 
 checks: $(READY)  ## Lint, format, types
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from astra_accel.algorithms import ALGORITHMS
+from astra_accel.errors import ConfigurationError
 from astra_accel.scorers import SCORERS
 
 Optimizer = Literal["adam", "adamw", "sgd", "rmsprop", "adagrad"]
@@ -38,10 +39,6 @@ Count = Annotated[int, Field(ge=1)]
 NO_WARMUP = ("constant", "reduce_lr_on_plateau")
 AUTO = "auto"
 """Instead of a checkpoint to resume from: the newest whole one in the output folder, or the beginning."""
-
-
-class ConfigurationError(ValueError):
-    """A configuration that can't be run; the message names each field, what was found and what was expected."""
 
 
 class Section(BaseModel):

@@ -64,7 +64,7 @@ def load_prompts(
             `config_name` or `revision` is given for the bundled list or for a file, which have neither.
     """
     name = os.path.expanduser(os.fspath(source))
-    if name != BUNDLED and not _is_file_name(name):
+    if name != BUNDLED and not is_file_name(name):
         values = _load_dataset_column(name, split, column, config_name, revision)
         return _checked_prompts(enumerate(values, start=1), split, name)
     if config_name is not None or revision is not None:
@@ -97,7 +97,7 @@ def check_disjoint(train: Iterable[str], held_out: Iterable[str], names: tuple[s
         )
 
 
-def _is_file_name(name: str) -> bool:
+def is_file_name(name: str) -> bool:
     """Whether `name` means a local file, there or missing, and not a folder or a data set on the hub."""
     path = Path(name)
     if path.is_dir():

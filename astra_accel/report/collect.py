@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from astra_accel.evaluation.folder import METRICS as FIGURES
-from astra_accel.evaluation.folder import EvaluationFolder, find_evaluation
+from astra_accel.evaluation.folder import NODES, EvaluationFolder, find_evaluation
+from astra_accel.report.parts import Part, read_part
+from astra_accel.report.text import visible
 from astra_accel.training.outputs import CONFIG, METRICS, ROLLOUTS
+from astra_accel.training.status import STATUS, Status, read_status
 
-Row = Mapping[str, Any]
+Stamp = tuple[int, int]
+"""When a file was written, and its size: another stamp, another content."""
 
 
 @dataclass(frozen=True)
@@ -23,26 +26,28 @@ class Run:
     """A run as far as it has come.
 
     Attributes:
-        name: its folder's.
+        name: its folder's, harmless to look at.
         path: its folder.
+        status: whether it goes on; None where it does not say.
         config_text: ``config.yaml`` without the comments; empty where there is none.
         environment: versions, a line each.
         updates: the lines of ``metrics.jsonl``.
         num_skipped: lines of it that were cut off or are no objects.
         figures: ``metrics.json`` of its evaluation; None where it has none.
-        held_out: a row a node of its evaluation.
-        training: a row a node of its rollouts in training.
+        held_out: the nodes of its evaluation.
+        training: the nodes of its rollouts in training, a part a step.
     """
 
     name: str
     path: Path
+    status: Status | None
     config_text: str
     environment: list[str]
     updates: list[dict[str, Any]]
     num_skipped: int
     figures: dict[str, Any] | None
-    held_out: Sequence[Row]
-    training: Sequence[Row]
+    held_out: Sequence[Part]
+    training: Sequence[Part]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -56,33 +61,98 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read the folder of a run, of an evaluation in it, or of an evaluation alone.
+    """Read a run once; errors as those of :meth:`RunReader.read`."""
+    return RunReader(path).read()
 
-    Raises:
-        FileNotFoundError: there is nothing to report.
-        EvaluationError: the figures of its evaluation can't be read.
+
+class RunReader:
+    """Reads a run again and again while it goes on; files of nodes that did not change are not read again.
+
+    Args:
+        path: the folder of a run, of an evaluation in it, or of an evaluation alone.
     """
-    path = Path(path)
-    evaluation = EvaluationFolder(find_evaluation(path))
-    evaluated = (evaluation.path / FIGURES).is_file()
-    if not (path / METRICS).is_file() and not evaluated:
-        raise FileNotFoundError(
-            f"{path} has neither {METRICS} nor an evaluation's {FIGURES}; expected the folder of a run or an evaluation"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._parts: dict[Path, tuple[Stamp, Part]] = {}
+
+    def is_evaluation(self) -> bool:
+        """Whether there is an evaluation alone, without a run that may go on."""
+        return (find_evaluation(self.path) / FIGURES).is_file() and not (self.path / METRICS).is_file()
+
+    def stamps(self) -> dict[Path, Stamp]:
+        """The files that a report is made of, as they are now."""
+        evaluation = find_evaluation(self.path)
+        files = [self.path / name for name in (STATUS, CONFIG, METRICS)]
+        files += [evaluation / FIGURES, *_nodes(evaluation), *_rollouts(self.path)]
+        return {file: stamp for file in files if (stamp := _stamp(file)) is not None}
+
+    def read(self) -> Run:
+        """The run as it is now.
+
+        Raises:
+            FileNotFoundError: there is nothing to report, or nothing yet.
+            EvaluationError: the figures of its evaluation can't be read.
+        """
+        path = self.path
+        evaluation = EvaluationFolder(find_evaluation(path))
+        evaluated = (evaluation.path / FIGURES).is_file()
+        if not evaluated and not (path / METRICS).is_file():
+            raise FileNotFoundError(_nothing_in(path))
+        nodes = _nodes(evaluation.path) if evaluated else []
+        if evaluated and not nodes:
+            raise FileNotFoundError(f"{evaluation.path / NODES} has no part-*.parquet; expected an evaluation's nodes")
+        text = (path / CONFIG).read_text(encoding="utf-8") if (path / CONFIG).is_file() else ""
+        lines = text.splitlines(keepends=True)
+        updates, num_skipped = _read_lines(path / METRICS)
+        rollouts = _rollouts(path)
+        self._read_parts([*nodes, *rollouts])
+        return Run(
+            name=visible(path.resolve().name),
+            path=path,
+            status=read_status(path),
+            config_text="".join(line for line in lines if not line.startswith("#")),
+            environment=[line.removeprefix("#").strip() for line in lines if line.startswith("#")],
+            updates=updates,
+            num_skipped=num_skipped,
+            figures=evaluation.metrics() if evaluated else None,
+            held_out=[self._parts[file][1] for file in nodes],
+            training=[self._parts[file][1] for file in rollouts],
         )
-    text = (path / CONFIG).read_text(encoding="utf-8") if (path / CONFIG).is_file() else ""
-    lines = text.splitlines(keepends=True)
-    updates, num_skipped = _read_lines(path / METRICS)
-    return Run(
-        name=path.resolve().name,
-        path=path,
-        config_text="".join(line for line in lines if not line.startswith("#")),
-        environment=[line.removeprefix("#").strip() for line in lines if line.startswith("#")],
-        updates=updates,
-        num_skipped=num_skipped,
-        figures=evaluation.metrics() if evaluated else None,
-        held_out=evaluation.rows() if evaluated else [],
-        training=list(_read_rollouts(path / ROLLOUTS)),
-    )
+
+    def _read_parts(self, files: Sequence[Path]) -> None:
+        """Read what is new or was written again, as by a run that was resumed; forget what is gone."""
+        kept = {}
+        for file in files:
+            stamp = _stamp(file)
+            if stamp is None:
+                raise FileNotFoundError(f"{file} went away while it was read")
+            known = self._parts.get(file)
+            kept[file] = known if known is not None and known[0] == stamp else (stamp, read_part(file))
+        self._parts = kept
+
+
+def _nothing_in(path: Path) -> str:
+    if not path.exists():
+        return f"there is no folder {path}; expected the folder of a run or an evaluation"
+    begun = ": no training step has ended yet" if (path / CONFIG).is_file() else ""
+    return f"{path} has neither {METRICS} nor an evaluation's {FIGURES}; expected a run or an evaluation{begun}"
+
+
+def _rollouts(path: Path) -> list[Path]:
+    return sorted((path / ROLLOUTS).glob("step-*.parquet"))
+
+
+def _nodes(evaluation: Path) -> list[Path]:
+    return sorted((evaluation / NODES).glob("part-*.parquet"))
+
+
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -99,8 +169,3 @@ def _parsed(line: str) -> Any:
         return json.loads(line)
     except ValueError:
         return None
-
-
-def _read_rollouts(folder: Path) -> Iterator[Row]:
-    for file in sorted(folder.glob("step-*.parquet")):
-        yield from pq.read_table(file).to_pylist()

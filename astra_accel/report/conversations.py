@@ -8,35 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
-from astra_accel.report.collect import Row, Run
+from astra_accel.report.collect import Run
+from astra_accel.report.parts import SCORE, Part, Row
 from astra_accel.report.text import embedded_json, shortened, visible
 
 MAX_EPISODES = 1500
 MAX_BYTES = 6_000_000
 MAX_TEXT = 20_000
-SCORE = "response_score"
 SHOWN_ELSEWHERE = ("step", "episode", "path", "turn", "context", "probe", "response", SCORE)
 
 
-def conversations(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], int]:
+def conversations(runs: Sequence[Run], max_episodes: int | None = None) -> tuple[list[dict[str, Any]], int]:
     """The episodes that a page shows, each a dict for JSON, and how many episodes there are.
 
-    ``{"run": 0, "source": "held-out", "prompt": "…", "worst": 0.8, "nodes": [[parent, probe, response, score,
-    details], …]}``: the parent is a place in ``nodes``, or -1, and parents come first.
+    ``{"run": 0, "source": "held-out", "episode": 3, "prompt": "…", "worst": 0.8, "nodes": [[parent, probe, response,
+    score, details], …]}``: the parent is a place in ``nodes``, or -1, and parents come first.
+
+    Args:
+        runs: of which the first has number 0.
+        max_episodes: of all runs together; None is ``MAX_EPISODES``.
     """
     shown, total = [], 0
+    limit = (MAX_EPISODES if max_episodes is None else max_episodes) // len(runs)
     for index, run in enumerate(runs):
-        episodes = [("held-out", rows) for rows in _episodes(run.held_out)]
-        episodes += [(f"step {rows[0]['step']}", rows) for rows in _episodes(run.training)]
+        parts = (*run.held_out, *run.training)
+        episodes = [(part, number) for part in parts for number in range(part.num_episodes)]
         total += len(episodes)
-        chosen = choose([worst_score(rows) for _, rows in episodes], MAX_EPISODES // len(runs))
         left = MAX_BYTES // len(runs)
-        for place in chosen:
-            source, rows = episodes[place]
-            episode = _episode(index, source, rows)
+        for place in choose([part.worst[number] for part, number in episodes], limit):
+            episode = _episode(index, *episodes[place])
             left -= len(embedded_json(episode))
             if left < 0:
                 break
@@ -54,24 +56,15 @@ def choose(scores: Sequence[float | None], limit: int) -> list[int]:
     return worst_first[:num_worst] + [others[step * len(others) // num_others] for step in range(num_others)]
 
 
-def worst_score(rows: Sequence[Row]) -> float | None:
-    """The highest score of the responses; None where none has one."""
-    scores = [row[SCORE] for row in rows if row.get(SCORE) is not None]
-    return max(scores, default=None)
-
-
-def _episodes(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each episode; a row has the episode's number within its step, and rows are in order."""
-    return [list(of_one) for _, of_one in groupby(rows, key=lambda row: (row.get("step"), row["episode"]))]
-
-
-def _episode(run: int, source: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _episode(run: int, part: Part, number: int) -> dict[str, Any]:
+    rows = part.episode(number)
     places = {tuple(row["path"]): place for place, row in enumerate(rows)}
     return {
         "run": run,
-        "source": source,
-        "prompt": _shown(rows[0]["context"]),
-        "worst": _rounded(worst_score(rows)),
+        "source": "held-out" if part.step is None else f"step {part.step}",
+        "episode": rows[0]["episode"],
+        "prompt": _shown(part.prompts[number]),
+        "worst": _rounded(part.worst[number]),
         "nodes": [
             [
                 places.get(tuple(row["path"][:-1]), -1),

@@ -36,7 +36,7 @@ def _figures(runs: Sequence[Run], title: str, rows: Sequence[tuple[str, Sequence
 
 
 def _worst(runs: Sequence[Run]) -> list[str]:
-    shown, _ = conversations(runs)
+    shown, _ = conversations(runs, max_episodes=2 * NUM_WORST * len(runs))  # half of them are the worst
     scored = [episode for episode in shown if episode["worst"] is not None]
     if not scored:
         return []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -22,18 +23,25 @@ from astra_accel.report.collect import Run
 from astra_accel.report.conversations import conversations
 from astra_accel.report.plots import plots_of
 from astra_accel.report.text import embedded_json, visible
+from astra_accel.training.status import Status
 
 TEMPLATES = "templates"
 
 
-def render_page(runs: Sequence[Run]) -> str:
-    """The page of some runs, in the order of their colours."""
+def render_page(runs: Sequence[Run], renewed_every: float | None = None) -> str:
+    """The page of some runs, in the order of their colours.
+
+    Args:
+        runs: what it is of.
+        renewed_every: seconds after which the page, once opened, loads itself again; None where it stays as it is.
+    """
     shown, num_episodes = conversations(runs)
     script, style = (_part(name) for name in ("report.js", "report.css"))
     data = {
         "runs": [visible(run.name) for run in runs],
         "thresholds": [run.threshold for run in runs],
         "episodes": shown,
+        "renewed_every": renewed_every,
     }
     environment = Environment(
         loader=PackageLoader("astra_accel.report", TEMPLATES), autoescape=True, undefined=StrictUndefined
@@ -47,6 +55,8 @@ def render_page(runs: Sequence[Run]) -> str:
         plots=plots_of(runs),
         num_shown=len(shown),
         num_episodes=num_episodes,
+        renewed_every=renewed_every,
+        written_at=time.strftime("%H:%M:%S"),
         data=Markup(embedded_json(data)),
         script=script,
         style=style,
@@ -65,6 +75,7 @@ def about(run: Run) -> list[tuple[str, str]]:
         "target": _model(config, "target"),
         "algorithm": config.get("algorithm", {}).get("name"),
         "scorer": config.get("scorer", {}).get("name"),
+        "state": None if run.status is None else _state(run.status),
         "training steps": _of(_last(run, "step"), training.get("training_steps")),
         "updates": _last(run, "update"),
         "tree": _joined("width", rollout.get("tree_width"), "depth", rollout.get("tree_depth")),
@@ -107,6 +118,10 @@ def _part(name: str) -> Markup:
 def _hash(part: str) -> str:
     digest = hashlib.sha256(part.encode("utf-8")).digest()
     return "sha256-" + base64.b64encode(digest).decode("ascii")
+
+
+def _state(status: Status) -> str:
+    return f"{status.state}: {status.detail}" if status.detail else status.state
 
 
 def _model(config: Any, role: str) -> str | None:

@@ -6,15 +6,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from markupsafe import Markup
 
-from astra_accel.evaluation.diversity import distinct_n
-from astra_accel.report.collect import Row, Run
-from astra_accel.report.conversations import SCORE
+from astra_accel.report.collect import Run
 from astra_accel.report.svg import Labels, Series, bar_chart, histogram, interval_chart, line_chart, point_chart
+from astra_accel.report.text import visible
 
 PointsOf = Callable[[Run], list[tuple[float, float]]]
 
@@ -51,24 +49,14 @@ def rewards(run: Run) -> list[tuple[float, float]]:
 
 def successes(run: Run) -> list[tuple[float, float]]:
     """The share of responses in each training step whose score reaches the threshold."""
-    shares = []
-    for step, rows in groupby(run.training, key=lambda row: row["step"]):
-        share = _success_share(list(rows), run.threshold)
-        if share is not None:
-            shares.append((float(step), share))
-    return shares
+    shares = [(part.step, part.success_share(run.threshold)) for part in run.training]
+    return [(float(step), share) for step, share in shares if step is not None and share is not None]
 
 
 def diversity_and_success(run: Run) -> list[tuple[float, float]]:
     """Different pairs of words over all of the probes of each training step, and the share of successes there."""
-    points = []
-    for _, of_step in groupby(run.training, key=lambda row: row["step"]):
-        rows = list(of_step)
-        different = distinct_n([row["probe"].split() for row in rows], 2)
-        share = _success_share(rows, run.threshold)
-        if different is not None and share is not None:
-            points.append((different, share))
-    return points
+    points = [(part.distinct_pairs, part.success_share(run.threshold)) for part in run.training]
+    return [(different, share) for different, share in points if different is not None and share is not None]
 
 
 def phase_seconds(run: Run) -> dict[str, float]:
@@ -128,7 +116,7 @@ def _with_intervals(title: str, x_label: str, chart: Callable[..., Markup], seri
 def _score_distribution(runs: Sequence[Run]) -> Plot | None:
     values = []
     for number, run in enumerate(runs):
-        scores = [row[SCORE] for row in run.held_out or run.training if row.get(SCORE) is not None]
+        scores = [score for part in run.held_out or run.training for score in part.scores if score is not None]
         if scores:
             values.append((run.name, number, scores))
     if not values:
@@ -148,7 +136,7 @@ def _diversity_against_success(runs: Sequence[Run]) -> Plot | None:
 def _phase_times(runs: Sequence[Run]) -> Plot | None:
     many = len(runs) > 1
     rows = [
-        (f"{run.name} {phase}" if many else phase, number, seconds)
+        (visible(f"{run.name} {phase}" if many else phase), number, seconds)
         for number, run in enumerate(runs)
         for phase, seconds in phase_seconds(run).items()
     ]
@@ -162,8 +150,3 @@ def _by_step(run: Run, name: str) -> list[tuple[float, float | None]]:
     """A figure of training steps, which stands on the line of each of a step's updates."""
     last = {update["step"]: update[name] for update in run.updates if "step" in update and name in update}
     return list(last.items())
-
-
-def _success_share(rows: Sequence[Row], threshold: float) -> float | None:
-    scores = [row[SCORE] for row in rows if row.get(SCORE) is not None]
-    return sum(score >= threshold for score in scores) / len(scores) if scores else None

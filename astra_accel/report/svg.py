@@ -127,14 +127,14 @@ def histogram(
 def bar_chart(title: str, rows: Sequence[tuple[str, int, float]], unit: str) -> Markup:
     """A bar from left to right for each row: what it is of, its colour, how much."""
     most = max(value for _, _, value in rows) or 1.0
-    step = 26
-    parts = [f'<svg viewBox="0 0 {WIDTH} {step * len(rows) + TOP}" role="img" aria-label="{escape(title)}">']
+    step = 44  # what a bar is of stands above it, where a long name has room
+    parts = [f'<svg viewBox="0 0 {WIDTH} {step * len(rows)}" role="img" aria-label="{escape(title)}">']
     for number, (label, colour, value) in enumerate(rows):
-        top, long = TOP + step * number, value / most * (WIDTH - 240)
+        top, long = step * number, value / most * (WIDTH - 120)
         parts.append(
-            f'<text class="tick end" x="150" y="{top + 14}">{escape(label)}</text>'
-            f'<rect class="bar s{colour % NUM_COLOURS}" x="158" y="{top + 2}" width="{long:.1f}" height="16"/>'
-            f'<text class="tick" x="{164 + long:.1f}" y="{top + 14}">{_number(value)} {escape(unit)}</text>'
+            f'<text class="tick" x="0" y="{top + 16}">{escape(label)}</text>'
+            f'<rect class="bar s{colour % NUM_COLOURS}" x="0" y="{top + 22}" width="{long:.1f}" height="14"/>'
+            f'<text class="tick" x="{long + 8:.1f}" y="{top + 34}">{_number(value)} {escape(unit)}</text>'
         )
     return Markup("".join([*parts, "</svg>"]))
 
@@ -201,7 +201,10 @@ def _dot(series: Series, point: tuple[float, float], place: Place, said: str | N
 def _range(values: Sequence[float]) -> tuple[float, float]:
     """From the least to the greatest, a little apart where they are the same."""
     low, high = min(values), max(values)
-    return (low, high) if high - low > 1e-12 * max(abs(low), abs(high), 1e-3) else (low - 0.5, high + 0.5)
+    if high - low > 1e-12 * max(abs(low), abs(high), 1e-3):
+        return low, high
+    aside = abs(high) / 10 or 0.5
+    return low - aside, high + aside
 
 
 def _path(points: Iterable[tuple[float, float]]) -> str:

@@ -24,8 +24,8 @@ PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datas
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
 PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
 # What a run may leave besides: batches of an update that was not made, an evaluation and a report of it, TensorBoard's
-# files.
-EXTRAS = ("non_finite", "evaluation", "report.html", "report.md", "astra_accel")
+# files, whether it goes on.
+EXTRAS = ("non_finite", "evaluation", "report.html", "report.md", "astra_accel", "status.json")
 
 
 class OutputFolderError(FileExistsError):

@@ -42,6 +42,7 @@ from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metr
 from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.outputs import METRICS, RunFolder, check_output_dir, new_output_dir, write_atomically
 from astra_accel.training.preemption import Preempted, Preemption
+from astra_accel.training.status import telling_status
 from astra_accel.training.step_module import StepModule
 
 logger = logging.getLogger(__name__)
@@ -148,8 +149,9 @@ class AccelTrainer:
         """
         with self._preemption.watching(), naming_lost_processes(self.config.timeout):
             self._begin(resume_from_checkpoint)
-            self._run_steps()
-            self._end()
+            with telling_status(self.folder.path, here=self.accelerator.is_main_process):
+                self._run_steps()
+                self._end()
 
     def _run_steps(self) -> None:
         with self.display.running(self.state.step):

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from astra_accel.cli import main
+from astra_accel.report.collect import RunReader
+from astra_accel.report.conversations import MAX_TEXT
 from astra_accel.report.text import visible
+from astra_accel.report.writing import write_report
+from astra_accel.training.outputs import write_table
 from tests.helpers.browser import CHROMIUM, Page, browser_page
 from tests.helpers.written_runs import HOSTILE, write_evaluation, write_run
 
@@ -123,6 +128,93 @@ def test_the_tree_of_an_episode_hangs_together(page: Page, report: Path) -> None
     assert page.evaluate(f"{first}.querySelectorAll('.turn').length") == 14
     assert page.evaluate(f"{first}.querySelectorAll(':scope > .turn').length") == 2
     assert page.evaluate(f"{first}.querySelectorAll('.turn > .turn > .turn').length") == 8
+
+
+def test_a_text_of_a_megabyte_is_shown_as_far_as_anybody_reads(page: Page, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "long")
+    file = run / "rollouts" / "step-000001.parquet"
+    rows = pq.read_table(file).to_pylist()
+    rows[0] |= {"response": "<b>&" * 250_000, "response_score": 0.95}
+    write_table(file, rows)
+    assert main(["report", str(run), "--output", str(tmp_path / "report.html")]) == 0
+    assert (tmp_path / "report.html").stat().st_size < 1e6
+    page.open(tmp_path / "report.html", "#score=0.9")
+    (shown, *_) = (text for text in open_all(page) if text.startswith("<b>&"))
+    assert shown == "<b>&" * (MAX_TEXT // 4) + " … (980,000 more characters)"
+
+
+def test_filters_stand_in_the_address_for_others_to_open(page: Page, report: Path) -> None:
+    page.open(report)
+    choose(page, "outcome", "success")
+    choose(page, "words", "a & b")
+    fragment = page.evaluate("location.hash")
+    page.open(report, fragment)
+    chosen = "document.forms[0].elements.namedItem('{}').value"
+    assert page.evaluate(chosen.format("outcome")) == "success"
+    assert page.evaluate(chosen.format("words")) == "a & b"
+    assert page.of("Log.entryAdded", "Runtime.exceptionThrown") == []
+
+
+# --- A run that goes on ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> tuple[RunReader, Path]:
+    """The reader of a run of three steps with 80 episodes each, and where its page is."""
+    reader = RunReader(write_run(tmp_path / "run", episodes_a_step=80))
+    write_report([reader.read()], tmp_path / "report.html", renewed_every=0.5)
+    return reader, tmp_path / "report.html"
+
+
+def a_step_ends(reader: RunReader) -> None:
+    """A fourth training step, with whose episodes the list of conversations is another."""
+    other = write_run(reader.path.parent / "other", num_steps=4, episodes_a_step=80, seed=5)
+    name = "rollouts/step-000004.parquet"
+    (other / name).rename(reader.path / name)
+
+
+def test_an_open_page_renews_itself_and_keeps_the_readers_place(page: Page, live: tuple[RunReader, Path]) -> None:
+    reader, path = live
+    page.open(path)
+    choose(page, "source", "training")
+    page.evaluate("document.getElementById('more').click()")
+    unfolded = "[...document.querySelectorAll('.episode')].filter((one) => one.open).map((one) => one.dataset.key)"
+    page.evaluate("document.querySelectorAll('.episode')[60].querySelector('summary').click()")
+    (key,) = page.evaluate(unfolded)
+    top = f"Math.round(document.querySelector('[data-key=\"{key}\"]').getBoundingClientRect().top)"
+    page.evaluate(f"document.querySelector('[data-key=\"{key}\"]').scrollIntoView()")
+    page.evaluate("scrollBy(0, -40)")
+    before = page.evaluate(top)
+    assert before == 40
+    a_step_ends(reader)
+    write_report([reader.read()], path, renewed_every=60)
+    assert page.loads_within(10)
+    assert page.evaluate(COUNT) == "320 episodes match"
+    assert page.evaluate(unfolded) == [key]
+    assert abs(page.evaluate(top) - before) <= 1
+    assert page.evaluate("document.forms[0].elements.namedItem('source').value") == "training"
+    assert page.of("Log.entryAdded", "Runtime.exceptionThrown") == []
+
+
+def test_a_page_is_still_while_it_is_paused_or_filled_in(page: Page, live: tuple[RunReader, Path]) -> None:
+    _, path = live
+    page.open(path)
+    choose(page, "words", "cat")
+    assert not page.loads_within(1)
+    assert page.loads_within(5)
+    page.evaluate("document.getElementById('pause').click()")
+    assert not page.loads_within(1)
+    page.evaluate("document.getElementById('pause').click()")
+    assert page.loads_within(5)
+
+
+def test_the_last_page_of_a_run_renews_itself_no_more(page: Page, live: tuple[RunReader, Path]) -> None:
+    reader, path = live
+    page.open(path)
+    write_report([reader.read()], path)
+    assert page.loads_within(5)
+    assert not page.loads_within(1)
+    assert page.evaluate("document.getElementById('pause')") is None
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -31,6 +31,7 @@ def test_the_files_of_a_run(run: Path) -> None:
         "config.yaml",
         "metrics.jsonl",
         "rollouts",
+        "status.json",
         "tester",
     ]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000003", "step-000005"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -40,6 +41,25 @@ class Page:
         """Load a file and wait until it is there; the seconds that it took."""
         self._load("about:blank")  # from one fragment of a page to another nothing loads
         return self._load(path.as_uri() + fragment)
+
+    def loads_within(self, seconds: float) -> bool:
+        """Whether the page loads itself again, from now on."""
+        self._ask("Browser.getVersion")  # what was told before its answer is of before now
+        self.events.clear()
+        deadline = time.perf_counter() + seconds
+        try:
+            while not self.of("Page.loadEventFired"):
+                self._read(deadline)
+        except TimeoutError:
+            return False
+        return True
+
+    def screenshot(self, path: Path) -> None:
+        """A picture of the whole page, as PNG."""
+        size = self.ask("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 8000), "scale": 1}
+        shot = self.ask("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
 
     def evaluate(self, expression: str) -> Any:
         """What a JavaScript expression is on the page, or comes to be if it is a promise."""

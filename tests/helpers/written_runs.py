@@ -55,15 +55,17 @@ def episode_rows(episode: int, numbers: random.Random, width: int = 2, depth: in
     return rows
 
 
-def write_run(folder: Path, num_steps: int = 3, episodes_a_step: int = 4, seed: int = 0) -> Path:
-    """The files of a training run, the last line of ``metrics.jsonl`` cut off."""
+def write_run(
+    folder: Path, num_steps: int = 3, episodes_a_step: int = 4, seed: int = 0, tree: tuple[int, int] = (2, 3)
+) -> Path:
+    """The files of a training run, the last line of ``metrics.jsonl`` cut off; ``tree`` is width and depth."""
     numbers = random.Random(seed)
     folder.mkdir(parents=True)
     config = "tester: {path: <b>tester</b>}\ntarget: {path: tiny}\nalgorithm: {name: dpo}\nscorer: {name: profanity}\n"
     (folder / "config.yaml").write_text(f"# python 3\n# torch 2\n{config}", encoding="utf-8")
     lines = []
     for step in range(1, num_steps + 1):
-        rows = [row for episode in range(episodes_a_step) for row in episode_rows(episode, numbers)]
+        rows = [row for episode in range(episodes_a_step) for row in episode_rows(episode, numbers, *tree)]
         write_table(folder / "rollouts" / f"step-{step:06d}.parquet", [{"step": step, **row} for row in rows])
         lines += [
             {"step": step, "update": update, "reward/mean": step / 10, "seconds/rollout": 2.0, "seconds/update": 1.0}

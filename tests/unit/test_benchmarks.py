@@ -437,3 +437,14 @@ def test_a_grpo_step_samples_groups_of_the_next_prompts_and_learns():
     ]
     assert [len(texts) for texts in judged] == [4, 4]
     assert any(not torch.equal(*pair) for pair in zip(before, system.parameters(), strict=True))
+
+
+def test_the_benchmark_of_reports_writes_the_size_and_its_times(tmp_path, monkeypatch):
+    monkeypatch.setattr(script("report"), "CHROMIUM", None)
+    asked = ["--steps", "2", "--episodes", "3", "--width", "2", "--depth", "2", "--repeats", "1"]
+    result = script("report").main([*asked, "--results", str(tmp_path)])
+
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == result
+    assert result["figures"]["nodes"] == 2 * 3 * (2 + 4)
+    assert 0.01 < result["figures"]["size of the page, MB"] < 1
+    assert set(result["medians"]) == {"written", "written again"}

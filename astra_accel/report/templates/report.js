@@ -5,6 +5,7 @@ const form = document.getElementById("filters");
 const list = document.getElementById("episodes");
 const more = document.getElementById("more");
 const PAGE = 50;
+const QUIET = 2000;  // milliseconds after somebody filled in a field
 let found = [];
 let numShown = 0;
 
@@ -51,8 +52,19 @@ function turnElement(episode, place) {
   return made;
 }
 
+// What an episode is known by on the page of a run that has gone on.
+function keyOf(episode) {
+  return `${episode.run} ${episode.source} ${episode.episode}`;
+}
+
+function unfold(made, episode) {
+  if (made.childElementCount > 1) return;
+  episode.nodes.forEach(([parent], place) => { if (parent < 0) made.append(turnElement(episode, place)); });
+}
+
 function episodeElement(episode) {
   const made = element("details", "episode");
+  made.dataset.key = keyOf(episode);
   const summary = element("summary");
   const worst = episode.worst === null ? "no score" : `worst score ${episode.worst.toFixed(3)}`;
   const hit = episode.nodes.some((_, place) => failed(episode, place));
@@ -60,10 +72,7 @@ function episodeElement(episode) {
   const run = data.runs.length > 1 ? `${data.runs[episode.run]}, ` : "";
   summary.append(element("small", hit ? "failed" : "", `${run}${episode.source}, ${episode.nodes.length} turns, ${worst}`));
   made.append(summary);
-  made.addEventListener("toggle", () => {
-    if (!made.open || made.childElementCount > 1) return;
-    episode.nodes.forEach(([parent], place) => { if (parent < 0) made.append(turnElement(episode, place)); });
-  });
+  made.addEventListener("toggle", () => { if (made.open) unfold(made, episode); });
   return made;
 }
 
@@ -87,7 +96,70 @@ for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
   const field = form.elements.namedItem(name);
   if (field) field.value = value;
 }
-form.addEventListener("input", show);
+form.addEventListener("input", () => {
+  const wanted = [...new FormData(form)].filter(([, value]) => value);
+  history.replaceState(history.state, "", `#${new URLSearchParams(wanted)}`);
+  show();
+});
 form.addEventListener("submit", (event) => event.preventDefault());
 more.addEventListener("click", showMore);
 show();
+if (data.renewed_every !== null) followRun();
+else if (history.state !== null) goTo(history.state);
+
+// --- The page of a run that goes on loads itself again, and keeps the reader's place ---
+
+function followRun() {
+  const pause = document.getElementById("pause");
+  let paused = history.state !== null && history.state.paused;
+  const showPause = () => { pause.textContent = paused ? "Go on" : "Pause"; };
+  pause.addEventListener("click", () => { paused = !paused; showPause(); });
+  showPause();
+  history.scrollRestoration = "manual";
+  if (history.state !== null) goTo(history.state);
+  addEventListener("pagehide", () => history.replaceState(placeNow(paused), ""));
+  let chosen = 0;
+  for (const name of ["input", "keydown", "pointerdown"]) form.addEventListener(name, () => { chosen = Date.now(); });
+  let due = Date.now() + data.renewed_every * 1000;
+  setInterval(() => {
+    // Not while somebody fills in a field, marks text to copy, or looks elsewhere.
+    const busy = Date.now() - chosen < QUIET || !getSelection().isCollapsed || document.hidden;
+    if (paused || busy || Date.now() < due) return;
+    due = Infinity;
+    history.replaceState(placeNow(paused), "");
+    location.reload();
+  }, 250);
+}
+
+// What is unfolded, how much is listed, and which episode is uppermost, or how far the page is scrolled.
+function placeNow(paused) {
+  const uppermost = [...list.children].find((one) => one.getBoundingClientRect().bottom > 0);
+  const top = uppermost ? uppermost.getBoundingClientRect().top : innerHeight;
+  return {
+    paused,
+    numShown,
+    unfolded: [...list.children].filter((one) => one.open).map((one) => one.dataset.key),
+    settings: [...document.querySelectorAll("details.card")].map((one) => one.open),
+    uppermost: top < innerHeight / 2 ? { key: uppermost.dataset.key, top } : null,
+    scrolled: scrollY,
+    field: form.contains(document.activeElement) ? document.activeElement.name : "",
+  };
+}
+
+function goTo(place) {
+  while (numShown < Math.min(place.numShown, found.length)) showMore();
+  const byKey = new Map(found.slice(0, numShown).map((episode, index) => [keyOf(episode), index]));
+  for (const key of place.unfolded) {
+    if (!byKey.has(key)) continue;
+    const made = list.children[byKey.get(key)];
+    unfold(made, found[byKey.get(key)]);  // now, as its toggle comes too late for the place
+    made.open = true;
+  }
+  document.querySelectorAll("details.card").forEach((one, index) => { one.open = Boolean(place.settings[index]); });
+  const field = place.field ? form.elements.namedItem(place.field) : null;
+  if (field) field.focus({ preventScroll: true });
+  scrollTo(0, place.scrolled);
+  if (place.uppermost === null || !byKey.has(place.uppermost.key)) return;
+  const now = list.children[byKey.get(place.uppermost.key)].getBoundingClientRect().top;
+  scrollBy(0, now - place.uppermost.top);
+}

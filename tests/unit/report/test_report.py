@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from html.parser import HTMLParser
 
+import pyarrow.parquet as pq
 import pytest
 
 from astra_accel.cli import main
@@ -17,6 +19,7 @@ from astra_accel.report.markdown import render_markdown
 from astra_accel.report.page import about, harm_rows, headline_rows, render_page
 from astra_accel.report.plots import diversity_and_success, phase_seconds, rewards, successes
 from astra_accel.report.text import visible
+from astra_accel.training.status import telling_status
 from tests.helpers.written_runs import HOSTILE, write_evaluation, write_run
 
 
@@ -57,14 +60,15 @@ def test_a_run_is_read_and_a_line_that_was_cut_off_is_counted(run):
     assert run.num_skipped == 1
     assert run.environment == ["python 3", "torch 2"]
     assert run.config["algorithm"] == {"name": "dpo"}
-    assert (len(run.training), len(run.held_out)) == (3 * 4 * 14, 12 * 14)
+    assert [len(part.scores) for part in run.training] == [4 * 14] * 3
+    assert [len(part.scores) for part in run.held_out] == [12 * 14]
     assert ("unreadable lines of metrics.jsonl", "1") in about(run)
     assert ("training steps", "3") in about(run)
 
 
 def test_an_evaluation_alone_is_something_to_report(tmp_path):
     found = read_run(write_evaluation(tmp_path / "alone"))
-    assert (len(found.held_out), found.training, found.updates) == (12 * 14, [], [])
+    assert (found.held_out[0].num_episodes, found.training, found.updates, found.status) == (12, [], [], None)
 
 
 def test_a_folder_with_nothing_to_report_is_named(tmp_path, capsys):
@@ -74,6 +78,26 @@ def test_a_folder_with_nothing_to_report_is_named(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "has neither metrics.jsonl" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_that_is_not_there_or_has_no_step_yet_is_told_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        read_run(tmp_path / "nowhere")
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="no training step has ended yet"):
+        read_run(tmp_path)
+
+
+def test_the_state_of_a_run_is_told(tmp_path):
+    folder = write_run(tmp_path / "run")
+
+    def fails():
+        assert ("state", "running") in about(read_run(folder))
+        raise RuntimeError("the loss is not finite")
+
+    with pytest.raises(RuntimeError), telling_status(folder, here=True):
+        fails()
+    assert ("state", "failed: RuntimeError: the loss is not finite") in about(read_run(folder))
 
 
 def test_figures_that_are_no_json_are_named(tmp_path):
@@ -93,7 +117,7 @@ def test_what_belongs_to_a_training_step_counts_once(run):
 
 
 def test_success_and_diversity_of_a_step(run):
-    step = [row for row in run.training if row["step"] == 2]
+    step = pq.read_table(run.path / "rollouts" / "step-000002.parquet").to_pylist()
     share = sum(row["response_score"] >= 0.5 for row in step) / len(step)
     assert successes(run)[1] == (2.0, pytest.approx(share))
     pairs = [pair for row in step for pair in zip(row["probe"].split(), row["probe"].split()[1:], strict=False)]
@@ -118,6 +142,7 @@ def test_episodes_keep_their_trees(run):
         assert parents == [-1, -1, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
         assert episode["worst"] == max(node[3] for node in episode["nodes"])
     assert {episode["source"] for episode in shown} == {"held-out", "step 1", "step 2", "step 3"}
+    assert sorted(episode["episode"] for episode in shown if episode["source"] == "step 2") == [0, 1, 2, 3]
 
 
 def test_a_page_holds_only_so_much(run, monkeypatch):
@@ -154,6 +179,13 @@ def test_the_policy_lets_in_the_pages_own_script_and_style_alone(run):
     assert rules.keys() == {"default-src", "script-src", "style-src"}
     assert rules["default-src"] == "'none'"
     assert all(rules[name].startswith("'sha256-") for name in ("script-src", "style-src"))
+
+
+def test_the_name_of_a_folder_may_be_anything_that_a_disk_holds(tmp_path):
+    folder = write_run(tmp_path / "run").rename(tmp_path / os.fsdecode(b"<b>\xff \xe2\x80\xae"))
+    page = render_page([read_run(folder)])
+    assert "&lt;b&gt;[U+DCFF] [U+202E]" in page
+    page.encode("utf-8")
 
 
 def test_texts_come_whole_in_a_block_of_data(run):

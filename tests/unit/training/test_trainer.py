@@ -450,6 +450,7 @@ class TestFiles:
             "config.yaml",
             "metrics.jsonl",
             "rollouts",
+            "status.json",
             "tester",
         ]
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000004", "step-000005"]

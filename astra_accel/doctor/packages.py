@@ -1,0 +1,116 @@
+"""Which packages a run needs, which are there, and the command that brings the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+PROJECT = "astra-accel"
+CHECKOUT = Path(__file__).parents[2]
+FOR_DEVELOPERS = ("dev", "bench")
+"""Extras that no run needs."""
+MODULES = {"alt-profanity-check": "profanity_check", "pyyaml": "yaml"}
+"""What packages are imported as, where it is not their name."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A package that this one needs: always, or for an extra."""
+
+    name: str
+    lowest: str
+    extra: str | None
+
+    @property
+    def module(self) -> str:
+        """What it is imported as."""
+        return MODULES.get(self.name.lower(), self.name.replace("-", "_"))
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that is needed, as it was found.
+
+    Attributes:
+        name: as pip knows it.
+        lowest: the lowest version that will do; empty where any does.
+        installed: its version; None where it is missing.
+        problem: why it won't do; None where it does.
+    """
+
+    name: str
+    lowest: str
+    installed: str | None
+    problem: str | None
+
+
+def requirements() -> list[Requirement]:
+    """What the package says that it needs: in a checkout its ``pyproject.toml``, else what was installed with it.
+
+    Raises:
+        PackageNotFoundError: it is neither.
+    """
+    project = CHECKOUT / "pyproject.toml"
+    if not project.is_file():
+        return [requirement(line) for line in metadata.requires(PROJECT) or []]
+    table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    extras = [(line, extra) for extra, lines in table["optional-dependencies"].items() for line in lines]
+    return [requirement(line, extra) for line, extra in [*((line, None) for line in table["dependencies"]), *extras]]
+
+
+def requirement(line: str, extra: str | None = None) -> Requirement:
+    """A requirement as ``pip`` writes it: ``torch>=2.6``, ``detoxify>=0.5.2; extra == "detoxify"``."""
+    name = re.match(r"[\w.-]+", line)
+    lowest = re.search(r">=\s*([\w.]+)", line)
+    marked = re.search(r"""extra\s*==\s*["']([\w-]+)["']""", line)
+    return Requirement(
+        name=line if name is None else name[0],
+        lowest="" if lowest is None else lowest[1],
+        extra=marked[1] if marked is not None else extra,
+    )
+
+
+def required_modules() -> set[str]:
+    """What every installation can import."""
+    return {one.module for one in requirements() if one.extra is None}
+
+
+def find_package(needed: Requirement) -> Package:
+    """A package as it is here; nothing of it is run."""
+    try:
+        installed = metadata.version(needed.name)
+    except metadata.PackageNotFoundError:
+        return Package(needed.name, needed.lowest, None, "missing")
+    problem = None
+    if _numbers(installed) < _numbers(needed.lowest):
+        problem = f"version {installed}, expected at least {needed.lowest}"
+    elif not can_be_found(needed.module):
+        problem = f"installed, but Python finds no module {needed.module}"
+    return Package(needed.name, needed.lowest, installed, problem)
+
+
+def can_be_found(module: str) -> bool:
+    """Whether Python knows where a module is."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def pip_line(extra: str | None = None) -> str:
+    """The command that installs this package with what it needs, or with an extra besides."""
+    wanted = "" if extra is None else f"[{extra}]"
+    if (CHECKOUT / "pyproject.toml").is_file():
+        return f"{sys.executable} -m pip install -e '{CHECKOUT}{wanted}'"
+    return f"{sys.executable} -m pip install '{PROJECT}{wanted}'"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: ``2.13.0+cpu`` is (2, 13, 0)."""
+    leading = re.match(r"\d+(\.\d+)*", version)
+    return () if leading is None else tuple(int(number) for number in leading[0].split("."))

@@ -1,0 +1,72 @@
+"""A report that follows runs while they train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic, sleep
+
+from astra_accel.report.collect import RunReader
+from astra_accel.report.writing import write_report
+from astra_accel.training.status import read_status
+
+REST = 9.0
+"""Seconds without work for each second of work, at least: a watch takes a tenth of a core at most."""
+
+
+def watch(readers: Sequence[RunReader], page: Path, every: float) -> None:
+    """Write a report whenever what it is made of changed, until all runs are over or Ctrl-C.
+
+    The last page that is written does not renew itself. Runs that have nothing to show yet are waited for.
+
+    Args:
+        readers: of the runs.
+        page: the HTML file.
+        every: seconds between two looks, at least.
+
+    Raises:
+        FileNotFoundError: a run is over and left nothing to report.
+    """
+    written: object = None
+    said = ""
+    print(f"the report is {page}; it is written again as the runs go on, until they end (Ctrl-C: at once)", flush=True)
+    try:
+        while True:
+            began = monotonic()
+            going_on = [reader for reader in readers if _goes_on(reader)]  # before reading, so that nothing is missed
+            now = [reader.stamps() for reader in readers], bool(going_on)
+            try:
+                if now != written:
+                    write_report([reader.read() for reader in readers], page, every if going_on else None)
+                    written = now
+            except FileNotFoundError as error:
+                if not going_on:
+                    raise
+                said = _say_once(f"waiting: {error}", said)
+            if not going_on:
+                print("; ".join(f"{reader.path}: {_state(reader)}" for reader in readers))
+                return
+            sleep(max(every, REST * (monotonic() - began)))
+    except KeyboardInterrupt:
+        if written is not None:
+            write_report([reader.read() for reader in readers], page)
+        print(f"no longer watched; {page} stays as it is")
+
+
+def _goes_on(reader: RunReader) -> bool:
+    """Whether there may be more to come: also of a run that has not begun, or of a loop that does not say."""
+    status = read_status(reader.path)
+    if status is None:
+        return not reader.is_evaluation()
+    return not status.over
+
+
+def _state(reader: RunReader) -> str:
+    status = read_status(reader.path)
+    return "an evaluation" if status is None else status.state
+
+
+def _say_once(text: str, said: str) -> str:
+    if text != said:
+        print(text, flush=True)
+    return text

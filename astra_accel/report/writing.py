@@ -1,0 +1,24 @@
+"""The files of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from astra_accel.report.collect import Run
+from astra_accel.report.markdown import render_markdown
+from astra_accel.report.page import render_page
+from astra_accel.training.outputs import write_atomically
+
+
+def write_report(runs: Sequence[Run], page: Path, renewed_every: float | None = None) -> None:
+    """Write the page and, beside it, the summary in Markdown.
+
+    Args:
+        runs: what it is of.
+        page: the HTML file.
+        renewed_every: seconds after which an open page looks for a newer one; None where there will be none.
+    """
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, render_page(runs, renewed_every))
+    write_atomically(page.with_suffix(".md"), render_markdown(runs))
