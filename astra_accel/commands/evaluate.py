@@ -24,9 +24,8 @@ def add_commands(commands: Any) -> None:
         examples=[
             ("the tester of a run, to its folder evaluation/", "astra-accel evaluate runs/demo"),
             (
-                "what training has brought: the tester as it was before, and both compared",
-                "astra-accel evaluate runs/demo --untrained\n"
-                "  astra-accel compare runs/demo/evaluation_untrained runs/demo",
+                "its tester as it was before training, to compare with",
+                "astra-accel evaluate runs/demo --untrained",
             ),
             ("what counts as a success", "astra-accel evaluate runs/demo --evaluation.threshold 0.8"),
             (
