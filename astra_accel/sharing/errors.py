@@ -6,4 +6,4 @@ from astra_accel.config import ConfigurationError
 
 
 class SharingError(ConfigurationError):
-    """Something can't be exported or uploaded; the message says why, and what to do. Nothing was uploaded."""
+    """Something can't be exported or uploaded; the message says why, and what to do."""

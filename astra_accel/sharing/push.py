@@ -43,9 +43,10 @@ def push_tester(config: TrainingConfiguration, run: Path, hub: Hub | None = None
     """
     if not config.push_to_hub:
         return []
-    repository = _repository(config)
+    hub, repository = hub or Hub(), _repository(config)
     try:
-        return _upload_tester(run / TESTER, run, repository, hub or Hub())
+        (named,) = hub.check([repository])
+        return [_upload_tester(run / TESTER, run, named, hub)]
     except SharingError as error:
         raise SharingError(
             f"{error}. The tester is in {run / TESTER}; to upload it later: "
@@ -69,23 +70,23 @@ def push(
     """
     hub = hub or Hub()
     tester = None if model is None else find_tester(run)
-    hub.check([repository for repository in (model, dataset) if repository is not None])
+    asked = hub.check([repository for repository in (model, dataset) if repository is not None])
+    named = {repository.type: repository for repository in asked}
     addresses = []
     with tempfile.TemporaryDirectory() as scratch:
-        if dataset is not None:
-            export_dataset(run, Path(scratch) / "dataset")
-        if model is not None and tester is not None:
-            addresses += _upload_tester(tester, run, model, hub)
-        if dataset is not None:
-            (repository,) = hub.check([dataset])
-            addresses.append(hub.upload(Path(scratch) / "dataset", repository, "Conversations of astra_accel"))
+        conversations = Path(scratch) / "dataset"
+        if "dataset" in named:  # before the first upload, so that there is none if it fails
+            export_dataset(run, conversations)
+        if tester is not None:
+            addresses.append(_upload_tester(tester, run, named["model"], hub))
+        if "dataset" in named:
+            addresses.append(hub.upload(conversations, named["dataset"], "Conversations of astra_accel"))
     return addresses
 
 
-def _upload_tester(tester: Path, run: Path, repository: Repository, hub: Hub) -> list[str]:
-    (named,) = hub.check([repository])
+def _upload_tester(tester: Path, run: Path, repository: Repository, hub: Hub) -> str:
     with as_uploaded(tester, run, hub) as folder:
-        return [hub.upload(folder, named, "Tester of astra_accel")]
+        return hub.upload(folder, repository, "Tester of astra_accel")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def test_one_process_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert sum("repos/create" in request for request in hub.requests) == 1
 
 
+@pytest.mark.slow
 def test_an_upload_that_can_not_be_ends_all_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with local_hub(monkeypatch) as hub:
         hub.role = "read"

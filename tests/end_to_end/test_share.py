@@ -67,6 +67,20 @@ def test_a_run_is_uploaded(
     assert len(load_dataset(str(data), split="train", cache_dir=str(tmp_path / "cache"))) > 0
 
 
+def test_an_evaluation_of_a_run_is_told_in_its_testers_card(shared: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    run, _ = shared
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"Good morning."\n"It rains again."\n', encoding="utf-8")
+    reset_accelerate()
+
+    test = ("--prompts.test.source", str(prompts), "--prompts.test.split", "train")
+    assert main(["evaluate", str(run), *test, "--evaluation.num_resamples", "50"]) == 0
+
+    card = ModelCard.load(run / "tester" / "README.md")
+    assert "2 held-out prompts, 4 turns" in card.text
+    assert {result.dataset_name for result in card.data.eval_results} == {"2 held-out prompts"}
+
+
 def test_a_trainer_uploads_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system of one's own too, whose tester is no language model."""
     with local_hub(monkeypatch) as hub:
