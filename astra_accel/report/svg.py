@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 280
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 76, 12, 12, 48  # with room for the larger letters of a phone
 NUM_COLOURS = 6
 Place = Callable[[float, float], tuple[float, float]]
 

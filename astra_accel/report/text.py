@@ -20,12 +20,13 @@ _NAMED = [
     0xFEFF,
     *range(0xD800, 0xE000),  # half characters
 ]
-_TABLE = _PICTURES | {code: f"[U+{code:04X}]" for code in _NAMED}
+_SHOWN_AS = {chr(code): text for code, text in _PICTURES.items()} | {chr(code): f"[U+{code:04X}]" for code in _NAMED}
+_ACTING = re.compile(f"[{re.escape(''.join(_SHOWN_AS))}]")
 
 
 def visible(text: str) -> str:
     """The text with everything that would act shown by a picture or its name (``␛``, ``[U+202E]``)."""
-    return text.translate(_TABLE)
+    return _ACTING.sub(lambda found: _SHOWN_AS[found[0]], text)  # most texts have none, which a search sees at once
 
 
 def shortened(text: str, limit: int) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic, sleep
+from time import process_time, sleep
 
 from astra_accel.report.collect import RunReader
 from astra_accel.report.writing import write_report
 from astra_accel.training.status import read_status
 
 REST = 9.0
-"""Seconds without work for each second of work, at least: a watch takes a tenth of a core at most."""
+"""Seconds without work for each second of a core, at least: a watch takes a tenth of one at most."""
 
 
 def watch(readers: Sequence[RunReader], page: Path, every: float) -> None:
@@ -32,7 +32,7 @@ def watch(readers: Sequence[RunReader], page: Path, every: float) -> None:
     print(f"the report is {page}; it is written again as the runs go on, until they end (Ctrl-C: at once)", flush=True)
     try:
         while True:
-            began = monotonic()
+            began = process_time()
             going_on = [reader for reader in readers if _goes_on(reader)]  # before reading, so that nothing is missed
             now = [reader.stamps() for reader in readers], bool(going_on)
             try:
@@ -46,7 +46,7 @@ def watch(readers: Sequence[RunReader], page: Path, every: float) -> None:
             if not going_on:
                 print("; ".join(f"{reader.path}: {_state(reader)}" for reader in readers))
                 return
-            sleep(max(every, REST * (monotonic() - began)))
+            sleep(max(every, REST * (process_time() - began)))
     except KeyboardInterrupt:
         if written is not None:
             write_report([reader.read() for reader in readers], page)

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from astra_accel.config import RunConfiguration
 from astra_accel.models.tiny import build_tiny
+from astra_accel.training.status import Status, read_status
 from tests.helpers.runs import TINY_DPO, launch, metrics, rollouts
 
 
@@ -34,6 +35,7 @@ def test_the_files_of_a_run(run: Path) -> None:
         "status.json",
         "tester",
     ]
+    assert read_status(run) == Status("ended")
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000003", "step-000005"]
     assert sorted(path.name for path in (run / "rollouts").iterdir()) == [
         f"step-{step:06d}.parquet" for step in range(1, 6)
