@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Two at a time, as on a machine of two cores: many tests start two processes of their own.
 WORKERS ?= --numprocesses 2 --dist worksteal
-BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling
+BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling overhead
 
 .PHONY: demo test test-all checks bench setup clean
 
