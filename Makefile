@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Two at a time, as on a machine of two cores: many tests start two processes of their own.
 WORKERS ?= --numprocesses 2 --dist worksteal
-BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling report
+BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling overhead report
 
 # A skipped test is easily overlooked at the end of a thousand.
 TELL_BROWSER := { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \

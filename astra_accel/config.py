@@ -33,6 +33,7 @@ Scheduler = Literal[
     "warmup_stable_decay",
 ]
 NaturalnessModel = Literal["target", "baseline"]
+Quantization = Literal["nf4", "fp4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 Count = Annotated[int, Field(ge=1)]
@@ -90,6 +91,9 @@ class TrainingConfiguration(Section):
     """Checkpoints to keep, the best one aside; None keeps all."""
     stop_if_unsaved: bool = True
     """Whether a checkpoint that can't be written (a full disk) ends the run; else that is told, and the run goes on."""
+    async_save: bool = False
+    """Write checkpoints while training goes on, from a copy of the state in memory of the host (weights and optimizer
+    state once more); else training waits for the disk."""
     eval_steps: Count | None = None
     """Training steps between evaluations on held-out prompts; None evaluates none."""
     num_eval_episodes: Count = 32
@@ -149,6 +153,9 @@ class ModelConfiguration(Section):
     """Of the weights. auto: float32 on CPU and for a tester that is trained in full, else the checkpoint's own."""
     adapter: str | None = None
     """A LoRA adapter (hub id or folder) on the model. The tester goes on training it."""
+    quantization: Quantization | None = None
+    """Load the weights in 4 bits by bitsandbytes: nf4 (QLoRA) or fp4, computing in `dtype`. Not for a tester that is
+    trained in full."""
 
 
 class LoRAConfiguration(Section):

@@ -25,7 +25,6 @@ from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.checkpoint import TrainerState, Training
 from astra_accel.training.display import Display
 from astra_accel.training.distributed import (
-    RankError,
     check_accelerator,
     launch_advice,
     make_accelerator,
@@ -42,6 +41,7 @@ from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metr
 from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.outputs import METRICS, RunFolder, check_output_dir, new_output_dir, write_atomically
 from astra_accel.training.preemption import Preempted, Preemption
+from astra_accel.training.saving import CheckpointSaver
 from astra_accel.training.status import telling_status
 from astra_accel.training.step_module import StepModule
 
@@ -126,6 +126,7 @@ class AccelTrainer:
         self.display = Display(self.accelerator.is_main_process, config.training_steps)
         self.folder = RunFolder(self._agree_on_folder())
         self._config_yaml = _config_yaml(config, run_config)
+        self._saver = CheckpointSaver(self.accelerator, self.folder.checkpoints, config)
         self._stopwatch = Stopwatch()
         self._preemption = Preemption()
 
@@ -147,7 +148,7 @@ class AccelTrainer:
             SharingError: the tester is there, but could not be uploaded (``push_to_hub``).
             Preempted: a process got SIGTERM or SIGUSR1; the training step was finished and has a checkpoint.
         """
-        with self._preemption.watching(), naming_lost_processes(self.config.timeout):
+        with self._preemption.watching(), naming_lost_processes(self.config.timeout), self._saver.rescuing():
             self._begin(resume_from_checkpoint)
             with telling_status(self.folder.path, here=self.accelerator.is_main_process):
                 self._run_steps()
@@ -294,9 +295,11 @@ class AccelTrainer:
         preempted = self._report(experience, records, figures)
         due = config.save_steps is not None and (last or step % config.save_steps == 0)
         saved = False
-        if improved or due or preempted:
-            with self._stopwatch.phase("save"):
-                saved = self._save()
+        with self._stopwatch.phase("save"):
+            if improved or due or preempted:
+                saved = self._saver.save(self._training(), wait=preempted)
+            else:
+                self._saver.poll()
         if preempted and saved:
             self._stop()
 
@@ -361,6 +364,7 @@ class AccelTrainer:
             self.display.say(line)
 
     def _end(self) -> None:
+        self._saver.settle()
         best = self.state.best_step
         if self.config.load_best_at_end and best is not None and best != self.state.step:
             path = self.folder.checkpoints / checkpoints.checkpoint_name(best)
@@ -393,32 +397,6 @@ class AccelTrainer:
         # Together, since a launcher kills the others as soon as one process has exited with an error code.
         if self.config.log_with:
             on_every_rank(self.accelerator, finish)
-
-    def _save(self) -> bool:
-        """Whether there is a checkpoint now."""
-        try:
-            checkpoints.save_checkpoint(self._training(), self.folder.checkpoints)
-        except (checkpoints.UnsavedError, RankError) as error:
-            if not self._goes_on_without(error):
-                raise
-            return False
-        on_main(
-            self.accelerator,
-            lambda: checkpoints.prune_checkpoints(
-                self.folder.checkpoints, self.config.save_total_limit, self.state.step, self.state.best_step
-            ),
-        )
-        return True
-
-    def _goes_on_without(self, error: Exception) -> bool:
-        """Whether a run goes on without a checkpoint; the process that could not write it says why on its screen."""
-        if self.config.stop_if_unsaved:
-            return False
-        unsaved = isinstance(error, checkpoints.UnsavedError)
-        if not any(on_every_rank(self.accelerator, lambda: unsaved)):
-            return False
-        logger.warning("%s; the run goes on (training.stop_if_unsaved)", error)
-        return True
 
     def _training(self) -> Training:
         return Training(self.engine, self.learning_rate, self.state, self._config_yaml, self.harness.sampler.system)

@@ -60,6 +60,7 @@ RUNS = {
     ),
     "grpo_vs_trl": (["--width", "2", "--batch", "4", "--steps", "2"], "TRL / ours", ("TRL step", "our step")),
     "weak_scaling": ([*TREES, "--batch", "4", "--steps", "2"], "2 processes / 1", ("2 processes", "1 process")),
+    "overhead": ([*TREES, "--batch", "4", "--steps", "2"], "trainer / bare loop", ("trainer", "bare loop")),
     "memory": ([*TREES, "--batch", "4", "--steps", "1"], "reference / ours", ("reference", "ours")),
 }
 

@@ -272,9 +272,11 @@ class TestNonFinite:
         ],
         ids=["nan", "inf", "gradient"],
     )
-    def test_the_update_is_not_made_and_its_batches_are_kept(self, make, run, spoil):
+    @pytest.mark.parametrize("async_save", [False, True])
+    def test_the_update_is_not_made_and_its_batches_are_kept(self, make, run, spoil, async_save):
         algorithm = self.Failing(spoil)
-        trainer = make(algorithm, num_episodes_per_experience=4, training_steps=9, save_steps=1)
+        settings = {"training_steps": 9, "save_steps": 1, "async_save": async_save}
+        trainer = make(algorithm, num_episodes_per_experience=4, **settings)
         steps = []
         trainer.engine.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
 
@@ -355,8 +357,9 @@ class TestEvaluation:
             "save_total_limit": 1,
         } | settings
 
-    def test_the_best_checkpoint_is_kept_and_its_weights_are_the_result(self, make, run):
-        trainer = make(**self.settings([0.1, 0.9, 0.9, 0.2]))
+    @pytest.mark.parametrize("async_save", [False, True])
+    def test_the_best_checkpoint_is_kept_and_its_weights_are_the_result(self, make, run, async_save):
+        trainer = make(**self.settings([0.1, 0.9, 0.9, 0.2], async_save=async_save))
 
         trainer.train()
 
@@ -633,11 +636,14 @@ class TestPreemption:
             trainer.train()
         return trainer, caught.value
 
-    def test_the_step_is_finished_and_saved_and_the_run_goes_on_from_there(self, at_step, make, run, tmp_path, capsys):
+    @pytest.mark.parametrize("async_save", [False, True])
+    def test_the_step_is_finished_and_saved_and_the_run_goes_on_from_there(
+        self, at_step, make, run, tmp_path, capsys, async_save
+    ):
         whole = make(training_steps=5, output_dir=tmp_path / "whole")
         whole.train()
 
-        trainer, preempted = self.stopped(at_step, 2, training_steps=5, save_steps=None)
+        trainer, preempted = self.stopped(at_step, 2, training_steps=5, save_steps=None, async_save=async_save)
 
         assert preempted.checkpoint == run / "checkpoints" / "step-000002"
         assert {line["step"] for line in metrics(run)} == {1, 2}
