@@ -59,6 +59,7 @@ class TrainerState:
         empty_in_row: the last experiences in a row that had no example.
         best_value: the best evaluation so far.
         best_step: its training step, which has a checkpoint that is not pruned.
+        callbacks: what callbacks keep, by name; None where none keeps anything.
     """
 
     step: int = 0
@@ -66,6 +67,7 @@ class TrainerState:
     empty_in_row: int = 0
     best_value: float | None = None
     best_step: int | None = None
+    callbacks: dict[str, Any] | None = None
 
 
 @dataclass

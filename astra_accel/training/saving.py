@@ -66,10 +66,17 @@ class CheckpointSaver:
         accelerator: the processes.
         folder: of the checkpoints.
         config: how many to keep, whether to write while training goes on, and what becomes of a run that can't.
+        tell: called with the path of a checkpoint that has got its name.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, config: TrainingConfiguration) -> None:
-        self.accelerator, self.folder, self.config = accelerator, folder, config
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        config: TrainingConfiguration,
+        tell: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.accelerator, self.folder, self.config, self.tell = accelerator, folder, config, tell
         self._writer = ThreadPoolExecutor(1, "checkpoint") if config.async_save else None
         self._pending: _Pending | None = None
 
@@ -109,12 +116,14 @@ class CheckpointSaver:
         if pending is None:
             return True
         try:
-            _publish_together(self.accelerator, pending, self.folder)
+            path = _publish_together(self.accelerator, pending, self.folder)
         except (UnsavedError, RankError) as error:
             self._pending = None
             return self._go_on_without(pending.training.state, error, pending.step)
         self._pending, limit = None, self.config.save_total_limit
         on_main(self.accelerator, lambda: prune_checkpoints(self.folder, limit, pending.step, pending.best_step))
+        if self.tell is not None:
+            self.tell(path)
         return True
 
     @contextmanager
