@@ -6,7 +6,7 @@ READY := .venv/.ready
 WORKERS ?= --numprocesses 2 --dist worksteal
 BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling
 
-.PHONY: demo test test-all checks bench setup clean
+.PHONY: demo test test-all checks docs bench setup clean
 
 demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled prompts, and report how it did
 	$(BIN)/python examples/train.py --config examples/configs/smollm2_dpo.yaml \
@@ -20,10 +20,14 @@ test: $(READY)  ## The tests of every change
 test-all: $(READY)  ## All tests, the long ones too
 	$(BIN)/python -m pytest $(WORKERS)
 
-checks: $(READY)  ## Lint, format, types
+checks: $(READY)  ## Lint, format, types, and that the documents build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	site=$$(mktemp -d); $(BIN)/mkdocs build --strict --quiet --site-dir $$site; code=$$?; rm -r $$site; exit $$code
+
+docs: $(READY)  ## The documents as pages to read in a browser: site/index.html
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)  ## Every benchmark
 	for benchmark in $(BENCHMARKS); do $(BIN)/python benchmarks/$$benchmark.py || exit 1; done
