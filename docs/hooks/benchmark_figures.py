@@ -18,16 +18,16 @@ def benchmarks() -> str:
 
 def _part(result: dict[str, Any]) -> str:
     machine, unit = result["machine"], result["unit"]
-    options = ", ".join(f"{name} {json.dumps(value)}" for name, value in result["options"].items())
+    options = ", ".join(f"{name}: {value}" for name, value in result["options"].items())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     rows = [(name, f"{value:.4g} {unit}") for name, value in result["medians"].items()]
-    rows += [(name, f"{value:.3g}") for name, value in {**result["figures"], **result["ratios"]}.items()]
+    rows += [(name, f"{value:.4g}") for name, value in {**result["figures"], **result["ratios"]}.items()]
     return "\n\n".join(
         [
             f"### {result['benchmark']}",
             f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
             f"{machine['memory_gb']:g} GB, {machine['system']}, {machine['accelerator']}; {versions}.",
-            f"With {code(options)}.",
+            f"Options: {code(options)}.",
             table(("measured", "median, or figure"), rows),
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from astra_accel.config import Named, RunConfiguration
 Schema = Mapping[str, Any]
 
 KINDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`", "null": "`null`"}
+NONE = re.compile(r"\bNone\b")
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -36,7 +38,7 @@ def _sections(properties: Schema, definitions: Schema, parent: str, level: int) 
         paths = [f"{parent}{name}" for name in names]
         parts.append(f"{'#' * level} {', '.join(paths)}")
         parts.append(_what(definitions[kind]))
-        parts += [f"{code(path)}: {field['description']}" for path, field in _described(paths, names, properties)]
+        parts += [f"{code(path)}: {_meaning(field)}" for path, field in _described(paths, names, properties)]
         parts.append(_table(kind, fields, paths))
         for path in paths:
             parts += _sections(fields, definitions, parent=f"{path}.", level=level + 1)
@@ -68,8 +70,13 @@ def _table(kind: str, fields: Schema, paths: list[str]) -> str:
         if section_kind(field) is None:
             anchors = "".join(f'<a id="{path}.{name}"></a>' for path in paths)
             default = code(json.dumps(field["default"], ensure_ascii=False)) if "default" in field else "needed"
-            rows.append((anchors + code(name), _type_of(kind, name, field), default, field["description"]))
+            rows.append((anchors + code(name), _type_of(kind, name, field), default, _meaning(field)))
     return table(("field", "type", "default", "meaning"), rows)
+
+
+def _meaning(field: Schema) -> str:
+    """A description, with the word of YAML for what is None in Python."""
+    return NONE.sub("null", field["description"])
 
 
 def _type_of(kind: str, name: str, field: Schema) -> str:

@@ -61,7 +61,7 @@ def _weights() -> dict[str, float]:
 def _terms() -> Iterator[tuple[str, Any]]:
     for module in _package()[REWARDS].modules.values():
         for cls in module.classes.values():
-            if "name" in cls.attributes and cls.attributes["name"].value is not None:
+            if not cls.is_alias and "name" in cls.attributes and cls.attributes["name"].value is not None:
                 yield str(cls.attributes["name"].value).strip("'\""), cls
 
 
