@@ -109,7 +109,7 @@ def _meaning(cls: Any, option: str) -> str:
 def _arguments(cls: Any) -> dict[str, str]:
     """The meanings of arguments by name; one line of a docstring may describe several."""
     described = [item for section in _sections(cls) if section.kind.value == "parameters" for item in section.value]
-    return {name.strip(): item.description for item in described for name in item.name.split(",")}
+    return {name.strip(): " ".join(item.description.split()) for item in described for name in item.name.split(",")}
 
 
 def _sections(cls: Any) -> list[Any]:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from astra_accel import RunConfiguration
+from astra_accel import HFASTSystem, RunConfiguration
+from astra_accel.config import RolloutConfiguration, SamplingConfiguration
 from tests.helpers.documents import PAGES, ROOT, blocks, name_of
 from tests.helpers.plain import reset_accelerate
 
 # Of which the examples go on from runs that others have made.
 GO_ON = ("README.md", "docs/sharing.md")
+# Nothing in an example is about how long turns are, and short ones take no time.
+SHORT = SamplingConfiguration(max_new_tokens=4)
 PROGRAMS = [page for page in PAGES if name_of(page) not in GO_ON and any(block.run for block in blocks(page, "python"))]
 
 
@@ -25,6 +28,9 @@ def test_the_pages_on_writing_ones_own_are_among_those_that_run() -> None:
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.setitem(
+        HFASTSystem.__init__.__kwdefaults__, "rollout", RolloutConfiguration(tester=SHORT, target=SHORT)
+    )
     reset_accelerate()
     names: dict[str, object] = {"__name__": "example"}
     for block in blocks(page, "python"):

@@ -82,7 +82,7 @@ def test_every_option_of_a_class_is_explained(name: str, registry: dict[str, str
     text = hooks.GENERATORS[name]()
 
     for key, location in registry.items():
-        table = rows(part(text, key).partition("| option | ")[2])[1:]
+        table = rows(part(text, key).partition("| option | type")[2])
         options = [option for option in inspect.signature(load(location)).parameters if option != "system"]
         assert [line[0].strip("`") for line in table] == options
         assert [line for line in table if len(line) != 4 or not line[3] or line[3].startswith("see ")] == []
