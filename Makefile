@@ -4,6 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Two at a time, as on a machine of two cores: many tests start two processes of their own.
 WORKERS ?= --numprocesses 2 --dist worksteal
+# MkDocs' theme tells of its successor at every build.
+export NO_MKDOCS_2_WARNING := 1
 BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling
 
 .PHONY: demo test test-all checks docs bench setup clean

@@ -7,7 +7,8 @@ import json
 import re
 import subprocess
 import sys
-from types import ModuleType
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -21,13 +22,13 @@ HOOKS = ROOT / "docs" / "hooks"
 
 
 @pytest.fixture(scope="module")
-def hooks() -> ModuleType:
+def hooks() -> Iterator[ModuleType]:
     """The hook that MkDocs loads, with its own imports."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(HOOKS))
         import generate
 
-        return generate
+        yield generate
 
 
 def rows(text: str) -> list[list[str]]:
@@ -108,6 +109,17 @@ def test_a_page_asks_for_nothing_that_is_not_made(hooks: ModuleType) -> None:
     asked = {name for page in PAGES for name in hooks.MARK.findall(page.read_text(encoding="utf-8"))}
 
     assert asked == set(hooks.GENERATORS)
+
+
+def test_a_link_to_a_file_of_the_repository_leads_to_a_copy_of_it(hooks: ModuleType) -> None:
+    import repository
+
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="write/scorer.md"))
+    text = "[words](../../AGENTS.md#words) [a page](../concepts.md) [nothing](../../nowhere.py)"
+
+    assert repository.on_page_markdown(text, page=page) == (
+        "[words](../repository/AGENTS.md.txt#words) [a page](../concepts.md) [nothing](../../nowhere.py)"
+    )
 
 
 def test_docstrings_become_markdown(hooks: ModuleType) -> None:

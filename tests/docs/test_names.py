@@ -106,6 +106,13 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "AGENTS.md", "CHANGELOG.md"])
+def test_links_of_the_repository_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_a_field_a_command_and_a_file_that_are_not_there_would_be_found() -> None:
     assert FIELD.findall("`training.learning_rate`") == ["training.learning_rate"]
     assert not has_field(RunConfiguration, "training.learning_rate")
