@@ -10,7 +10,10 @@ BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling overhead re
 TELL_BROWSER := { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \
 	echo "No Chromium was found, so the report was not tried in a browser (Debian's package is called chromium)."
 
-.PHONY: demo test test-all checks learn bench setup clean
+# MkDocs' theme tells of its successor at every build.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test test-all checks docs learn bench setup clean
 
 demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled prompts, and report how it did
 	$(BIN)/python examples/train.py --config examples/configs/smollm2_demo.yaml \
@@ -26,10 +29,14 @@ test-all: $(READY)  ## All tests, the long ones too
 	$(BIN)/python -m pytest $(WORKERS)
 	@$(TELL_BROWSER)
 
-checks: $(READY)  ## Lint, format, types
+checks: $(READY)  ## Lint, format, types, and that the documents build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	site=$$(mktemp -d); $(BIN)/mkdocs build --strict --quiet --site-dir $$site; code=$$?; rm -r $$site; exit $$code
+
+docs: $(READY)  ## The documents as pages to read in a browser: site/index.html
+	$(BIN)/mkdocs build --strict --quiet
 
 learn: $(READY)  ## What DPO, GRPO and PPO learn in a quarter of an hour each (PROMPTS=FILE for other prompts)
 	$(BIN)/python benchmarks/learn.py $(if $(PROMPTS),--prompts $(PROMPTS))
