@@ -18,8 +18,9 @@ export NO_MKDOCS_2_WARNING := 1
 demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled prompts, and report how it did
 	$(BIN)/python examples/train.py --config examples/configs/smollm2_demo.yaml \
 		--training.output_dir runs/demo --training.overwrite_output_dir true
+	$(BIN)/astra-accel evaluate runs/demo --untrained
 	$(BIN)/astra-accel evaluate runs/demo
-	$(BIN)/astra-accel report runs/demo
+	$(BIN)/astra-accel report runs/demo runs/demo/evaluation_untrained
 
 test: $(READY)  ## The tests of every change
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
