@@ -12,6 +12,8 @@ from tests.helpers.hub import USER, local_hub
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import train_plain
 
+pytestmark = pytest.mark.slow
+
 
 def _train(folder: Path) -> str:
     try:
@@ -29,7 +31,6 @@ def test_one_process_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert sum("repos/create" in request for request in hub.requests) == 1
 
 
-@pytest.mark.slow
 def test_an_upload_that_can_not_be_ends_all_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with local_hub(monkeypatch) as hub:
         hub.role = "read"
