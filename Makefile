@@ -4,19 +4,23 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Two at a time, as on a machine of two cores: many tests start two processes of their own.
 WORKERS ?= --numprocesses 2 --dist worksteal
-BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling report
+BENCHMARKS := rollout update grpo_vs_trl memory scaling weak_scaling overhead report
 
 # A skipped test is easily overlooked at the end of a thousand.
 TELL_BROWSER := { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \
 	echo "No Chromium was found, so the report was not tried in a browser (Debian's package is called chromium)."
 
-.PHONY: demo test test-all checks bench setup clean
+# MkDocs' theme tells of its successor at every build.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test test-all checks docs learn bench setup clean
 
 demo: $(READY)  ## Train a LoRA tester on the embedded real model, on bundled prompts, and report how it did
-	$(BIN)/python examples/train.py --config examples/configs/smollm2_dpo.yaml \
+	$(BIN)/python examples/train.py --config examples/configs/smollm2_demo.yaml \
 		--training.output_dir runs/demo --training.overwrite_output_dir true
+	$(BIN)/astra-accel evaluate runs/demo --untrained
 	$(BIN)/astra-accel evaluate runs/demo
-	$(BIN)/astra-accel report runs/demo
+	$(BIN)/astra-accel report runs/demo runs/demo/evaluation_untrained
 
 test: $(READY)  ## The tests of every change
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
@@ -26,10 +30,17 @@ test-all: $(READY)  ## All tests, the long ones too
 	$(BIN)/python -m pytest $(WORKERS)
 	@$(TELL_BROWSER)
 
-checks: $(READY)  ## Lint, format, types
+checks: $(READY)  ## Lint, format, types, and that the documents build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	site=$$(mktemp -d); $(BIN)/mkdocs build --strict --quiet --site-dir $$site; code=$$?; rm -r $$site; exit $$code
+
+docs: $(READY)  ## The documents as pages to read in a browser: site/index.html
+	$(BIN)/mkdocs build --strict --quiet
+
+learn: $(READY)  ## What DPO, GRPO and PPO learn in a quarter of an hour each (PROMPTS=FILE for other prompts)
+	$(BIN)/python benchmarks/learn.py $(if $(PROMPTS),--prompts $(PROMPTS))
 
 bench: $(READY)  ## Every benchmark
 	for benchmark in $(BENCHMARKS); do $(BIN)/python benchmarks/$$benchmark.py || exit 1; done

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from astra_accel.scorers.detoxify import DetoxifyScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
+    from astra_accel.training.callbacks import TrainerCallback, TrainerControl
+    from astra_accel.training.early_stopping import EarlyStopping
     from astra_accel.training.harness import Harness
     from astra_accel.training.preemption import Preempted
     from astra_accel.training.trainer import AccelTrainer, Trainer
@@ -43,6 +45,7 @@ _MODULES = {
     "ClassifierScorer": "scorers.classifier",
     "DPO": "algorithms.dpo",
     "DetoxifyScorer": "scorers.detoxify",
+    "EarlyStopping": "training.early_stopping",
     "Evaluator": "core.evaluator",
     "GRPO": "algorithms.grpo",
     "Graph": "core.sampler",
@@ -61,6 +64,8 @@ _MODULES = {
     "Scorer": "core.scorer",
     "System": "core.system",
     "Trainer": "training.trainer",
+    "TrainerCallback": "training.callbacks",
+    "TrainerControl": "training.callbacks",
     "TrainingConfiguration": "config",
     "ValueFunctionSystem": "core.system",
 }

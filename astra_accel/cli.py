@@ -18,6 +18,8 @@ COMMANDS = (
     "astra_accel.commands.evaluate",
     "astra_accel.commands.compare",
     "astra_accel.commands.report",
+    "astra_accel.commands.export",
+    "astra_accel.commands.push",
     "astra_accel.commands.completion",
 )
 """Modules with ``add_commands(commands)``, in the order of the help. Light to import: `doctor` has to run anywhere."""

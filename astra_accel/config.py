@@ -33,6 +33,7 @@ Scheduler = Literal[
     "warmup_stable_decay",
 ]
 NaturalnessModel = Literal["target", "baseline"]
+Quantization = Literal["nf4", "fp4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 Count = Annotated[int, Field(ge=1)]
@@ -90,6 +91,9 @@ class TrainingConfiguration(Section):
     """Checkpoints to keep, the best one aside; None keeps all."""
     stop_if_unsaved: bool = True
     """Whether a checkpoint that can't be written (a full disk) ends the run; else that is told, and the run goes on."""
+    async_save: bool = False
+    """Write checkpoints while training goes on, from a copy of the state in memory of the host (weights and optimizer
+    state once more); else training waits for the disk."""
     eval_steps: Count | None = None
     """Training steps between evaluations on held-out prompts; None evaluates none."""
     num_eval_episodes: Count = 32
@@ -98,6 +102,12 @@ class TrainingConfiguration(Section):
     """The evaluation metric by which the best checkpoint is kept; higher is better."""
     load_best_at_end: bool = True
     """Where evaluations chose a best checkpoint, `tester/` gets its weights rather than the last."""
+    push_to_hub: bool = False
+    """Upload the trained tester to `hub_model_id` at the end. Whether one may is found out before anything loads."""
+    hub_model_id: str | None = None
+    """Where to on the Hugging Face hub: `owner/name`, or `name` in one's own namespace."""
+    hub_private: bool = True
+    """Make a new repository private; one that is public already is then refused."""
     log_with: list[str] = []
     """Trackers of Accelerate: tensorboard, wandb, trackio, mlflow, …"""
     sample_steps: Count | None = 10
@@ -109,6 +119,14 @@ class TrainingConfiguration(Section):
     slowest of them takes for its part of a rollout or an evaluation than the quickest."""
     max_empty_experiences: Count = 10
     """Experiences in a row that may yield no training example before the run stops with an error."""
+
+    @model_validator(mode="after")
+    def _check_hub(self) -> TrainingConfiguration:
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("push_to_hub is true, but hub_model_id is null; expected where to: owner/name")
+        if self.hub_model_id is not None:
+            check_repository(self.hub_model_id, "hub_model_id")
+        return self
 
     @model_validator(mode="after")
     def _check_warmup(self) -> TrainingConfiguration:
@@ -135,6 +153,9 @@ class ModelConfiguration(Section):
     """Of the weights. auto: float32 on CPU and for a tester that is trained in full, else the checkpoint's own."""
     adapter: str | None = None
     """A LoRA adapter (hub id or folder) on the model. The tester goes on training it."""
+    quantization: Quantization | None = None
+    """Load the weights in 4 bits by bitsandbytes: nf4 (QLoRA) or fp4, computing in `dtype`. Not for a tester that is
+    trained in full."""
 
 
 class LoRAConfiguration(Section):
@@ -396,6 +417,21 @@ class RunConfiguration(BaseSettings):
         return to_yaml(self)
 
 
+def check_repository(name: str, field: str) -> None:
+    """Find a name that no repository of the Hugging Face hub can have.
+
+    Raises:
+        ConfigurationError: it is none; names the field.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigurationError(f"{field} is {name!r}, expected owner/name: {error}") from error
+
+
 def check_resume(config: TrainingConfiguration, resume: str | Path | None) -> None:
     """Find a resume that has nowhere to look.
 
@@ -411,7 +447,12 @@ def check_resume(config: TrainingConfiguration, resume: str | Path | None) -> No
 
 def to_yaml(section: BaseModel) -> str:
     """A section or a whole configuration as YAML, in the order of its fields."""
-    return yaml.dump(section.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump_yaml(section.model_dump(mode="json"))
+
+
+def dump_yaml(values: Any) -> str:
+    """Plain values as YAML that :meth:`RunConfiguration.load` reads as they are."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def describe(error: ValidationError, where: str) -> str:

@@ -128,7 +128,7 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         clip: how far the ratio may go from 1 and still be rewarded for it.
         clip_high: the same upwards; None is ``clip``.
         kl_coef: how strongly the tester is held to the baseline; 0 asks for no baseline.
-        kl_estimator: see :func:`kl_estimate`.
+        kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``: see :func:`kl_estimate`.
         kl_in: ``"loss"``: the estimate is added to each token's loss; ``"reward"``: that of the tester that wrote the
             probe is taken off its reward.
         kl_weighted: multiply the estimate in the loss with the ratio of the probe's tokens.

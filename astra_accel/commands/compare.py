@@ -20,6 +20,7 @@ def add_commands(commands: Any) -> None:
         description="How the figures of two evaluations on the same prompts differ, with paired intervals: both are "
         "drawn on the same prompts, so that how hard a prompt is cancels out.",
         examples=[
+            ("what training has brought", "astra-accel compare runs/demo/evaluation_untrained runs/demo"),
             ("two runs that were evaluated", "astra-accel compare runs/demo runs/other"),
             (
                 "with another threshold, and all figures to a file",

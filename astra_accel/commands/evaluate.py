@@ -19,10 +19,14 @@ def add_commands(commands: Any) -> None:
         short="measure a trained tester on held-out prompts",
         description="Roll a trained tester out on the test prompts of its run, and write every node and figures with "
         "intervals. An evaluation that was stopped goes on where it was. Any field can be set by its section and name.",
-        usage="RUN_OR_TESTER [--config FILE] [--output DIR] [--overwrite] [--accelerate-config NAME] "
+        usage="RUN_OR_TESTER [--untrained] [--config FILE] [--output DIR] [--overwrite] [--accelerate-config NAME] "
         "[--SECTION.FIELD VALUE ...]",
         examples=[
             ("the tester of a run, to its folder evaluation/", "astra-accel evaluate runs/demo"),
+            (
+                "its tester as it was before training, to compare with",
+                "astra-accel evaluate runs/demo --untrained",
+            ),
             ("what counts as a success", "astra-accel evaluate runs/demo --evaluation.threshold 0.8"),
             (
                 "on prompts of your own",
@@ -37,10 +41,13 @@ def add_commands(commands: Any) -> None:
         takes_fields=True,
     )
     evaluate.add_argument("path", metavar="RUN_OR_TESTER", help="the output folder of a run, or the folder of a tester")
+    evaluate.add_argument("--untrained", action="store_true", help="the tester as it was before training")
     evaluate.add_argument(
         "--config", metavar="FILE", help="YAML file with the sections of a run; left out, the run's own"
     )
-    evaluate.add_argument("--output", metavar="DIR", help="where to write; left out, evaluation/ there")
+    evaluate.add_argument(
+        "--output", metavar="DIR", help="where to write; left out, evaluation/ or evaluation_untrained/ there"
+    )
     evaluate.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
     add_accelerate_config(evaluate)
 
@@ -48,9 +55,10 @@ def add_commands(commands: Any) -> None:
 def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
     from astra_accel.evaluation.tester import find_tester, load_configuration
 
-    find_tester(Path(known.path))  # a mistake is told before processes start
+    if not known.untrained:
+        find_tester(Path(known.path))  # a mistake is told before processes start
     load_configuration(Path(known.path), None if known.config is None else Path(known.config), overrides)
-    job = [known.path]
+    job = [known.path, *(["--untrained"] if known.untrained else [])]
     job += [] if known.config is None else ["--config", known.config]
     job += [] if known.output is None else ["--output", known.output]
     job += ["--overwrite"] if known.overwrite else []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+Categories = Mapping[str, Sequence[float | None]]
+"""Kinds of harm by name, and of each one score a text, as a :class:`Scorer`'s own: 0 is safe, None missing."""
 
 
 class ScorerError(RuntimeError):
-    """A scorer did not return one finite number a text, or None."""
+    """A scorer did not return one finite number a text, or None; or no mapping of categories."""
 
 
 class Scorer(ABC):
@@ -32,6 +35,22 @@ class Scorer(ABC):
             raise ValueError(f"{len(probes)} probes and {len(responses)} responses: expected as many of each")
         return self.score(responses)
 
+    def score_categories(self, texts: Sequence[str]) -> Categories:  # noqa: ARG002
+        """The scores of each kind of harm that the scorer tells apart, one a text; by default it tells none.
+
+        Which kinds there are must not depend on the texts. The reward never asks; evaluations do.
+        """
+        return {}
+
+    def score_exchange_categories(self, probes: Sequence[str], responses: Sequence[str]) -> Categories:
+        """The scores of each kind of harm in the responses, given the probes that they answer.
+
+        By default those of the responses alone, as in :meth:`score_exchanges`.
+        """
+        if len(probes) != len(responses):
+            raise ValueError(f"{len(probes)} probes and {len(responses)} responses: expected as many of each")
+        return self.score_categories(responses)
+
 
 def response_scores(scorer: Any, probes: Sequence[str], responses: Sequence[str]) -> list[float | None]:
     """One checked score a response, given its probe where the scorer reads conversations.
@@ -43,6 +62,27 @@ def response_scores(scorer: Any, probes: Sequence[str], responses: Sequence[str]
     exchanges = getattr(scorer, "score_exchanges", None)
     scores = scorer.score(responses) if exchanges is None else exchanges(probes, responses)
     return check_scores(scorer, responses, scores)
+
+
+def response_categories(scorer: Any, probes: Sequence[str], responses: Sequence[str]) -> dict[str, list[float | None]]:
+    """The checked scores of each kind of harm in the responses; empty where the scorer tells no kinds apart.
+
+    Raises:
+        ScorerError: the scorer did not return, for every kind, one finite number a text, or None.
+    """
+    # A scorer that inherits from nothing may have the categories of texts alone, or none.
+    of_exchanges = getattr(scorer, "score_exchange_categories", None)
+    of_texts = getattr(scorer, "score_categories", None)
+    if of_exchanges is not None:
+        found = of_exchanges(probes, responses)
+    else:
+        found = {} if of_texts is None else of_texts(responses)
+    if not isinstance(found, Mapping):
+        raise ScorerError(
+            f"{type(scorer).__name__} returned a {type(found).__name__} of categories, expected a mapping from their "
+            f"names to scores"
+        )
+    return {str(name): check_scores(scorer, responses, scores) for name, scores in found.items()}
 
 
 def check_scores(scorer: object, texts: Sequence[str], scores: Sequence[float | None]) -> list[float | None]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from astra_accel.evaluation.metrics import headlines
+from astra_accel.evaluation.metrics import ANY_TURN, categories, category_column, headlines
 
 
 def show_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
@@ -22,9 +23,35 @@ def show_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
         table.add_row(name, number(figure["value"]), interval_of(figure))
     console = Console()
     console.print(table)
+    _show_categories(console, metrics["metrics"], interval)
     for name, why in metrics["left_out"].items():
         console.print(f"left out: {name}: {why}", markup=False)
     console.print(f"all figures and every conversation are in {folder}", markup=False)
+
+
+def category_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
+    """The kinds of harm: scorer, label, how often an attack succeeded and the mean score; by scorer, worst first.
+
+    Args:
+        figures: ``metrics`` of an evaluation, by name.
+    """
+    rows = []
+    for scorer, label in categories(figures):
+        prefix = category_column(scorer, label)
+        rows.append((scorer, label, figures[f"{prefix}/{ANY_TURN}"], figures[f"{prefix}/response_score/mean"]))
+    order = {scorer: index for index, scorer in enumerate(dict.fromkeys(row[0] for row in rows))}
+    return sorted(rows, key=lambda row: (order[row[0]], *(-(figure["value"] or 0.0) for figure in row[2:])))
+
+
+def _show_categories(console: Console, figures: Mapping[str, Any], interval: str) -> None:
+    rows = category_rows(figures)
+    if not rows:
+        return
+    table = Table("scorer", "kind of harm", "attack success", interval, "mean score", title="by kind of harm")
+    for scorer, label, success, score in rows:
+        texts = (scorer, label, number(success["value"]), interval_of(success), number(score["value"]))
+        table.add_row(*map(escape, texts))
+    console.print(table)
 
 
 def show_comparison(comparison: Mapping[str, Any]) -> None:
@@ -35,11 +62,12 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         console.print(f"different: {line}", markup=False)
     title = f"{comparison['num_episodes']} held-out prompts, success from a score of {comparison['threshold']}"
     table = Table("", "first", "second", "difference", "95% interval", title=title)
-    for name in headlines(comparison["metrics"]):
+    of_kinds = [f"{category_column(*kind)}/{ANY_TURN}" for kind in categories(comparison["metrics"])]
+    for name in headlines(comparison["metrics"]) + of_kinds:
         figure = comparison["metrics"][name]
         difference = figure["difference"]
         values = (figure["first"], figure["second"], difference["value"])
-        table.add_row(name, *map(number, values), interval_of(difference))
+        table.add_row(escape(name), *map(number, values), interval_of(difference))
     console.print(table)
 
 

@@ -24,6 +24,8 @@ from astra_accel.training.outputs import environment, write_atomically, write_ta
 
 EVALUATION = "evaluation"
 """Where the evaluation of a run is, unless told otherwise."""
+EVALUATION_UNTRAINED = "evaluation_untrained"
+"""Likewise of its tester as it was before."""
 IDENTITY, NODES, LINES, METRICS = "evaluation.json", "nodes", "nodes.jsonl", "metrics.json"
 FILES = (IDENTITY, NODES, LINES, METRICS)
 

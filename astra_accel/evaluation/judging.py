@@ -9,8 +9,15 @@ from typing import Any
 import torch
 
 from astra_accel.core.sampler import Graph, Node, walk
-from astra_accel.core.scorer import ScorerError, check_scores, response_scores
-from astra_accel.evaluation.metrics import PERPLEXITY, PROBE_SCORE, RESPONSE_SCORE, REWARD_SCORER, column
+from astra_accel.core.scorer import check_scores, response_categories, response_scores
+from astra_accel.evaluation.metrics import (
+    PERPLEXITY,
+    PROBE_SCORE,
+    RESPONSE_SCORE,
+    REWARD_SCORER,
+    category_column,
+    column,
+)
 from astra_accel.training.outputs import rollout_rows
 
 LARGEST_EXPONENT = 700.0
@@ -42,11 +49,11 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
     trained_by = getattr(system, "scorer", None)
     if trained_by is not None:
         columns[PROBE_SCORE] = check_scores(trained_by, probes, trained_by.score(probes))
-        columns |= category_columns(REWARD_SCORER, trained_by, responses)
+        columns |= category_columns(REWARD_SCORER, trained_by, probes, responses)
     for name, scorer in scorers.items():
         columns[column(PROBE_SCORE, name)] = check_scores(scorer, probes, scorer.score(probes))
         columns[column(RESPONSE_SCORE, name)] = response_scores(scorer, probes, responses)
-        columns |= category_columns(name, scorer, responses)
+        columns |= category_columns(name, scorer, probes, responses)
     if hasattr(system, "get_baseline_logprobs"):
         columns[PERPLEXITY] = baseline_perplexities(system, nodes)
     for name, values in columns.items():
@@ -55,17 +62,12 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
     return by_graph
 
 
-def category_columns(name: str, scorer: Any, responses: Sequence[str]) -> dict[str, list[float | None]]:
-    """A column for each kind of harm of a scorer with the optional ``score_categories(texts)``, which gives them so."""
-    score_categories = getattr(scorer, "score_categories", None)
-    if score_categories is None:
-        return {}
-    found = score_categories(responses)
-    if not isinstance(found, Mapping):
-        raise ScorerError(
-            f"{type(scorer).__name__}.score_categories returned a {type(found).__name__}, expected a mapping"
-        )
-    return {f"category/{name}/{label}": check_scores(scorer, responses, scores) for label, scores in found.items()}
+def category_columns(
+    name: str, scorer: Any, probes: Sequence[str], responses: Sequence[str]
+) -> dict[str, list[float | None]]:
+    """A column for each kind of harm that a scorer tells apart in responses."""
+    found = response_categories(scorer, probes, responses)
+    return {category_column(name, label): scores for label, scores in found.items()}
 
 
 @torch.no_grad()

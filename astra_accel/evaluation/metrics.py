@@ -10,7 +10,8 @@ A response whose score reaches the threshold is a success of the attack. Figures
   ``queries_to_first_success/median``: over episodes, those without a success counted as never; null where never is the
   middle.
 - ``probe_score/mean``; ``probe_perplexity/median`` under the baseline; ``reward/mean`` and its parts.
-- ``category/SCORER/LABEL/…``: the same of a scorer's score for one kind of harm.
+- ``category/SCORER/LABEL/attack_success/any_turn``, ``…/response_score/mean``, ``…/max``: the same of a scorer's score
+  for one kind of harm. :func:`categories` lists the kinds.
 - ``SCORER/…``: the same by a scorer that was held out. ``agreement/SCORER~SCORER/…`` of responses: the share judged
   alike at the threshold, Cohen's kappa of that, and the correlation of the scores.
 - ``diversity/distinct_N``, ``diversity/self_bleu`` (1 - self-BLEU), ``diversity/embedding`` (mean cosine distance
@@ -32,10 +33,11 @@ from astra_accel.evaluation.statistics import Correlation, CosineDistance, Kappa
 REWARD_SCORER = "reward"
 """How the scorer that the tester is trained by is called among others."""
 RESPONSE_SCORE, PROBE_SCORE, PERPLEXITY = "response_score", "probe_score", "probe_perplexity"
+CATEGORY, ANY_TURN = "category/", "attack_success/any_turn"
 REWARD_PARTS = ("reward", "combined_score", "naturalness")
 HEADLINES = (
     "attack_success/turn_1",
-    "attack_success/any_turn",
+    ANY_TURN,
     "response_score/mean",
     "response_score/max",
     "queries_per_success",
@@ -60,6 +62,11 @@ def column(kind: str, scorer: str) -> str:
     return kind if scorer == REWARD_SCORER else f"{kind}/{scorer}"
 
 
+def category_column(scorer: str, label: str) -> str:
+    """The name of the column of a scorer's scores for one kind of harm, and how its figures' names begin."""
+    return f"{CATEGORY}{scorer}/{label}"
+
+
 def statistics_of(nodes: Nodes, threshold: float, scorers: Sequence[str] = ()) -> dict[str, Statistic]:
     """Every figure that can be resampled, by name; those whose column no node has are left out.
 
@@ -80,7 +87,7 @@ def statistics_of(nodes: Nodes, threshold: float, scorers: Sequence[str] = ()) -
         found["probe_perplexity/median"] = Median(nodes.columns[PERPLEXITY][known_N], nodes.episode_N[known_N])
     found |= {f"{name}/mean": mean_over_nodes(nodes, name) for name in REWARD_PARTS if name in nodes.columns}
     for name in nodes.columns:
-        if name.startswith("category/"):
+        if name.startswith(CATEGORY):
             found |= _named(f"{name}/", category_statistics(nodes, name, threshold))
     judges = [name for name in (REWARD_SCORER, *scorers) if column(RESPONSE_SCORE, name) in nodes.columns]
     for pair in combinations(judges, 2):
@@ -94,10 +101,20 @@ def headlines(names: Iterable[str]) -> list[str]:
     of_others = [
         name
         for name in names
-        if name.startswith("agreement/")
-        or (name.endswith("/attack_success/any_turn") and not name.startswith("category/"))
+        if name.startswith("agreement/") or (name.endswith(f"/{ANY_TURN}") and not name.startswith(CATEGORY))
     ]
     return [name for name in HEADLINES if name in names] + of_others
+
+
+def categories(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The kinds of harm that figures tell of, as (scorer, label) in their order. See :func:`category_column`."""
+    found = []
+    for name in names:
+        if name.startswith(CATEGORY) and name.endswith(f"/{ANY_TURN}"):
+            # A label may hold a slash, a scorer's name none.
+            scorer, _, label = name.removeprefix(CATEGORY).removesuffix(f"/{ANY_TURN}").partition("/")
+            found.append((scorer, label))
+    return found
 
 
 def response_statistics(nodes: Nodes, name: str, threshold: float) -> dict[str, Statistic]:
@@ -119,7 +136,7 @@ def response_statistics(nodes: Nodes, name: str, threshold: float) -> dict[str, 
 def category_statistics(nodes: Nodes, name: str, threshold: float) -> dict[str, Statistic]:
     """How often and how badly, at any turn, by one column of scores."""
     return {
-        "attack_success/any_turn": success_rate(nodes, name, threshold),
+        ANY_TURN: success_rate(nodes, name, threshold),
         "response_score/mean": mean_over_nodes(nodes, name),
         "response_score/max": mean_of_largest(nodes, name),
     }

@@ -14,23 +14,31 @@ from accelerate import Accelerator
 from astra_accel.config import ConfigurationError, RunConfiguration
 from astra_accel.evaluation.display import show_metrics
 from astra_accel.evaluation.diversity import tokenize
-from astra_accel.evaluation.folder import EVALUATION, EvaluationFolder
+from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED, EvaluationFolder
 from astra_accel.evaluation.loop import check_seeds
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
 from astra_accel.methods.ast.evaluator import ASTEvaluator, check_scorer_names
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
 from astra_accel.scorers import build_scorer
+from astra_accel.sharing.evaluated import update_card
+from astra_accel.sharing.folders import README
 from astra_accel.training.distributed import end_together, make_accelerator
+from astra_accel.training.outputs import TESTER
 from astra_accel.training.run import MISTAKES, Prompts, build_sampler
 
 logger = logging.getLogger(__name__)
 
-USAGE = "RUN_OR_TESTER [--config FILE.yaml] [--output DIR] [--overwrite] [--SECTION.FIELD VALUE ...]"
+USAGE = "RUN_OR_TESTER [--untrained] [--config FILE.yaml] [--output DIR] [--overwrite] [--SECTION.FIELD VALUE ...]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes besides fields of the configuration."""
     parser.add_argument("path", type=Path, metavar="RUN_OR_TESTER", help="the output folder of a run, or of a tester")
+    parser.add_argument(
+        "--untrained",
+        action="store_true",
+        help=f"the tester as it was before training, to compare with; written to {EVALUATION_UNTRAINED}/",
+    )
     parser.add_argument("--config", type=Path, help="YAML file with the sections of a run; left out, the run's own")
     parser.add_argument(
         "--output", type=Path, help=f"where to write; left out, {EVALUATION}/ there. What is written already is kept"
@@ -38,8 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
 
 
-def build_evaluator(config: RunConfiguration, tester: Path, accelerator: Accelerator, prompts: Prompts) -> ASTEvaluator:
-    """The evaluator of a tester's folder, on the test prompts. Mistakes are found before weights load.
+def build_evaluator(
+    config: RunConfiguration, tester: Path | None, accelerator: Accelerator, prompts: Prompts
+) -> ASTEvaluator:
+    """The evaluator of a tester's folder (None: of the untrained tester), on the test prompts.
+
+    Mistakes are found before weights load.
 
     Raises:
         ConfigurationError, FileNotFoundError, ValueError, ImportError: something does not fit; names it.
@@ -75,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, overrides = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    folder = known.output or known.path / EVALUATION
+    folder = known.output or known.path / (EVALUATION_UNTRAINED if known.untrained else EVALUATION)
     try:
-        tester = find_tester(known.path)
+        tester = None if known.untrained else find_tester(known.path)
         config = load_configuration(known.path, known.config, overrides)
         prompts = _prompts(config)
         settings, episodes_at_once = settings_of(config, tester), config.evaluation.episodes_at_once
@@ -101,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if accelerator.is_main_process:
         show_metrics(metrics, folder)
+        if folder == known.path / EVALUATION:
+            update_card(known.path / TESTER / README, known.path)
     end_together(accelerator)
     return 0
 

@@ -49,11 +49,13 @@ def load_configuration(path: Path, config: Path | None, overrides: list[str]) ->
     return RunConfiguration.load(path / CONFIG if config is None else config, overrides)
 
 
-def with_tester(config: RunConfiguration, folder: Path) -> RunConfiguration:
+def with_tester(config: RunConfiguration, folder: Path | None) -> RunConfiguration:
     """The configuration with the tester of a folder: an adapter on the configured model, or a model of its own.
 
-    The baseline stays what it was in training.
+    The baseline stays what it was in training. Without a folder the tester does, too: a new adapter changes nothing.
     """
+    if folder is None:
+        return config
     baseline = config.baseline or config.tester.model_copy()
     if (folder / ADAPTER_CONFIG).is_file():
         tester = config.tester.model_copy(update={"adapter": str(folder)})
@@ -62,19 +64,20 @@ def with_tester(config: RunConfiguration, folder: Path) -> RunConfiguration:
     return config.model_copy(update={"tester": tester, "baseline": baseline})
 
 
-def settings_of(config: RunConfiguration, folder: Path) -> dict[str, Any]:
+def settings_of(config: RunConfiguration, folder: Path | None) -> dict[str, Any]:
     """What decides how the conversations of an evaluation come out, but for the prompts; values of JSON.
 
     Args:
         config: before :func:`with_tester`, since a tester is known by its weights and not by where it lies.
-        folder: the tester's.
+        folder: the tester's; None for the tester as it is before training.
     """
     sections = {"tester", "target", "baseline", "rollout", "reward", "scorer"}
     settings: dict[str, Any] = config.model_dump(mode="json", include=sections)
     settings["held_out"] = config.model_dump(mode="json")["evaluation"]["scorers"]
     for name in ("tree_width", "batch_rows"):  # of training; and without a say
         del settings["rollout"][name]
-    settings["tester"]["weights"] = {file.name: _sha256(file) for file in _weights(folder)}
+    if folder is not None:
+        settings["tester"]["weights"] = {file.name: _sha256(file) for file in _weights(folder)}
     return settings
 
 

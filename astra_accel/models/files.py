@@ -6,13 +6,15 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from astra_accel.config import LoRAConfiguration, ModelConfiguration
+from astra_accel.config import LoRAConfiguration, ModelConfiguration, Quantization
 from astra_accel.models.embedded import EMBEDDED_NAME, embedded_model_path
+from astra_accel.models.quantization import compute_alike, loading_options
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -39,23 +41,41 @@ class ModelFiles:
     end_ids: frozenset[int]
     max_length: int | None
 
-    def load(self, dtype: torch.dtype | str) -> Any:
-        """The model with its weights, in eval mode and frozen. ``dtype`` "auto" is the checkpoint's own.
+    def load(
+        self, dtype: torch.dtype | str, device: torch.device | str = "cpu", quantization: Quantization | None = None
+    ) -> Any:
+        """The model with its weights on a device, in eval mode and frozen. ``dtype`` "auto" is the checkpoint's own.
 
         Raises:
             ValueError: weights are missing; transformers would draw them at random.
         """
-        if self.source.startswith(TINY_NAME + ":"):
-            model = build_tiny(self.source.removeprefix(TINY_NAME + ":"))[0]
-            model.to(dtype=torch.float32 if dtype == "auto" else dtype)
+        if not self.source.startswith(TINY_NAME + ":"):
+            model = self._from_pretrained(self.source, dtype, device, quantization)
         else:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                self.source, revision=self.revision, dtype=dtype, output_loading_info=True
-            )
-            missing = sorted(loading["missing_keys"])
-            if missing:
-                raise ValueError(f"{self.source} lacks {len(missing)} of its weights, such as {missing[0]}")
-        return model.eval().requires_grad_(False)
+            model = build_tiny(self.source.removeprefix(TINY_NAME + ":"))[0]
+            if quantization is None:
+                model.to(dtype=torch.float32 if dtype == "auto" else dtype)
+            else:
+                with TemporaryDirectory() as folder:  # Weights are quantised as they load.
+                    model.save_pretrained(folder)
+                    model = self._from_pretrained(folder, dtype, device, quantization)
+        return model.to(device).eval().requires_grad_(False)
+
+    def _from_pretrained(
+        self, source: str, dtype: torch.dtype | str, device: torch.device | str, quantization: Quantization | None
+    ) -> Any:
+        options: dict[str, Any] = {"dtype": dtype}
+        if quantization is not None:
+            options["dtype"] = (self.config.dtype or torch.float32) if dtype == "auto" else dtype
+            options |= loading_options(quantization, options["dtype"], device)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, revision=self.revision, output_loading_info=True, **options
+        )
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise ValueError(f"{self.source} lacks {len(missing)} of its weights, such as {missing[0]}")
+        compute_alike(model)
+        return model
 
 
 def find_model(model: ModelConfiguration, role: str) -> ModelFiles:

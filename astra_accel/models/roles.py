@@ -24,6 +24,7 @@ from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.lora_linear import fuse_adapters
 from astra_accel.models.merging import merged_adapter
+from astra_accel.models.quantization import check_device, check_quantization
 from astra_accel.models.reading import Scored
 from astra_accel.models.recall import Recall
 
@@ -164,7 +165,9 @@ def find_roles(
 
     Raises:
         FileNotFoundError, ValueError: as :func:`~astra_accel.models.files.find_model`; or the baseline does not
-            share the tester's tokenizer; or LoRA's target modules match nothing.
+            share the tester's tokenizer; or LoRA's target modules match nothing; or a tester of 4 bits is to be trained
+            in full, or was quantised before.
+        ImportError: a model is to be quantised, and bitsandbytes is not installed.
     """
     baseline = tester if baseline is None else baseline
     found: dict[tuple[str, str | None], ModelFiles] = {}
@@ -173,6 +176,13 @@ def find_roles(
         if (model.path, model.revision) not in found:
             found[model.path, model.revision] = find_model(model, role)
     files = {role: found[model.path, model.revision] for role, model in configurations.items()}
+    for role, model in configurations.items():
+        check_quantization(model, role, files[role].config)
+    if tester.quantization is not None and lora is None and tester.adapter is None:
+        raise ValueError(
+            f"tester.quantization is {tester.quantization!r}, but lora is null, which trains all of the tester; "
+            f"expected an adapter, or quantization null"
+        )
     if not same_tokenizer(files["tester"].tokenizer, files["baseline"].tokenizer):
         raise ValueError(
             f"the baseline ({files['baseline'].source}) has another tokenizer than the tester "
@@ -188,7 +198,13 @@ def load_roles(
     device: torch.device | str,
     compute: ComputeConfiguration = ComputeConfiguration(),  # noqa: B008
 ) -> Roles:
-    """Load the weights of all roles on a device."""
+    """Load the weights of all roles on a device.
+
+    Raises:
+        ValueError: a model is to be quantised, which the device can't compute with, or lacks weights.
+    """
+    for role, model in files.configurations.items():
+        check_device(model.quantization, role, device)
     tester = files.configurations["tester"]
     trained_in_full = files.lora is None and tester.adapter is None
     bases: dict[tuple[Any, ...], _Base] = {}
@@ -313,7 +329,7 @@ def _check_fits(adapter: str, peft: PeftModel, name: str) -> None:
 def _load_base(
     files: ModelFiles, model: ModelConfiguration, device: torch.device | str, in_full: bool = False
 ) -> _Base:
-    return _Base(files.load(_dtype(model, device, in_full)).to(device), files)
+    return _Base(files.load(_dtype(model, device, in_full), device, model.quantization), files)
 
 
 def _dtype(model: ModelConfiguration, device: torch.device | str, in_full: bool) -> torch.dtype | str:
@@ -323,4 +339,4 @@ def _dtype(model: ModelConfiguration, device: torch.device | str, in_full: bool)
 
 
 def _key(model: ModelConfiguration, device: torch.device | str) -> tuple[Any, ...]:
-    return (model.path, model.revision, _dtype(model, device, in_full=False))
+    return (model.path, model.revision, model.quantization, _dtype(model, device, in_full=False))

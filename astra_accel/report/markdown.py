@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from astra_accel.report.collect import Run
 from astra_accel.report.conversations import conversations
-from astra_accel.report.page import about, headline_rows
+from astra_accel.report.page import about, harm_rows, headline_rows
 from astra_accel.report.text import markdown_block, markdown_line, shortened
 
 NUM_WORST = 3
@@ -20,16 +20,19 @@ def render_markdown(runs: Sequence[Run]) -> str:
         parts += [f"## {markdown_line(run.name)}", ""]
         parts += [f"- {markdown_line(label)}: {markdown_line(fact)}" for label, fact in about(run)]
         parts.append("")
-    rows = headline_rows(runs)
-    if rows:
-        parts += ["## Figures on held-out prompts, with 95% intervals", ""]
-        parts += [_row(["figure", *(run.name for run in runs)]), _row(["---"] * (len(runs) + 1), escape=False)]
-        parts += [
-            _row([name, *(f"{value} ({ends})" if ends else value for value, ends in cells)]) for name, cells in rows
-        ]
-        parts.append("")
+    parts += _figures(runs, "Figures on held-out prompts, with 95% intervals", headline_rows(runs))
+    parts += _figures(runs, "Attack success by kind of harm, with 95% intervals", harm_rows(runs))
     parts += _worst(runs)
     return "\n".join(parts)
+
+
+def _figures(runs: Sequence[Run], title: str, rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> list[str]:
+    if not rows:
+        return []
+    parts = [f"## {title}", ""]
+    parts += [_row(["figure", *(run.name for run in runs)]), _row(["---"] * (len(runs) + 1), escape=False)]
+    parts += [_row([name, *(f"{value} ({ends})" if ends else value for value, ends in cells)]) for name, cells in rows]
+    return [*parts, ""]
 
 
 def _worst(runs: Sequence[Run]) -> list[str]:

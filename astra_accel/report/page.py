@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from astra_accel.evaluation.display import interval_of, number
+from astra_accel.evaluation.display import category_rows, interval_of, number
 from astra_accel.evaluation.metrics import headlines
 from astra_accel.report.collect import Run
 from astra_accel.report.conversations import conversations
@@ -51,6 +51,7 @@ def render_page(runs: Sequence[Run], renewed_every: float | None = None) -> str:
         runs=runs,
         about=[about(run) for run in runs],
         headline_rows=headline_rows(runs),
+        harm_rows=harm_rows(runs),
         plots=plots_of(runs),
         num_shown=len(shown),
         num_episodes=num_episodes,
@@ -91,6 +92,18 @@ def headline_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]
     measured = [{} if run.figures is None else run.figures["metrics"] for run in runs]
     names = headlines(dict.fromkeys(name for of_run in measured for name in of_run))
     return [(name, [_cell(of_run.get(name)) for of_run in measured]) for name in names]
+
+
+def harm_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Attack success by kind of harm: scorer and kind, and for each run the value and its interval."""
+    by_run = [
+        {f"{scorer}: {label}": success for scorer, label, success, _ in category_rows(run.figures["metrics"])}
+        if run.figures is not None
+        else {}
+        for run in runs
+    ]
+    names = dict.fromkeys(name for of_run in by_run for name in of_run)
+    return [(name, [_cell(of_run.get(name)) for of_run in by_run]) for name in names]
 
 
 def _cell(figure: Any) -> tuple[str, str]:

@@ -6,8 +6,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from astra_accel.core.scorer import Scorer, ScorerError, check_scores
+from astra_accel.core.scorer import Categories, Scorer, ScorerError, check_scores
 
+Value = TypeVar("Value")
 # What is scored as one: ``(text,)``, or ``(probe, response)``.
 Turns = TypeVar("Turns", bound=tuple[str, ...])
 
@@ -56,19 +57,38 @@ class BatchedScorer(Scorer):
     def _score_distinct(
         self, items: Sequence[Turns], score_batch: Callable[[list[Turns]], Sequence[float | None]]
     ) -> list[float | None]:
+        return self._in_batches(items, lambda batch: check_scores(self, _judged(batch), score_batch(batch)))
+
+    def _categories_of_distinct(
+        self, items: Sequence[Turns], categorize_batch: Callable[[list[Turns]], Categories]
+    ) -> dict[str, list[float | None]]:
+        """As :meth:`_score_distinct`, with the scores of a batch by category."""
+
+        def by_item(batch: list[Turns]) -> list[dict[str, float | None]]:
+            found = {
+                name: check_scores(self, _judged(batch), scores) for name, scores in categorize_batch(batch).items()
+            }
+            return [{name: scores[row] for name, scores in found.items()} for row in range(len(batch))]
+
+        rows = self._in_batches(items, by_item)
+        return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+    def _in_batches(self, items: Sequence[Turns], judge: Callable[[list[Turns]], Sequence[Value]]) -> list[Value]:
+        """What ``judge`` says of each item; it gets distinct ones, longest first."""
         distinct = sorted(dict.fromkeys(items), key=lambda item: sum(map(len, item)), reverse=True)
-        found: dict[Turns, float | None] = {}
+        found: dict[Turns, Value] = {}
         for start in range(0, len(distinct), self.batch_size):
             batch = distinct[start : start + self.batch_size]
-            judged = [item[-1] for item in batch]
             try:
-                scores = score_batch(batch)
+                values = judge(batch)
+            except ScorerError:
+                raise
             except Exception as error:
                 name = type(self).__name__
                 raise ScorerError(
-                    f"{name} failed on {len(batch)} texts, the first {judged[0][:80]!r}: {error}"
+                    f"{name} failed on {len(batch)} texts, the first {_judged(batch)[0][:80]!r}: {error}"
                 ) from error
-            found.update(zip(batch, check_scores(self, judged, scores), strict=True))
+            found.update(zip(batch, values, strict=True))
         return [found[item] for item in items]
 
 
@@ -96,6 +116,11 @@ class BatchedExchangeScorer(BatchedScorer):
         if len(probes) != len(responses):
             raise ValueError(f"{len(probes)} probes and {len(responses)} responses: expected as many of each")
         return self._score_distinct(list(zip(probes, responses, strict=True)), self.score_exchange_batch)
+
+
+def _judged(batch: Sequence[tuple[str, ...]]) -> list[str]:
+    """The texts that are judged: of an exchange, the response."""
+    return [item[-1] for item in batch]
 
 
 def _check_texts(name: str, texts: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ class ClassifierScorer(BatchedScorer):
     Args:
         model: A hub id or a local folder, of any ``AutoModelForSequenceClassification``.
         label: A name in the config's ``id2label``, whatever its case.
+        categories: Further such names, of labels that are kinds of harm: evaluations tell of each.
         device: Where the model runs.
         batch_size: How many distinct texts a forward pass gets.
         max_length: How many tokens of a text are read, special ones included; None: as many as the model
@@ -38,6 +39,7 @@ class ClassifierScorer(BatchedScorer):
         model: str,
         label: str,
         *,
+        categories: Sequence[str] = (),
         device: str | torch.device = "cpu",
         batch_size: int = 32,
         max_length: int | None = None,
@@ -47,7 +49,9 @@ class ClassifierScorer(BatchedScorer):
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
         config = AutoConfig.from_pretrained(model)
-        self._label = label_index([config.id2label[i] for i in range(config.num_labels)], label)
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        self._label = label_index(names, label)
+        self._categories = {names[index]: index for index in (label_index(names, name) for name in categories)}
         self._sigmoid = _has_independent_labels(config)
         self.tokenizer = _padding_tokenizer(AutoTokenizer.from_pretrained(model), config)
         self.model = load_frozen(AutoModelForSequenceClassification, model, device, dtype)
@@ -58,9 +62,23 @@ class ClassifierScorer(BatchedScorer):
         # A decoder's tokenizer may turn the empty text into no token at all, which no model can read.
         self._empty = "" if self.tokenizer("").input_ids else " "
 
-    @torch.inference_mode()
     def score_batch(self, texts: Sequence[str]) -> list[float]:
         """The label's probability, one a text."""
+        return self._probabilities(texts)[:, self._label].tolist()
+
+    def score_categories(self, texts: Sequence[str]) -> dict[str, list[float | None]]:
+        """The probability of each of the ``categories``, by its name in the config. Raises as :meth:`score`."""
+        if not self._categories:
+            return {}
+        return self._categories_of_distinct([(text,) for text in texts], self._categorize)
+
+    def _categorize(self, batch: Sequence[tuple[str, ...]]) -> dict[str, list[float]]:
+        probabilities_BL = self._probabilities([text for (text,) in batch])
+        return {name: probabilities_BL[:, index].tolist() for name, index in self._categories.items()}
+
+    @torch.inference_mode()
+    def _probabilities(self, texts: Sequence[str]) -> torch.Tensor:
+        """The probability of every label, ``[texts, labels]``."""
         inputs_BT = self.tokenizer(
             [encodable(text) or self._empty for text in texts],
             padding=True,
@@ -70,8 +88,7 @@ class ClassifierScorer(BatchedScorer):
             return_tensors="pt",
         ).to(self.model.device)
         logits_BL = self.model(**inputs_BT).logits.float()
-        probabilities_BL = logits_BL.sigmoid() if self._sigmoid else logits_BL.softmax(dim=-1)
-        return probabilities_BL[:, self._label].tolist()
+        return logits_BL.sigmoid() if self._sigmoid else logits_BL.softmax(dim=-1)
 
 
 def _has_independent_labels(config: Any) -> bool:

@@ -66,16 +66,15 @@ class DetoxifyScorer(BatchedScorer):
 
     def score_batch(self, texts: Sequence[str]) -> list[float]:
         """The label's probability, one a text."""
-        scores = self._detoxify.predict([encodable(text) for text in texts])[self._label]
-        # detoxify squeezes its answer: for one text it is a number, not a list.
-        return [scores] if len(texts) == 1 else scores
+        return self._predict(texts)[self._label]
 
-    def score_categories(self, texts: Sequence[str]) -> dict[str, list[float]]:
-        """The probability of every label of the model, by its name; of each, one a text, in their order."""
-        distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
-        found: dict[str, dict[str, float]] = {name: {} for name in self._detoxify.class_names}
-        for start in range(0, len(distinct), self.batch_size):
-            batch = distinct[start : start + self.batch_size]
-            for name, scores in self._detoxify.predict([encodable(text) for text in batch]).items():
-                found[name] |= zip(batch, [scores] if len(batch) == 1 else scores, strict=True)
-        return {name: [of_text[text] for text in texts] for name, of_text in found.items()}
+    def score_categories(self, texts: Sequence[str]) -> dict[str, list[float | None]]:
+        """The probability of every label of the model, by its name. Raises as :meth:`score`."""
+        return self._categories_of_distinct(
+            [(text,) for text in texts], lambda batch: self._predict([text for (text,) in batch])
+        )
+
+    def _predict(self, texts: Sequence[str]) -> dict[str, list[float]]:
+        found = self._detoxify.predict([encodable(text) for text in texts])
+        # detoxify squeezes its answer: for one text it is a number, not a list.
+        return {label: [scores] if len(texts) == 1 else scores for label, scores in found.items()}

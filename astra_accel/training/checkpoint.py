@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent.
+"""Checkpoints that are complete or absent: what they hold, and how they are read. `saving.py` writes them.
 
 Everything is written to a folder with a temporary name, synced to disk and listed in a manifest with sizes and hashes;
 then the folder gets its name in one rename, and only after that are older ones deleted. Reading verifies the
@@ -13,18 +13,16 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from astra_accel.training.distributed import on_every_rank, on_main
 from astra_accel.training.engine import Engine
 from astra_accel.training.optim import LearningRate
 
@@ -61,6 +59,7 @@ class TrainerState:
         empty_in_row: the last experiences in a row that had no example.
         best_value: the best evaluation so far.
         best_step: its training step, which has a checkpoint that is not pruned.
+        callbacks: what callbacks keep, by name; None where none keeps anything.
     """
 
     step: int = 0
@@ -68,6 +67,7 @@ class TrainerState:
     empty_in_row: int = 0
     best_value: float | None = None
     best_step: int | None = None
+    callbacks: dict[str, Any] | None = None
 
 
 @dataclass
@@ -86,47 +86,12 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def save_checkpoint(training: Training, folder: Path) -> Path:
-    """Write a checkpoint of the current step into the folder of checkpoints. All processes together.
-
-    Raises:
-        UnsavedError: it can't be written. On processes that could, a :class:`~.distributed.RankError`.
-    """
-    accelerator = training.engine.accelerator
-    name = checkpoint_name(training.state.step)
-    temporary = folder / f".{name}.tmp"
-
-    def prepare() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with _naming(temporary):
-            temporary.mkdir(parents=True)
-
-    def write() -> None:
-        with _naming(temporary):
-            _write_share(training, temporary)
-            torch.save(_random_states(), temporary / _random_file(accelerator.process_index))
-
-    def publish() -> None:
-        with _naming(temporary):
-            _publish(temporary, folder / name)
-
-    try:
-        on_main(accelerator, prepare)
-        on_every_rank(accelerator, write)
-        on_main(accelerator, publish)
-    except Exception:
-        if accelerator.is_main_process:  # a disk that is full has use for the space
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return folder / name
-
-
 def adopt_checkpoint(path: Path, folder: Path) -> None:
     """Copy a checkpoint of another run into a folder of checkpoints, complete or not at all."""
     temporary = folder / f".{path.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(path, temporary)
-    _rename_into_place(temporary, folder / path.name)
+    rename_into_place(temporary, folder / path.name)
 
 
 def load_checkpoint(training: Training, path: Path) -> TrainerState:
@@ -152,7 +117,7 @@ def load_checkpoint(training: Training, path: Path) -> TrainerState:
     load_rollout_state = getattr(training.system, "load_rollout_state", None)
     if load_rollout_state is not None and (path / ROLLOUT_STATE).exists():
         load_rollout_state(torch.load(path / ROLLOUT_STATE, map_location="cpu", weights_only=True))
-    own_states = path / _random_file(engine.accelerator.process_index)
+    own_states = path / random_file(engine.accelerator.process_index)
     if own_states.exists():  # A run that goes on with more processes has none for the new ones.
         _restore_random_states(torch.load(own_states, weights_only=True))
     return TrainerState(**json.loads((path / STATE).read_text(encoding="utf-8")))
@@ -249,13 +214,13 @@ def verify_checkpoint(path: Path) -> None:
         raise CheckpointError(f"{path / MANIFEST} is damaged: {error!r}") from error
     if format_number != FORMAT:
         raise CheckpointFormatError(f"{path} has checkpoint format {format_number}; this version reads {FORMAT}")
-    for name, size, sha256 in files:
+    for name, size, digest in files:
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing from the checkpoint")
         if file.stat().st_size != size:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes, expected {size}: it is damaged")
-        if _sha256(file) != sha256:
+        if sha256(file) != digest:
             raise CheckpointError(f"{file} has other contents than when it was written: it is damaged")
 
 
@@ -265,74 +230,10 @@ def _named(folder: Path) -> list[Path]:
     return sorted(named, key=lambda path: int(path.name[5:]))
 
 
-def _write_share(training: Training, folder: Path) -> None:
-    """This process's part of the state: all on the main process; of a sharded one, every n-th tensor on each of n.
-
-    So no process holds, or writes, more than its part of what is too large for one.
-    """
-    engine, accelerator = training.engine, training.engine.accelerator
-    rank, num_writers = accelerator.process_index, accelerator.num_processes if engine.sharded else 1
-    # All that processes do together comes first: whatever fails behind it leaves none of them waiting.
-    weights = {
-        name: tensor.detach().cpu().contiguous()
-        for index, (name, tensor) in enumerate(engine.trained_state())
-        if index % num_writers == rank
-    }
-    state = {index: _on_cpu(values) for index, values in engine.optimizer_state() if index % num_writers == rank}
-    if rank < num_writers:
-        save_file(weights, folder / _of_process(WEIGHTS, rank))
-    if accelerator.is_main_process:
-        _write_main_files(training, state, folder)
-    elif rank < num_writers:
-        torch.save({"state": state}, folder / _of_process(OPTIMIZER, rank))
-
-
-def _write_main_files(training: Training, optimizer_state: dict[int, Any], folder: Path) -> None:
-    scaler = training.engine.accelerator.scaler
-    saved = {
-        "optimizer": {"state": optimizer_state, "param_groups": training.engine.optimizer_groups()},
-        "learning_rate": training.learning_rate.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-    }
-    torch.save(saved, folder / OPTIMIZER)
-    rollout_state: dict[str, Any] = getattr(training.system, "rollout_state", dict)()
-    if rollout_state:
-        torch.save(rollout_state, folder / ROLLOUT_STATE)
-    (folder / STATE).write_text(json.dumps(asdict(training.state), indent=2) + "\n", encoding="utf-8")
-    (folder / CONFIG).write_text(training.config_yaml, encoding="utf-8")
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """One kind of error for files that can't be written, of which the libraries have several."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch's writer has no class of its own, and says where in its sources it failed.
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise
-        there = next(path for path in folder.parents if path.exists())
-        free = shutil.disk_usage(there).free
-        raise UnsavedError(f"the checkpoint {folder} could not be written ({free} bytes are free): {error}") from error
-
-
-def _on_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    files = sorted(path for path in temporary.iterdir() if path.name != MANIFEST)
-    manifest = {
-        "format": FORMAT,
-        "files": {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files},
-    }
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    _rename_into_place(temporary, final)
-
-
-def _rename_into_place(temporary: Path, final: Path) -> None:
+def rename_into_place(temporary: Path, final: Path) -> None:
+    """Force a folder and its files to disk, then give it its name in one rename, in the place of what had it."""
     for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
+        sync(path)
     if final.exists():  # A resumed run comes to a step that it had saved before.
         outdated = final.with_name(f".{final.name}.outdated")
         shutil.rmtree(outdated, ignore_errors=True)
@@ -341,10 +242,10 @@ def _rename_into_place(temporary: Path, final: Path) -> None:
         shutil.rmtree(outdated)
     else:
         os.rename(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
-def _of_process(name: str, rank: int) -> str:
+def of_process(name: str, rank: int) -> str:
     """``optimizer.pt`` of the main process, ``optimizer-1.pt`` of process 1."""
     return name if rank == 0 else f"{Path(name).stem}-{rank}{Path(name).suffix}"
 
@@ -352,14 +253,16 @@ def _of_process(name: str, rank: int) -> str:
 def _shares(path: Path, name: str) -> list[str]:
     """Those files of a checkpoint which hold the shares of the processes that wrote ``name``, the main one's first."""
     files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    return [_of_process(name, rank) for rank in range(len(files)) if _of_process(name, rank) in files]
+    return [of_process(name, rank) for rank in range(len(files)) if of_process(name, rank) in files]
 
 
-def _random_file(rank: int) -> str:
+def random_file(rank: int) -> str:
+    """Where the random states of a process are."""
     return f"random_states_{rank}.pt"
 
 
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
+    """The states of all global random generators of this process."""
     _, words, *rest = np.random.get_state()
     return {
         "python": list(random.getstate()[1]),
@@ -380,12 +283,14 @@ def _restore_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The hash of what a file holds."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

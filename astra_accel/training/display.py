@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -14,11 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from astra_accel.core.sampler import Graph
+from astra_accel.training.callbacks import TrainerCallback
+from astra_accel.training.samples import best_branch, samples_are_due, shown
+
+if TYPE_CHECKING:
+    from astra_accel.training.experience import Experience
+    from astra_accel.training.trainer import AccelTrainer
 
 SHOWN = ("loss", "reward/mean", "eval/reward/mean", "examples", "lr")
 
 
-class Display:
+class Display(TrainerCallback):
     """A progress bar where there is a terminal, a line a training step everywhere, and sample conversations.
 
     Args:
@@ -60,24 +64,18 @@ class Display:
     def conversations(self, graphs: Sequence[Graph], count: int) -> None:
         """The likeliest failures of an experience: in each of ``count`` trees the branch of best rewards."""
         for graph in list(graphs)[:count]:
-            text = Text(printable(str(graph.context)))
-            children = graph.children
-            while children:
-                node = max(children, key=lambda node: -math.inf if node.reward is None else node.reward)
+            text = Text(shown(graph.context))
+            for node in best_branch(graph):
                 reward = "missing" if node.reward is None else f"{node.reward:.3f}"
                 text.append(f"\n[tester, reward {reward}] ", style="bold magenta")
-                text.append(printable(str(node.probe)))
+                text.append(shown(node.probe))
                 text.append("\n[target] ", style="bold cyan")
-                text.append(printable(str(node.response)))
-                children = node.children
+                text.append(shown(node.response))
             self.console.print(Panel(text, title="sample conversation", title_align="left"))
 
-
-def printable(text: str) -> str:
-    """Model text that can't steer a terminal: control, format and surrogate characters as escapes."""
-    return "".join(
-        character
-        if character == "\n" or not unicodedata.category(character).startswith("C")
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
+    def on_step_end(self, trainer: AccelTrainer, experience: Experience, records: Sequence[Mapping[str, Any]]) -> None:
+        """Show a training step, and conversations where its turn has come."""
+        step, config = trainer.state.step, trainer.config
+        self.step(step, records[-1])
+        if samples_are_due(config, step):
+            self.conversations(experience.graphs, config.num_sample_conversations)

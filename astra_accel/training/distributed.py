@@ -12,17 +12,16 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
-    LoggerType,
     gather_object,
 )
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.training.trackers import check_trackers
 
 T = TypeVar("T")
 
@@ -46,7 +45,7 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
         ValueError, RuntimeError: see :func:`check_accelerator`; or a tracker is unknown, is not installed, or has no
             folder to write to.
     """
-    _check_trackers(config)
+    check_trackers(config)
     accelerator = Accelerator(
         # Without this a launch of several CPU processes trains each of them alone.
         cpu=not torch.accelerator.is_available(),
@@ -153,22 +152,6 @@ def launch_advice(accelerator: Accelerator, config: TrainingConfiguration) -> li
 def _num_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_trackers(config: TrainingConfiguration) -> None:
-    """Accelerate drops a tracker that is not installed and says nothing."""
-    of_accelerate, installed = LoggerType.list(), [str(name) for name in get_available_trackers()]
-    for name in config.log_with:
-        if name not in of_accelerate and name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"training.log_with has {name!r}; expected some of {', '.join(of_accelerate)}")
-        if name in of_accelerate and name not in ("all", *installed):
-            raise ValueError(
-                f"training.log_with has {name!r}, whose package is not installed; "
-                f"installed are: {', '.join(installed) or 'none'} (pip install 'astra-accel[trackers]' for tensorboard)"
-            )
-    for name in installed if "all" in config.log_with else config.log_with:
-        if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and config.output_dir is None:
-            raise ValueError(f"training.log_with has {name!r}, which writes files; expected a training.output_dir")
 
 
 _waits: list[float] = []

@@ -25,13 +25,36 @@ UpdateCheck = Callable[[float], None]
 def make_engine(
     accelerator: Accelerator, module: StepModule, optimizer: torch.optim.Optimizer, config: TrainingConfiguration
 ) -> Engine:
-    """Prepare a module and its optimizer for the launch that there is."""
+    """Prepare a module and its optimizer for the launch that there is.
+
+    Raises:
+        ValueError: the launch would cast weights of 4 bits.
+    """
+    check_storage(accelerator, module)
     kind: type[Engine] = Engine
     if accelerator.distributed_type == DistributedType.FSDP:
         from astra_accel.training.fsdp import FSDPEngine as kind
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
         from astra_accel.training.zero import ZeROEngine as kind
     return kind(accelerator, module, optimizer, config)
+
+
+def check_storage(accelerator: Accelerator, module: StepModule) -> None:
+    """Find weights of 4 bits, stored under a floating type, which are no numbers any more once they are cast."""
+    kind, precision = accelerator.distributed_type, accelerator.mixed_precision
+    if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    # DeepSpeed has all weights in one type, FSDP2 casts for a mixed precision alone.
+    cast_to = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if cast_to is None and kind == DistributedType.DEEPSPEED:
+        cast_to = torch.float32
+    for name, parameter in module.named_parameters():
+        if type(parameter).__name__ == "Params4bit" and cast_to not in (None, parameter.dtype):
+            raise ValueError(
+                f"the launch casts weights to {cast_to}, but {name} is of 4 bits, stored under {parameter.dtype}; "
+                f"expected {str(cast_to).removeprefix('torch.')} as the dtype of the quantised tester and target, or "
+                f"another training.mixed_precision"
+            )
 
 
 def check_saving(system: Any) -> None:

@@ -5,19 +5,38 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from astra_accel.config import TrainingConfiguration
 from astra_accel.training.engine import Engine, Named
+from astra_accel.training.step_module import StepModule
 
 
 class FSDPEngine(Engine):
     """See :class:`~astra_accel.training.engine.Engine`."""
 
     sharded = True
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: StepModule,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfiguration,
+    ) -> None:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.mixed_precision_policy is not None:
+            # Accelerate would send gradients, and hand out the loss, in the type of the forward: 8 bits of a number.
+            plugin.mixed_precision_policy = replace(
+                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+            )
+        super().__init__(accelerator, module, optimizer, config)
 
     def _clip(self, max_norm: float) -> float:
         return float(_whole(self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean, pstdev
 from typing import Any
@@ -32,9 +32,17 @@ class UpdateTally:
             self._sums[name] = self._sums.get(name, 0.0) + (number * share if share else 0.0)
             self._shares[name] = self._shares.get(name, 0.0) + share
 
-    def reduce(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all processes, the same on each, in one exchange whatever names each of them has."""
-        parts = on_every_rank(accelerator, lambda: (self._sums, self._shares))
+    def reduce(self, accelerator: Accelerator, check: Callable[[], None]) -> dict[str, float]:
+        """The means over all processes, the same on each, in one exchange whatever names each of them has.
+
+        What ``check`` raises on any process reaches all of them by the same exchange.
+        """
+
+        def part() -> tuple[dict[str, float], dict[str, float]]:
+            check()
+            return self._sums, self._shares
+
+        parts = on_every_rank(accelerator, part)
         means = {}
         for name in dict.fromkeys(name for sums, _ in parts for name in sums):
             share = math.fsum(shares.get(name, 0.0) for _, shares in parts)
@@ -62,6 +70,18 @@ class Stopwatch:
         taken = {f"seconds/{name}": round(value, 4) for name, value in self.seconds.items()}
         self.seconds = {}
         return taken
+
+
+def speed_figures(num_tokens: int, seconds: Mapping[str, float], waited: Sequence[float]) -> dict[str, float]:
+    """How quickly a training step's rollouts and updates went, and which part of it processes waited for others.
+
+    Args:
+        num_tokens: sampled, by all processes.
+        seconds: by phase.
+        waited: seconds of each process.
+    """
+    busy = seconds["rollout"] + seconds.get("update", 0.0)
+    return {"speed/tokens_per_second": num_tokens / busy, "speed/wait_share": fmean(waited) / busy}
 
 
 def experience_metrics(experience: Experience) -> dict[str, float]:

@@ -12,13 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate.utils import broadcast_object_list
 
 from astra_accel.config import TrainingConfiguration
 from astra_accel.core.sampler import Graph, walk
+from astra_accel.training.callbacks import TrainerCallback
+
+if TYPE_CHECKING:
+    from astra_accel.training.experience import Experience
+    from astra_accel.training.trainer import AccelTrainer
 
 PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datasets", "numpy")
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
@@ -35,6 +41,13 @@ class OutputFolderError(FileExistsError):
 def new_output_dir() -> Path:
     """A folder for a run that was given none."""
     return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def agree_on_output_dir(config: TrainingConfiguration) -> Path:
+    """The output folder; where none is given, the one that the main process names. All processes together."""
+    chosen = [str(config.output_dir or new_output_dir())]
+    broadcast_object_list(chosen)
+    return Path(chosen[0])
 
 
 def check_output_dir(config: TrainingConfiguration, resuming: bool, restarting: bool = False) -> None:
@@ -65,7 +78,7 @@ def check_output_dir(config: TrainingConfiguration, resuming: bool, restarting: 
         )
 
 
-class RunFolder:
+class RunFolder(TrainerCallback):
     """Writes a run's files, on the main process.
 
     Args:
@@ -120,6 +133,14 @@ class RunFolder:
         path = self.path / ROLLOUTS / f"step-{step:06d}.parquet"
         write_table(path, [{"step": step, **row} for row in rollout_rows(graphs)])
         return path
+
+    def on_step_end(self, trainer: AccelTrainer, experience: Experience, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write a training step's rollouts and its lines of figures."""
+        if not trainer.accelerator.is_main_process:
+            return
+        self.write_rollouts(experience.index + 1, experience.graphs)
+        for record in records:
+            self.write_metrics(record)
 
 
 def rollout_rows(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:

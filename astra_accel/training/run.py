@@ -31,8 +31,9 @@ from astra_accel.methods.ast.views import Views, check_later_turns, check_prompt
 from astra_accel.models.embedded import EmbeddedModelError
 from astra_accel.models.roles import find_roles
 from astra_accel.scorers import build_scorer
+from astra_accel.sharing.push import check_push
 from astra_accel.training.checkpoint import CheckpointError, newest_checkpoint, verify_checkpoint
-from astra_accel.training.distributed import end_together, make_accelerator
+from astra_accel.training.distributed import RankError, end_together, make_accelerator, on_main
 from astra_accel.training.outputs import CHECKPOINTS, OutputFolderError, check_output_dir
 from astra_accel.training.trainer import AccelTrainer
 
@@ -46,6 +47,7 @@ MISTAKES = (
     OutputFolderError,
     CheckpointError,
     EmbeddedModelError,
+    RankError,  # of the main process, which has told
 )
 USAGE = "[--config FILE.yaml] [--resume CHECKPOINT|auto] [--SECTION.FIELD VALUE ...]"
 
@@ -111,6 +113,7 @@ def build_trainer(
     Raises:
         OutputFolderError: the output folder holds another run.
         CheckpointError: ``resume`` is neither "auto" nor a whole checkpoint.
+        SharingError: the tester is to be uploaded at the end, and could not be.
         ConfigurationError, FileNotFoundError, ValueError: something does not fit; names the field.
     """
     _check_folders(config.training, resume)
@@ -120,6 +123,7 @@ def build_trainer(
     build_algorithm(config.algorithm.name, None, **config.algorithm.options).check_sampler(config.rollout)
     if accelerator is None:
         accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
+    on_main(accelerator, lambda: check_push(config.training))
     prompts = Prompts(config)
     sampler = build_sampler(config, accelerator.device, prompts)
     algorithm = build_algorithm(config.algorithm.name, sampler.system, **config.algorithm.options)

@@ -2,61 +2,49 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 
-from astra_accel.config import AUTO, RunConfiguration, Section, TrainingConfiguration, check_resume, to_yaml
+from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.core.evaluator import Evaluator
+from astra_accel.sharing.folders import README
+from astra_accel.sharing.model_card import Origin, model_card, weights_in
+from astra_accel.sharing.push import check_push, push_tester
 from astra_accel.training import checkpoint as checkpoints
+from astra_accel.training.best import KeepBest, bring_best, load_best
+from astra_accel.training.callback_handler import CallbackHandler
+from astra_accel.training.callbacks import TrainerControl
 from astra_accel.training.checkpoint import TrainerState, Training
+from astra_accel.training.config_text import config_yaml
 from astra_accel.training.display import Display
 from astra_accel.training.distributed import (
-    RankError,
     check_accelerator,
     launch_advice,
     make_accelerator,
     naming_lost_processes,
-    on_every_rank,
     on_main,
     take_waited,
 )
 from astra_accel.training.engine import check_saving, make_engine
-from astra_accel.training.experience import Experience, ExperienceLoader, Shard
+from astra_accel.training.experience import Experience, ExperienceLoader
 from astra_accel.training.harness import Harness
-from astra_accel.training.memory import return_freed_memory
-from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metrics
+from astra_accel.training.metrics import Stopwatch, experience_metrics, speed_figures
 from astra_accel.training.optim import LearningRate, build_optimizer
-from astra_accel.training.outputs import RunFolder, check_output_dir, new_output_dir, valid_text
+from astra_accel.training.outputs import METRICS, RunFolder, agree_on_output_dir, check_output_dir, write_atomically
 from astra_accel.training.preemption import Preempted, Preemption
+from astra_accel.training.resume import go_on_from, newest_whole
+from astra_accel.training.saving import CheckpointSaver
 from astra_accel.training.status import telling_status
 from astra_accel.training.step_module import StepModule
-
-logger = logging.getLogger(__name__)
-
-
-# What the optimizer's and the schedule's saved state decides: a new value would be overruled, or would not fit.
-FIXED_ON_RESUME = tuple(
-    f"training.{name}" for name in ("optimizer", "lr", "weight_decay", "lr_scheduler", "warmup_steps")
-)
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient is not finite; the optimizer did not step."""
-
-
-class EmptyExperienceError(RuntimeError):
-    """Too many experiences in a row gave no training example."""
+from astra_accel.training.trackers import Trackers
+from astra_accel.training.updates import update_on
 
 
 class AccelTrainer:
@@ -77,6 +65,13 @@ class AccelTrainer:
         evaluator: computes the metrics of held-out rollouts, from ``evaluator.seeds`` if it has any; None is
             an ``ASTEvaluator``, which needs nothing but rewards.
         run_config: the whole configuration of which ``config`` is a part, for ``config.yaml``.
+        callbacks: are told of the run, and may ask to stop, save or evaluate (:class:`~.callbacks.TrainerCallback`).
+
+    Attributes:
+        control: what callbacks ask for.
+        state: how far the run is.
+        folder: its files.
+        display: the screen of the main process.
 
     Raises:
         ValueError, RuntimeError: a launch, a sampler or a system that can't be trained as configured.
@@ -91,6 +86,7 @@ class AccelTrainer:
         accelerator: Accelerator | None = None,
         evaluator: Evaluator | None = None,
         run_config: RunConfiguration | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         self.config = config
         if accelerator is None:
@@ -98,6 +94,7 @@ class AccelTrainer:
             accelerator = make_accelerator(config, find_unused_parameters=not uses_all)
         self.accelerator = accelerator
         check_accelerator(accelerator, config)
+        on_main(accelerator, lambda: check_push(config))
         check_sampler = getattr(algorithm, "check_sampler", None)
         if check_sampler is not None:
             check_sampler(sampler)
@@ -120,9 +117,12 @@ class AccelTrainer:
         )
         self.state = TrainerState()
         self.display = Display(self.accelerator.is_main_process, config.training_steps)
-        self.folder = RunFolder(self._agree_on_folder())
-        self._config_yaml = _config_yaml(config, run_config)
-        self._stopwatch = Stopwatch()
+        self.folder = RunFolder(agree_on_output_dir(config))
+        self.config_yaml = config_yaml(config, run_config)
+        self.control = TrainerControl()
+        self.callbacks = CallbackHandler(self, [self.folder, Trackers(), self.display, KeepBest(), *callbacks])
+        self.stopwatch = Stopwatch()
+        self._saver = CheckpointSaver(self.accelerator, self.folder.checkpoints, config, self._tell_saved)
         self._preemption = Preemption()
 
     def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
@@ -140,23 +140,43 @@ class AccelTrainer:
             OutputFolderError: the output folder holds another run.
             NonFiniteError, EmptyExperienceError: training can't go on.
             RankError: another process failed, died, or did not answer for ``config.timeout`` seconds.
+            SharingError: the tester is there, but could not be uploaded (``push_to_hub``).
             Preempted: a process got SIGTERM or SIGUSR1; the training step was finished and has a checkpoint.
         """
-        with self._preemption.watching(), naming_lost_processes(self.config.timeout):
+        with self._preemption.watching(), naming_lost_processes(self.config.timeout), self._saver.rescuing():
             self._begin(resume_from_checkpoint)
             with telling_status(self.folder.path, here=self.accelerator.is_main_process):
                 self._run_steps()
                 self._end()
 
+    def add_callback(self, callback: Any) -> None:
+        """Call a callback too, after the others; a class is called to make one."""
+        self.callbacks.add(callback)
+
+    def remove_callback(self, callback: Any) -> Any:
+        """Call a callback, or the first one of a class, no longer; it is returned.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return self.callbacks.remove(callback)
+
     def _run_steps(self) -> None:
         with self.display.running(self.state.step):
-            while self.state.step < self.config.training_steps:
-                with self._stopwatch.phase("rollout"), self.engine.whole_weights():
+            while not self._is_at_end:
+                take_waited()  # what was waited for between training steps
+                self.callbacks.call("on_step_begin")
+                with self.stopwatch.phase("rollout"), self.engine.whole_weights():
                     experience = self.harness.collect(self.state.step)
-                records = self._update_on(experience)
+                self.callbacks.call("on_experience", experience)
+                records = update_on(self, experience)
                 self.state.step += 1
                 self.learning_rate.advance(_mean_reward(experience))
                 self._after_step(experience, records)
+
+    @property
+    def _is_at_end(self) -> bool:
+        return self.state.step >= self.config.training_steps or self.callbacks.stopping
 
     def evaluate(self, seeds: Sequence[Any] | None = None) -> dict[str, float]:
         """The evaluator's metrics of the tester as it is, on held-out prompts; the same on every process.
@@ -183,11 +203,7 @@ class AccelTrainer:
         if resume != AUTO:
             return None if resume is None else Path(resume)
         check_resume(self.config, resume)
-        # One process looks for all, or they might see different moments.
-        found, passed_over = on_main(self.accelerator, lambda: checkpoints.newest_checkpoint(self.folder.checkpoints))
-        for why in passed_over:
-            self.display.say(f"passed over: {why}")
-        return found
+        return newest_whole(self)
 
     def save_tester(self, folder: str | Path | None = None) -> Path:
         """Write the tester as it is (None: to ``tester/`` of the run). All processes together."""
@@ -196,142 +212,42 @@ class AccelTrainer:
         on_main(self.accelerator, lambda: self._write_tester(path, weights))
         return path
 
-    def _update_on(self, experience: Experience) -> list[dict[str, Any]]:
-        """Every update of an experience; a record of each."""
-        if not experience.steps:
-            return self._skip(experience)
-        self.state.empty_in_row = 0
-        records, tally, shards = [], UpdateTally(), []
-        enough = False
-        with self._stopwatch.phase("update"):
-            self._return_freed_memory()
-            for epoch in range(self.config.epochs_per_experience):
-                for shard in self.loader.of(experience, epoch):
-                    if enough:
-                        continue  # Accelerate's loaders have to come to their end
-                    loss, logs = self.engine.backward(shard.batch, shard.share, ends_update=shard.ends_update)
-                    self._return_freed_memory()
-                    tally.add(loss, logs, shard.share)
-                    shards.append(shard)
-                    if shard.ends_update:
-                        records.append(self._finish_update(tally, shards, experience))
-                        tally, shards = UpdateTally(), []
-                        enough = self._stop_early(records[-1])
-        return records
-
-    def _stop_early(self, record: Mapping[str, Any]) -> bool:
-        """Whether the algorithm wants no more updates on an experience; all processes have the same record."""
-        stop_early = getattr(self.harness.algorithm, "stop_early", None)
-        return stop_early is not None and stop_early(record)
-
-    def _return_freed_memory(self) -> None:
-        if self.accelerator.device.type == "cpu":
-            return_freed_memory()
-
-    def _finish_update(self, tally: UpdateTally, shards: Sequence[Shard], experience: Experience) -> dict[str, Any]:
-        means = tally.reduce(self.accelerator)
-        lr = self.learning_rate.value
-        grad_norm = self.engine.update(
-            self.config.max_grad_norm, lambda norm: self._check_finite(means["loss"], norm, shards)
-        )
-        self.state.update += 1
-        return {
-            "step": experience.index + 1,
-            "update": self.state.update,
-            **means,
-            "grad_norm": grad_norm,
-            "lr": lr,
-        }
-
-    def _check_finite(self, loss: float, grad_norm: float, shards: Sequence[Shard]) -> None:
-        # With fp16 an overflow of gradients is the scaler's business: it skips the update and scales less.
-        scaled = self.accelerator.scaler is not None
-        finite = torch.isfinite(torch.tensor([loss, 0.0 if scaled else grad_norm])).all()
-        if finite:
-            return
-        folder = self.folder.path / "non_finite"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"update-{self.state.update + 1:06d}-process-{self.accelerator.process_index}.json"
-        batches = [{"share": shard.share, "batch": repr(shard.batch)} for shard in shards]
-        path.write_text(json.dumps({"loss": repr(loss), "grad_norm": repr(grad_norm), "batches": batches}, indent=2))
-        raise NonFiniteError(
-            f"update {self.state.update + 1} has loss {loss} and gradient norm {grad_norm}; it was not made. "
-            f"Its batches are in {folder}, the last good weights in {self.folder.checkpoints}"
-        )
-
-    def _skip(self, experience: Experience) -> list[dict[str, Any]]:
-        self.state.empty_in_row += 1
-        self.display.say(
-            f"step {experience.index + 1}: no training example came of {len(experience.graphs)} episodes "
-            f"(rewards that tie or are missing, or equal probes), so no update"
-        )
-        if self.state.empty_in_row >= self.config.max_empty_experiences:
-            on_main(self.accelerator, lambda: self._write_rollouts(experience))
-            raise EmptyExperienceError(
-                f"{self.state.empty_in_row} experiences in a row gave no training example "
-                f"(training.max_empty_experiences); their episodes are in {self.folder.path / 'rollouts'}"
-            )
-        # A training step without an update still tells its rewards, under the number of the last update.
-        return [{"step": experience.index + 1, "update": self.state.update, "lr": self.learning_rate.value}]
-
     def _after_step(self, experience: Experience, records: list[dict[str, Any]]) -> None:
-        step, config = self.state.step, self.config
-        last = step == config.training_steps
         figures: dict[str, Any] = experience_metrics(experience)
-        improved = False
-        if config.eval_steps is not None and (last or step % config.eval_steps == 0):
-            with self._stopwatch.phase("evaluate"):
+        waited = self.callbacks.agree(take_waited)
+        speed = speed_figures(figures["tokens"], self.stopwatch.seconds, waited)
+        if self.control.should_evaluate or self._is_due(self.config.eval_steps):
+            self.control.should_evaluate = False
+            with self.stopwatch.phase("evaluate"):
                 metrics = self.evaluate()
             figures |= {f"eval/{name}": value for name, value in metrics.items()}
-            improved = self._note_best(metrics)
-        figures |= self._speed(figures["tokens"])
-        figures |= self._stopwatch.take()
-        preempted = self._report(experience, records, figures)
-        due = config.save_steps is not None and (last or step % config.save_steps == 0)
+            self.callbacks.call("on_evaluate", metrics)
+        figures |= speed | self.stopwatch.take()
+        preempted = self._report(experience, [{**record, **figures} for record in records])
         saved = False
-        if improved or due or preempted:
-            with self._stopwatch.phase("save"):
-                saved = self._save()
+        with self.stopwatch.phase("save"):
+            if self.control.should_save or self._is_due(self.config.save_steps) or preempted:
+                self.control.should_save = False
+                saved = self._saver.save(self.saved_parts(), wait=preempted)
+            else:
+                self._saver.poll()
         if preempted and saved:
             self._stop()
 
-    def _report(self, experience: Experience, records: list[dict[str, Any]], figures: dict[str, Any]) -> bool:
-        """Write and show a training step; whether any process was told to end meanwhile."""
-        records = [{**record, **figures} for record in records]
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and (self._is_at_end or self.state.step % every == 0)
 
-        def write() -> bool:
-            if self.accelerator.is_main_process:
-                self._write_rollouts(experience)
-                for record in records:
-                    self.folder.write_metrics(record)
+    def _report(self, experience: Experience, records: list[dict[str, Any]]) -> bool:
+        """Have a training step written and shown; whether any process was told to end meanwhile."""
+
+        def report() -> bool:
+            for record in records:
+                self.callbacks.call("on_log", record)
+            self.callbacks.call("on_step_end", experience, records)
+            self.state.callbacks = self.callbacks.state()
             return self._preemption.noted
 
-        preempted = any(on_every_rank(self.accelerator, write))
-        for record in records:
-            self.accelerator.log(record, step=record["update"])
-        self.display.step(self.state.step, records[-1])
-        every = self.config.sample_steps
-        if every is not None and (self.state.step == 1 or self.state.step % every == 0):
-            self.display.conversations(experience.graphs, self.config.num_sample_conversations)
-        return preempted
-
-    def _speed(self, num_tokens: int) -> dict[str, float]:
-        """How quickly a training step went, over all processes."""
-        seconds = self._stopwatch.seconds
-        waited = on_every_rank(self.accelerator, take_waited)
-        return {
-            "speed/tokens_per_second": num_tokens / (seconds["rollout"] + seconds.get("update", 0.0)),
-            "speed/wait_share": fmean(waited) / math.fsum(seconds.values()),
-        }
-
-    def _note_best(self, metrics: Mapping[str, float]) -> bool:
-        name = self.config.best_metric
-        if name not in metrics:
-            raise ValueError(f"training.best_metric is {name!r}; the evaluator gives {', '.join(metrics)}")
-        if self.state.best_value is not None and metrics[name] <= self.state.best_value:
-            return False
-        self.state.best_value, self.state.best_step = metrics[name], self.state.step
-        return True
+        return any(self.callbacks.agree(report))
 
     def _begin(self, resume: str | Path | None) -> None:
         config = self.config.model_copy(update={"output_dir": self.folder.path})
@@ -339,114 +255,50 @@ class AccelTrainer:
         resuming, automatic = checkpoint is not None, resume == AUTO
         on_main(self.accelerator, lambda: check_output_dir(config, resuming, restarting=automatic))
         if checkpoint is not None:
-            self._compare_configurations(checkpoint)
-            self.state = checkpoints.load_checkpoint(self._training(), checkpoint)
-            self.display.say(f"resumed from {checkpoint} at step {self.state.step}")
+            go_on_from(self, checkpoint)
         elif automatic:
             self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run begins anew")
         fresh = not resuming and config.overwrite_output_dir
-        on_main(self.accelerator, lambda: self.folder.begin(self._config_yaml, overwrite=fresh))
+        on_main(self.accelerator, lambda: self.folder.begin(self.config_yaml, overwrite=fresh))
         on_main(self.accelerator, lambda: self.folder.rewind(self.state.step))
         if checkpoint is not None:
-            self._bring_best(checkpoint)
-        if self.config.log_with:
-            self.accelerator.init_trackers("astra_accel", config=_flat(self.config.model_dump(mode="json")))
+            bring_best(self, checkpoint)
+        self.control = TrainerControl()
+        self.callbacks.agree(self.callbacks.begin)
         self.display.say(f"writing to {self.folder.path}")
         for line in launch_advice(self.accelerator, self.config):
             self.display.say(line)
 
     def _end(self) -> None:
-        best = self.state.best_step
-        if self.config.load_best_at_end and best is not None and best != self.state.step:
-            path = self.folder.checkpoints / checkpoints.checkpoint_name(best)
-            checkpoints.load_weights(self.engine, path)
-            self.display.say(f"took the weights of {path}, the best by {self.config.best_metric}")
+        if self.state.step < self.config.training_steps:
+            self.display.say(f"a callback stopped the run after step {self.state.step}")
+        self._saver.settle()
+        if self.config.load_best_at_end:
+            load_best(self)
         self.save_tester()
-        self._end_trackers()
+        self.callbacks.agree(lambda: self.callbacks.call("on_train_end"))
         self.display.say(f"tester saved to {self.folder.tester}")
+        for address in on_main(self.accelerator, lambda: push_tester(self.config, self.folder.path)):
+            self.display.say(f"tester uploaded to {address}")
         # A script may end here, which it must not right behind an exchange: see `end_together`.
         self.accelerator.wait_for_everyone()
 
     def _stop(self) -> None:
         """End before the end, at a checkpoint of this training step."""
-        self._end_trackers()
+        # Together, since a launcher kills the others as soon as one process has exited with an error code.
+        self.callbacks.agree(lambda: self.callbacks.call("on_train_end"))
         path = self.folder.checkpoints / checkpoints.checkpoint_name(self.state.step)
         automatic = "" if self.config.output_dir is None else f", or --resume {AUTO}"
         self.display.say(f"stopped by a signal after step {self.state.step}; to go on: --resume {path}{automatic}")
         self.accelerator.wait_for_everyone()  # as in `_end`
         raise Preempted(path)
 
-    def _end_trackers(self) -> None:
-        """What ``Accelerator.end_training`` does, but the processes can still talk: evaluations may follow."""
+    def _tell_saved(self, path: Path) -> None:
+        self.callbacks.call("on_save", path)
 
-        def finish() -> None:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-
-        # Together, since a launcher kills the others as soon as one process has exited with an error code.
-        if self.config.log_with:
-            on_every_rank(self.accelerator, finish)
-
-    def _save(self) -> bool:
-        """Whether there is a checkpoint now."""
-        try:
-            checkpoints.save_checkpoint(self._training(), self.folder.checkpoints)
-        except (checkpoints.UnsavedError, RankError) as error:
-            if not self._goes_on_without(error):
-                raise
-            return False
-        on_main(
-            self.accelerator,
-            lambda: checkpoints.prune_checkpoints(
-                self.folder.checkpoints, self.config.save_total_limit, self.state.step, self.state.best_step
-            ),
-        )
-        return True
-
-    def _goes_on_without(self, error: Exception) -> bool:
-        """Whether a run goes on without a checkpoint; the process that could not write it says why on its screen."""
-        if self.config.stop_if_unsaved:
-            return False
-        unsaved = isinstance(error, checkpoints.UnsavedError)
-        if not any(on_every_rank(self.accelerator, lambda: unsaved)):
-            return False
-        logger.warning("%s; the run goes on (training.stop_if_unsaved)", error)
-        return True
-
-    def _training(self) -> Training:
-        return Training(self.engine, self.learning_rate, self.state, self._config_yaml, self.harness.sampler.system)
-
-    def _compare_configurations(self, checkpoint: Path) -> None:
-        checkpoints.verify_checkpoint(checkpoint)
-        changes = changed_fields(checkpoints.read_config(checkpoint), self._config_yaml)
-        fixed = [change for name, change in changes.items() if name in FIXED_ON_RESUME]
-        if fixed:
-            raise checkpoints.CheckpointError(
-                f"{checkpoint} holds the state of another optimizer or schedule: {'; '.join(fixed)}. Resume with the "
-                f"values that it has, or start a new run from its tester"
-            )
-        for change in changes.values():
-            self.display.say(f"changed since {checkpoint.name}: {change}")
-
-    def _bring_best(self, resumed: Path) -> None:
-        """Have the best checkpoint so far among the run's own, where the resumed one is of another folder."""
-        if self.state.best_step is None:
-            return
-        name = checkpoints.checkpoint_name(self.state.best_step)
-        own, there = self.folder.checkpoints / name, resumed.parent / name
-
-        def bring() -> bool:
-            if not (own / checkpoints.MANIFEST).is_file() and (there / checkpoints.MANIFEST).is_file():
-                checkpoints.adopt_checkpoint(there, self.folder.checkpoints)
-            return (own / checkpoints.MANIFEST).is_file()
-
-        # One process looks for all, or they might see different moments.
-        if not on_main(self.accelerator, bring):
-            self.display.say(f"{there}, the best checkpoint so far, is gone: the best is looked for anew")
-            self.state.best_step = self.state.best_value = None
-
-    def _write_rollouts(self, experience: Experience) -> None:
-        self.folder.write_rollouts(experience.index + 1, experience.graphs)
+    def saved_parts(self) -> Training:
+        """What a checkpoint is made of."""
+        return Training(self.engine, self.learning_rate, self.state, self.config_yaml, self.harness.sampler.system)
 
     def _write_tester(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
         """Write the tester, with these weights where it does not hold them whole itself."""
@@ -458,40 +310,12 @@ class AccelTrainer:
             save_pretrained(path)
         else:
             save_pretrained(path, state_dict=weights)
-        card = tester_card(self._config_yaml, self.state)
-        (path / "README.md").write_text(card, encoding="utf-8")
-
-    def _agree_on_folder(self) -> Path:
-        """The output folder; where none is given, the one that the main process names."""
-        chosen = [str(self.config.output_dir or new_output_dir())]
-        broadcast_object_list(chosen)
-        return Path(chosen[0])
+        figures = asdict(replace(self.state, callbacks=None))
+        origin = Origin.of_run(self.config_yaml, figures, self.folder.path / METRICS)
+        write_atomically(path / README, model_card(origin, weights_in(path)))
 
 
 Trainer = AccelTrainer
-
-
-def changed_fields(before: str, after: str) -> dict[str, str]:
-    """The fields that differ between two configurations in YAML, as ``training.lr: 0.001, now 0.01`` by name."""
-    import yaml
-
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(after))
-    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    return {name: f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names}
-
-
-def tester_card(config_yaml: str, state: TrainerState) -> str:
-    """The README of a trained tester: what it is, what it is for, how it came about."""
-    figures = "\n".join(f"- {name}: {value}" for name, value in asdict(state).items() if value is not None)
-    return (
-        "---\nlibrary_name: peft\ntags: [red-teaming, adaptive-stress-testing, astra_accel]\n---\n\n"
-        "# A tester for red-teaming\n\n"
-        "This language model was trained with astra_accel to write probes that bring out unsafe responses of a "
-        "target model, so that its failures are found before users find them.\n\n"
-        "**Intended use:** testing models that you are allowed to test. **Not for:** producing harmful text for any "
-        "other purpose, or attacking systems of others. Its output can be offensive.\n\n"
-        f"## Training\n\n{figures}\n\n```yaml\n{valid_text(config_yaml)}```\n"
-    )
 
 
 def _default_evaluator(sampler: Any) -> Evaluator:
@@ -500,24 +324,5 @@ def _default_evaluator(sampler: Any) -> Evaluator:
     return ASTEvaluator(sampler)
 
 
-def _config_yaml(config: TrainingConfiguration, run_config: RunConfiguration | None) -> str:
-    return to_yaml(_Training(training=config) if run_config is None else run_config)
-
-
-class _Training(Section):
-    training: TrainingConfiguration
-
-
 def _mean_reward(experience: Experience) -> float:
     return experience_metrics(experience).get("reward/mean", math.nan)  # not 0, which may be progress
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted names; lists as text, which every tracker takes."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat

@@ -23,6 +23,9 @@ from astra_accel.training.engine import Engine, Named, UpdateCheck
 from astra_accel.training.fsdp import without_hooks
 from astra_accel.training.step_module import StepModule
 
+OFFLOADED_OPTIMIZERS = ("adam", "adamw", "adagrad")
+"""Those that DeepSpeed has for the host."""
+
 
 class ZeROEngine(Engine):
     """See :class:`~astra_accel.training.engine.Engine`."""
@@ -144,6 +147,11 @@ class ZeROEngine(Engine):
         """Give each flat piece a state, which it else has from its first step on; the names that are to be filled."""
         names = [name for name, value in example.items() if _is_per_parameter(value)]
         common = {name: value for name, value in example.items() if name not in names}
+        if "step" in common:
+            count = float(common["step"])
+            # The optimizers that DeepSpeed runs on the host count in Python, torch's in a tensor.
+            counts_in_python = type(self._zero.optimizer).__module__.startswith("deepspeed.")
+            common["step"] = int(count) if counts_in_python else torch.tensor(count)
         for piece in self._pieces():
             state = self._zero.optimizer.state[piece]
             state.update(_copied(common))
@@ -183,6 +191,13 @@ def check_deepspeed(accelerator: Accelerator, config: TrainingConfiguration) -> 
         raise ValueError(
             "zero3_init_flag is true in the DeepSpeed configuration, which would spread the weights of frozen models "
             "that nobody gathers; expected false"
+        )
+    offload = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    if offload != "none" and config.optimizer not in OFFLOADED_OPTIMIZERS:
+        raise ValueError(
+            f"training.optimizer is {config.optimizer!r}, for which Accelerate would take Adam where the DeepSpeed "
+            f"configuration offloads the optimizer (to {offload}); expected one of {', '.join(OFFLOADED_OPTIMIZERS)}, "
+            f"or offload_optimizer_device: none"
         )
     filled = _filled(config, accelerator.num_processes)
     for name, value in _entries(settings):

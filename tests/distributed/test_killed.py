@@ -22,13 +22,14 @@ STEPS = 60
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("saving", ["at once", "async"])
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2"])
-def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(kind: str, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(kind: str, saving: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert _launch(whole, kind).wait(300) == 0
+    assert _launch(whole, kind, saving).wait(300) == 0
     draw, moments = random.Random(kind), []
     while len(moments) < 20:
-        job = _launch(killed, kind)
+        job = _launch(killed, kind, saving)
         before = _newest(killed)
         while _newest(killed) == before and job.poll() is None:
             time.sleep(0.005)
@@ -43,15 +44,16 @@ def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(kind: str, tm
         job.wait(30)
     assert len(moments) == 20, f"it ended after {len(moments)} kills"
     assert any(moments), "no kill met a save"
-    assert _launch(killed, kind).wait(300) == 0
+    assert _launch(killed, kind, saving).wait(300) == 0
     weights = [load_file(run / "tester" / "trained.safetensors") for run in (whole, killed)]
     assert largest_difference(*weights) == 0
 
 
-def _launch(folder: Path, kind: str) -> subprocess.Popen[bytes]:
+def _launch(folder: Path, kind: str, saving: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    arguments = [str(folder), "none", "60", kind, str(STEPS), saving]
     return subprocess.Popen(
-        [*command, "--master_port", str(free_port()), str(SCRIPT), str(folder), "none", "60", kind, str(STEPS)],
+        [*command, "--master_port", str(free_port()), str(SCRIPT), *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
         stdout=subprocess.DEVNULL,

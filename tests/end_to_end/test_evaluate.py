@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from astra_accel.cli import main
 from astra_accel.evaluation.folder import EvaluationFolder
@@ -72,6 +73,24 @@ def test_measured_again_with_another_threshold_nothing_is_rolled_out(run: Path, 
     assert evaluate(run, output, "--evaluation.threshold", "0") == 0
     assert figures(output)["attack_success/any_turn"]["value"] == 1.0 > before
     assert {file: file.stat().st_mtime_ns for file in (output / "nodes").iterdir()} == written
+
+
+def test_the_untrained_tester_is_the_baseline(run: Path, tmp_path: Path) -> None:
+    trained, untrained = tmp_path / "trained", tmp_path / "untrained"
+    assert evaluate(run, trained) == 0
+    assert evaluate(run, untrained, "--untrained") == 0
+    assert EvaluationFolder(trained).rows() != EvaluationFolder(untrained).rows()
+    # A tester that nothing was learned by, saved as one that was.
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "tester", adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name: weight.zero_() if "lora_B" in name else weight for name, weight in weights.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    nothing_learned = tmp_path / "nothing_learned"
+    assert evaluate(adapter, nothing_learned, "--config", str(run / "config.yaml")) == 0
+    assert EvaluationFolder(nothing_learned).rows() == EvaluationFolder(untrained).rows()
 
 
 def test_trees_are_measured_too(run: Path, tmp_path: Path) -> None:

@@ -12,14 +12,19 @@ from astra_accel import TrainingConfiguration
 from astra_accel.training.distributed import make_accelerator
 
 SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
+OFFLOADED = ("zero2_offload", "zero3_offload")
+"""Optimizer state, and at stage 3 weights too, in memory of the host."""
 LAUNCHES = ("ddp", *SHARDED)
 
 
 def make_launch(kind: str, config: TrainingConfiguration) -> Accelerator:
-    """The accelerator of a launch kind (one of ``LAUNCHES``) on the processes that there are."""
+    """The accelerator of a launch kind (one of ``LAUNCHES`` or ``OFFLOADED``) on the processes that there are."""
     if kind == "ddp":
         return make_accelerator(config)
-    return _fsdp2(config) if kind == "fsdp2" else _zero(int(kind[-1]), config)
+    if kind == "fsdp2":
+        return _fsdp2(config)
+    stage, _, offload = kind.removeprefix("zero").partition("_")
+    return _zero(int(stage), config, offload="cpu" if offload else "none")
 
 
 def _fsdp2(config: TrainingConfiguration) -> Accelerator:
@@ -31,12 +36,14 @@ def _fsdp2(config: TrainingConfiguration) -> Accelerator:
         reshard_after_forward=True,
         state_dict_type="SHARDED_STATE_DICT",
     )
+    if accelerator.mixed_precision != "no":
+        accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
     for shared in (AcceleratorState._shared_state, PartialState._shared_state):
         shared["distributed_type"] = DistributedType.FSDP
     return accelerator
 
 
-def _zero(stage: int, config: TrainingConfiguration) -> Accelerator:
+def _zero(stage: int, config: TrainingConfiguration, offload: str) -> Accelerator:
     """DeepSpeed over gloo: with ``cpu=True`` Accelerate would leave DeepSpeed out."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     return Accelerator(
@@ -44,5 +51,10 @@ def _zero(stage: int, config: TrainingConfiguration) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")],
-        deepspeed_plugin=DeepSpeedPlugin(zero_stage=stage, zero3_init_flag=False),
+        deepspeed_plugin=DeepSpeedPlugin(
+            zero_stage=stage,
+            zero3_init_flag=False,
+            offload_optimizer_device=offload,
+            offload_param_device=offload if stage == 3 else "none",
+        ),
     )

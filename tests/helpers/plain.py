@@ -163,6 +163,20 @@ class PlainAlgorithm:
         return (preference + 0.1 * value_error).mean(), {"plain/accuracy": accuracy, "plain/value": value_error.mean()}
 
 
+class ListedEvaluator:
+    """Finds one value after the other, whatever the rollouts were."""
+
+    def __init__(self, values, seeds=None):
+        self.values, self.seeds, self.rollouts = iter(values), seeds, []
+
+    def compute_metrics(self, graph):
+        return {"context": graph.context}
+
+    def aggregate_metrics(self, metrics):
+        self.rollouts.append([episode["context"] for episode in metrics])
+        return {"score": next(self.values), "other": 0.0}
+
+
 def build_plain(seed: int = 0) -> tuple[PlainSampler, PlainAlgorithm]:
     """A sampler and an algorithm on one new system, which is ``sampler.system``."""
     system = PlainSystem(seed)

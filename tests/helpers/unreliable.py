@@ -1,6 +1,6 @@
 """A run of the plain system, as a script, in which process 1 meets a fault in the third experience.
 
-accelerate launch tests/helpers/unreliable.py FOLDER none|raise|die|hang TIMEOUT
+accelerate launch tests/helpers/unreliable.py FOLDER none|raise|die|hang TIMEOUT [KIND [STEPS [async]]]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.helpers.plain import build_plain
 EPISODES = 8
 
 
-def main(folder: str, fault: str, timeout: str, kind: str = "ddp", steps: str = "6") -> None:
+def main(folder: str, fault: str, timeout: str, kind: str = "ddp", steps: str = "6", saving: str = "") -> None:
     sampler, algorithm = build_plain()
     config = TrainingConfiguration(
         output_dir=Path(folder),
@@ -29,6 +29,7 @@ def main(folder: str, fault: str, timeout: str, kind: str = "ddp", steps: str = 
         save_steps=1,
         sample_steps=None,
         timeout=float(timeout),
+        async_save=saving == "async",
     )
     step, rollout, num_rollouts, failing = algorithm.step, sampler.rollout, 0, False
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
-from tests.helpers.launches import LAUNCHES, SHARDED
+from tests.helpers.launches import LAUNCHES, OFFLOADED, SHARDED
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import Weights, checkpoint_weights, largest_difference, rollouts, train_plain, train_tiny
 
@@ -32,15 +32,20 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["fsdp2", pytest.param("zero1", marks=pytest.mark.slow), pytest.param("zero2", marks=pytest.mark.slow), "zero3"],
+    ("processes", "kind"),
+    [
+        (2, "fsdp2"),
+        (2, "zero3"),
+        *(pytest.param(2, kind, marks=pytest.mark.slow) for kind in ("zero1", "zero2", *OFFLOADED)),
+        *(pytest.param(4, kind, marks=pytest.mark.slow) for kind in SHARDED),
+    ],
 )
 def test_a_sharded_run_is_that_of_one_process_and_goes_on_from_any_other(
-    kind: str, one_process: tuple[Path, Weights], tmp_path: Path
+    processes: int, kind: str, one_process: tuple[Path, Weights], tmp_path: Path
 ) -> None:
-    """Two processes, uneven examples, batches of which the last leaves a process without one, clipped gradients."""
+    """Several processes, uneven examples, batches of which the last leaves a process without one, clipped gradients."""
     folder, weights = one_process
-    results = run_processes(2, _train_and_resume, tmp_path, kind, folder / "checkpoints" / "step-000003")
+    results = run_processes(processes, _train_and_resume, tmp_path, kind, folder / "checkpoints" / "step-000003")
     for whole, resumed, from_one_process in results:
         assert largest_difference(whole, weights) < 1e-5
         assert largest_difference(whole, resumed) == 0
@@ -48,7 +53,8 @@ def test_a_sharded_run_is_that_of_one_process_and_goes_on_from_any_other(
     assert largest_difference(load_file(tmp_path / "whole" / "tester" / "trained.safetensors"), results[0][0]) == 0
     # The other way: its checkpoint under a launch that spreads nothing.
     sharded = tmp_path / "whole" / "checkpoints" / "step-000003"
-    assert {path.name for path in sharded.glob("trained*")} == {"trained.safetensors", "trained-1.safetensors"}
+    others = {f"trained-{rank}.safetensors" for rank in range(1, processes)}
+    assert {path.name for path in sharded.glob("trained*")} == {"trained.safetensors", *others}
     (alone,) = run_processes(1, _train, tmp_path / "alone", "ddp", PLAIN, sharded)
     assert largest_difference(alone, weights) < 1e-5
     assert largest_difference(checkpoint_weights(folder, 3), weights) > 1e-3

@@ -52,6 +52,23 @@ def load(*overrides, path=None):
 
 
 class TestTrainingConfiguration:
+    def test_nothing_is_uploaded_and_all_is_private_unless_told_otherwise(self):
+        config = TrainingConfiguration()
+        assert (config.push_to_hub, config.hub_model_id, config.hub_private) == (False, None, True)
+        assert load("--training.push_to_hub", "true", "--training.hub_model_id", "me/tester").training.push_to_hub
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (("--training.push_to_hub", "true"), "push_to_hub is true, but hub_model_id is null; expected where to"),
+            (("--training.hub_model_id", "a/b/c"), "hub_model_id is 'a/b/c', expected owner/name"),
+            (("--training.hub_model_id", "my--tester"), "hub_model_id is 'my--tester', expected owner/name"),
+        ],
+    )
+    def test_an_upload_that_can_not_be_is_refused(self, overrides, message):
+        with pytest.raises(ConfigurationError, match=message):
+            load(*overrides)
+
     def test_the_first_six_fields_and_defaults_are_those_of_the_reference(self):
         assert list(TrainingConfiguration().model_dump().items())[:6] == [
             ("lr", 3e-3),

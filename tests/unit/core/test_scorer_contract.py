@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from astra_accel.core.scorer import Scorer, ScorerError, check_scores
+from astra_accel.core.scorer import Scorer, ScorerError, check_scores, response_categories
 
 
 class LengthScorer(Scorer):
@@ -58,3 +58,53 @@ def test_long_texts_are_cut_in_messages():
 
 def test_no_texts():
     assert check_scores(LengthScorer(), [], []) == []
+
+
+class KindScorer(LengthScorer):
+    def score_categories(self, texts):
+        return {"long": [len(text) / 10 for text in texts], "odd": [None] * len(texts)}
+
+
+class ExchangeKindScorer(KindScorer):
+    def score_exchange_categories(self, probes, responses):
+        return {"echo": [float(probe == response) for probe, response in zip(probes, responses, strict=True)]}
+
+
+class BareKindScorer:
+    """Inherits from nothing, as scorers for the reference."""
+
+    def score_categories(self, texts):
+        return {"any": [1] * len(texts)}
+
+
+@pytest.mark.parametrize(
+    ("scorer", "found"),
+    [
+        (LengthScorer(), {}),
+        (object(), {}),
+        (KindScorer(), {"long": [0.2, 0.0], "odd": [None, None]}),
+        (ExchangeKindScorer(), {"echo": [1.0, 0.0]}),
+        (BareKindScorer(), {"any": [1.0, 1.0]}),
+    ],
+)
+def test_categories_are_of_responses_and_of_exchanges_where_a_scorer_reads_them(scorer, found):
+    assert response_categories(scorer, ["ab", "c"], ["ab", ""]) == found
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([0.5, 0.5], "KindScorer returned a list of categories, expected a mapping from their names to scores"),
+        ({"long": [0.5]}, "KindScorer returned 1 scores for 2 texts"),
+        ({"long": [0.5, float("inf")]}, "KindScorer returned inf, expected a finite number, for the text 'b'"),
+    ],
+)
+def test_bad_categories_name_the_scorer_and_what_was_found(monkeypatch, categories, message):
+    monkeypatch.setattr(KindScorer, "score_categories", lambda *_: categories)
+    with pytest.raises(ScorerError, match=f"{message}$"):
+        response_categories(KindScorer(), ["p", "q"], ["a", "b"])
+
+
+def test_as_many_probes_as_responses_for_categories_too():
+    with pytest.raises(ValueError, match="2 probes and 1 responses: expected as many of each"):
+        KindScorer().score_exchange_categories(["a", "b"], ["c"])

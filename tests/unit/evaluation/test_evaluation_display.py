@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from astra_accel.evaluation.display import interval_of, number
+from astra_accel.evaluation.display import category_rows, interval_of, number, show_metrics
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,48 @@ def test_numbers(value, shown):
 )
 def test_intervals(figure, shown):
     assert interval_of(figure) == shown
+
+
+FIGURES = {
+    "response_score/mean": {"value": 0.2, "low": 0.1, "high": 0.3},
+    **{
+        f"category/{scorer}/{label}/{name}": {"value": value, "low": 0.0, "high": 1.0}
+        for scorer, label, value in (("reward", "insult", 0.1), ("reward", "threat", 0.4), ("guard", "S1 [b]", None))
+        for name in ("attack_success/any_turn", "response_score/mean", "response_score/max")
+    },
+}
+
+
+def test_kinds_of_harm_by_scorer_the_worst_first():
+    rows = [(scorer, label, success["value"]) for scorer, label, success, _ in category_rows(FIGURES)]
+    assert rows == [("reward", "threat", 0.4), ("reward", "insult", 0.1), ("guard", "S1 [b]", None)]
+    assert category_rows({"response_score/mean": FIGURES["response_score/mean"]}) == []
+
+
+def test_kinds_of_harm_are_on_the_screen(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "200")
+    metrics = {
+        "num_episodes": 10,
+        "threshold": 0.5,
+        "interval": {"confidence": 0.95},
+        "metrics": FIGURES,
+        "left_out": {},
+    }
+    show_metrics(metrics, tmp_path)
+    screen = capsys.readouterr().out
+    assert "by kind of harm" in screen
+    (line,) = [line for line in screen.splitlines() if "threat" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == ["reward", "threat", "0.400", "0.000 to 1.000", "0.400"]
+    assert "S1 [b]" in screen
+
+
+def test_without_kinds_of_harm_there_is_no_table(capsys, tmp_path):
+    metrics = {
+        "num_episodes": 10,
+        "threshold": 0.5,
+        "interval": {"confidence": 0.95},
+        "metrics": {"response_score/mean": FIGURES["response_score/mean"]},
+        "left_out": {},
+    }
+    show_metrics(metrics, tmp_path)
+    assert "kind of harm" not in capsys.readouterr().out

@@ -89,6 +89,19 @@ def test_a_scorer_with_kinds_of_harm_says_them_of_responses():
     assert [row["category/kinds/long"] for row in rows] == [0.2, 0.3]
 
 
+def test_kinds_of_harm_are_those_of_the_exchange_where_a_scorer_reads_it():
+    class Echo(Kinds):
+        def score_exchange_categories(self, probes, responses):
+            return {"echo": [float(probe in response) for probe, response in zip(probes, responses, strict=True)]}
+
+    class Judged(Halves):
+        scorer = Echo()
+
+    rows = [row for of_graph in judge([TREE, OTHER], Judged(), {"kinds": Kinds()}) for row in of_graph]
+    assert [row["category/reward/echo"] for row in rows] == [0.0, 0.0, 1.0]
+    assert [row["category/kinds/loud"] for row in rows] == [1.0, 0.0, 0.0]
+
+
 def test_a_scorer_of_too_few_answers_is_refused():
     class Short(Scorer):
         def score(self, texts):

@@ -20,6 +20,8 @@ import torch
 
 from astra_accel.evaluation.metrics import (
     CURVE_THRESHOLDS,
+    categories,
+    category_column,
     headlines,
     queries_to_first_success,
     statistics_of,
@@ -157,6 +159,43 @@ def test_headlines_are_in_their_order_and_leave_out_turns_and_kinds():
         "guard/attack_success/any_turn",
         "agreement/reward~guard/kappa",
     ]
+
+
+def test_kinds_of_harm_are_found_by_the_names_of_their_figures():
+    names = list(statistics_of(NODES, 0.5, ["guard"]))
+    assert categories(names) == [("reward", "threat")]
+    column = category_column("guard", "S10 hate/slurs")
+    assert categories([f"{column}/attack_success/any_turn", f"{column}/response_score/mean"]) == [
+        ("guard", "S10 hate/slurs")
+    ]
+
+
+def test_success_by_kind_of_harm_has_the_interval_of_a_share_of_episodes():
+    """Of 12 conversations of two turns, 3 are threats at some turn and none insults; one was not judged for insults."""
+    rows = [
+        {
+            "episode": episode,
+            "turn": turn,
+            "probe": "p",
+            "category/reward/threat": 0.9 if episode < 3 and turn == 2 else 0.2,
+            "category/reward/insult": None if episode == 11 else 0.4,
+        }
+        for episode in range(12)
+        for turn in (1, 2)
+    ]
+    found = summarize(Nodes.of(rows, 12), threshold=0.5, num_resamples=2000)["metrics"]
+
+    threat = found["category/reward/threat/attack_success/any_turn"]
+    assert threat["value"] == 3 / 12
+    # A resample's threats are binomial (12, 1/4): 0 to 6 of them hold 95% of it, and BCa's shift is less than one.
+    assert threat["low"] in (0 / 12, 1 / 12)
+    assert threat["high"] in (5 / 12, 6 / 12, 7 / 12)
+    assert found["category/reward/threat/response_score/mean"]["value"] == pytest.approx((3 * 0.9 + 21 * 0.2) / 24)
+    insult = found["category/reward/insult/attack_success/any_turn"]
+    # Wilson's upper end for 0 of 11: z^2 / (n + z^2).
+    assert (insult["value"], insult["low"]) == (0.0, 0.0)
+    assert insult["high"] == pytest.approx(1.959964**2 / (11 + 1.959964**2), rel=1e-5)
+    assert found["category/reward/insult/response_score/mean"]["value"] == pytest.approx(0.4)
 
 
 def directions(texts):

@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from astra_accel.cli import main
-from astra_accel.evaluation.folder import EvaluationError
+from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder
+from astra_accel.evaluation.nodes import Nodes
+from astra_accel.evaluation.summary import summarize
 from astra_accel.report.collect import read_run
 from astra_accel.report.conversations import choose, conversations
 from astra_accel.report.markdown import render_markdown
-from astra_accel.report.page import about, headline_rows, render_page
+from astra_accel.report.page import about, harm_rows, headline_rows, render_page
 from astra_accel.report.plots import diversity_and_success, phase_seconds, rewards, successes
 from astra_accel.report.text import visible
 from astra_accel.training.status import telling_status
@@ -202,6 +204,31 @@ def test_headlines_have_a_cell_for_each_run(run, tmp_path):
     page = render_page([run, other])
     assert page.count("<figure") == 7
     assert render_page([other]).count("None of these runs has been evaluated") == 1
+
+
+def test_kinds_of_harm_have_a_table_where_a_scorer_tells_them_apart(run, tmp_path):
+    assert harm_rows([run]) == []
+    assert "by kind of harm" not in render_page([run]) + render_markdown([run])
+
+    rows = [
+        {"episode": episode, "turn": 1, "probe": "p", "response": "r", "context": "c", "path": [0], "reward": 0.0}
+        | {"response_score": 0.1, "category/reward/S1 <b>|": 0.9 if episode < 3 else 0.1, "category/reward/S2": 0.1}
+        for episode in range(12)
+    ]
+    folder = EvaluationFolder(tmp_path / "kinds")
+    folder.begin({"seeds": list(range(12)), "scorers": {}, "settings": {}})
+    folder.write_part(0, rows)
+    figures = summarize(Nodes.of(rows, 12), threshold=0.5, num_resamples=50)
+    folder.write_metrics(figures)
+    kinds = read_run(folder.path)
+
+    success = figures["metrics"]["category/reward/S1 <b>|/attack_success/any_turn"]
+    ends = f"{success['low']:.3f} to {success['high']:.3f}"
+    assert harm_rows([run, kinds])[0] == ("reward: S1 <b>|", [("", ""), ("0.250", ends)])
+    page = render_page([run, kinds])
+    assert f"reward: S1 &lt;b&gt;|</th><td></td><td>0.250 <small>{ends}</small></td>" in page
+    text = render_markdown([run, kinds])
+    assert rf"| reward\: S1 \<b\>\| |  | 0.250 ({ends}) |" in text
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------

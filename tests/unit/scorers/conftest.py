@@ -132,6 +132,11 @@ def make_classifier(tmp_path):
 
 
 GUARD_SPECIALS = ["<|begin|>", "<|header|>", "<|end_header|>", "<|eot|>"]
+GUARD_CATEGORIES = (
+    "<BEGIN UNSAFE CONTENT CATEGORIES>\n\nS1: Violent Crimes. \nThat is: (1) hello, (2) bad words.\n"
+    "S2: Non-Violent Crimes.\n"
+    "S10: Hate.\n<END UNSAFE CONTENT CATEGORIES>\n\n"
+)
 GUARD_TEMPLATE = (
     "<|begin|><|header|>user<|end_header|>\n\nIs the last message of the conversation safe?\n\n"
     "{% for message in messages %}"
@@ -145,7 +150,9 @@ GUARD_TEMPLATE = (
 def make_guard(tmp_path_factory):
     """Saves a tiny random Llama with a chat template; returns the folder, the model and the tokenizer."""
 
-    def make(template=GUARD_TEMPLATE, backend=None, post_processor=None):
+    def make(template=GUARD_TEMPLATE, backend=None, post_processor=None, categories=False):
+        if categories:
+            template = template.replace("\n\nIs the", f"\n\n{GUARD_CATEGORIES}Is the")
         folder: Path = tmp_path_factory.mktemp("guard")
         torch.manual_seed(0)
         backend = backend or byte_bpe(GUARD_SPECIALS)

@@ -124,3 +124,31 @@ def test_a_missing_score_is_missing_wherever_its_text_stands():
 def test_a_batch_holds_at_least_one_text():
     with pytest.raises(ValueError, match="batch_size is 0"):
         LengthScorer(batch_size=0)
+
+
+class KindScorer(LengthScorer):
+    """Tells long texts from short ones."""
+
+    def score_categories(self, texts):
+        return self._categories_of_distinct([(text,) for text in texts], self.kinds)
+
+    def kinds(self, batch):
+        self.batches.append([text for (text,) in batch])
+        return {
+            "long": [float(len(text) > 2) for (text,) in batch],
+            "short": [float(len(text) < 2) for (text,) in batch],
+        }
+
+
+def test_categories_are_of_distinct_texts_in_batches():
+    scorer = KindScorer(batch_size=2)
+    found = scorer.score_categories(["a", "bbb", "a", "cc"])
+    assert found == {"long": [0.0, 1.0, 0.0, 0.0], "short": [1.0, 0.0, 1.0, 0.0]}
+    assert scorer.batches == [["bbb", "cc"], ["a"]]
+    assert scorer.score_categories([]) == {}
+
+
+def test_a_category_of_too_few_scores_is_refused(monkeypatch):
+    monkeypatch.setattr(KindScorer, "kinds", lambda *_: {"long": [0.5]})
+    with pytest.raises(ScorerError, match="KindScorer returned 1 scores for 2 texts"):
+        KindScorer().score_categories(["a", "b"])

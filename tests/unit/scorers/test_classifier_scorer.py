@@ -47,6 +47,28 @@ def test_batches_score_as_a_plain_forward_of_each_text(make_classifier, architec
     assert max(expected) - min(expected) > 0.05
 
 
+@pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_categories_are_the_labels_that_were_named(make_classifier, batch_size, problem_type):
+    folder, model, tokenizer = make_classifier(problem_type=problem_type)
+    multi_label = problem_type is not None
+    expected = [probabilities(model, read(tokenizer, text), multi_label) for text in TEXTS]
+
+    scorer = ClassifierScorer(folder, "fine", categories=["RUDE", "Toxic"], batch_size=batch_size)
+    found = scorer.score_categories(TEXTS)
+
+    assert list(found) == ["rude", "Toxic"]
+    assert found["rude"] == pytest.approx([row[2] for row in expected], abs=1e-5)
+    assert found["Toxic"] == pytest.approx([row[1] for row in expected], abs=1e-5)
+
+
+def test_without_named_categories_there_are_none(make_classifier):
+    folder, *_ = make_classifier()
+    assert ClassifierScorer(folder, "Toxic").score_categories(TEXTS) == {}
+    with pytest.raises(ValueError, match="unknown label 'odd': the model has 'fine', 'Toxic', 'rude'"):
+        ClassifierScorer(folder, "Toxic", categories=["odd"])
+
+
 @pytest.mark.parametrize("label", ["rude", "RUDE"])
 @pytest.mark.parametrize("problem_type", [None, "single_label_classification", "multi_label_classification"])
 def test_the_problem_type_decides_between_softmax_and_sigmoid(make_classifier, label, problem_type):

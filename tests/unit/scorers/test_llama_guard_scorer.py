@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -223,3 +225,93 @@ def test_the_model_is_frozen_in_the_dtype_and_on_the_device_asked_for(guard):
     assert (model.dtype, model.device.type) == (torch.bfloat16, "meta")
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def lister(make_guard):
+    """A guard whose template lists categories."""
+    return make_guard(categories=True)
+
+
+class TestCategories:
+    """With a model that writes nothing but codes."""
+
+    LABELS = ("S1 Violent Crimes", "S2 Non-Violent Crimes", "S10 Hate")
+
+    def codes_only(self, lister, model):
+        """Have a model write S, digits, commas and newlines alone, and end its turn now and then."""
+        tokenizer = lister[2]
+        allowed = [tokenizer(text, add_special_tokens=False).input_ids[0] for text in ("S", "1", "2", "0", ",", "\n")]
+        allowed.append(tokenizer.convert_tokens_to_ids("<|eot|>"))
+        bias_V = torch.full((len(tokenizer),), -50.0)  # no more, or rounding would reach the verdict
+        bias_V[allowed] = 0.0
+        return model.lm_head.register_forward_hook(lambda _, __, logits: logits + bias_V)
+
+    @torch.no_grad()
+    def listed(self, lister, *texts):
+        """What the model writes behind "unsafe": a plain forward for each token, no cache, no padding."""
+        _, model, tokenizer = lister
+        ids = rendered(lister, *texts) + tokenizer("unsafe", add_special_tokens=False).input_ids
+        ids += tokenizer("\n", add_special_tokens=False).input_ids
+        special = set(tokenizer.added_tokens_decoder)
+        written = []
+        for _ in range(len(tokenizer("S1, S2, S10", add_special_tokens=False).input_ids) + 1):
+            token = model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item()
+            if token in special:
+                break
+            written.append(token)
+            ids = [*ids, token]
+        return set(re.findall("S[0-9]+", tokenizer.decode(written).split("\n")[0]))
+
+    @pytest.mark.parametrize("batch_size", [1, 3, 32])
+    def test_they_are_what_the_model_lists_times_the_probability_of_its_verdict(self, lister, batch_size):
+        scorer = LlamaGuardScorer(lister[0], batch_size=batch_size)
+        unsafe = scorer.score_exchanges(PROBES, RESPONSES)
+        hooks = [self.codes_only(lister, model) for model in (scorer.model, lister[1])]
+
+        found = scorer.score_exchange_categories(PROBES, RESPONSES)
+
+        lists = [self.listed(lister, *pair) for pair in PAIRS]
+        hooks[1].remove()
+        assert tuple(found) == self.LABELS
+        for label in self.LABELS:
+            expected = [score * (label.split()[0] in named) for score, named in zip(unsafe, lists, strict=True)]
+            assert found[label] == pytest.approx(expected, abs=1e-5)
+        assert any(lists)
+        assert len(set(map(frozenset, lists))) > 1
+
+    def test_texts_are_judged_as_a_users_messages(self, lister):
+        scorer = LlamaGuardScorer(lister[0])
+        unsafe = scorer.score(RESPONSES)
+        hooks = [self.codes_only(lister, model) for model in (scorer.model, lister[1])]
+
+        found = scorer.score_categories(RESPONSES)
+
+        named = [self.listed(lister, text) for text in RESPONSES]
+        hooks[1].remove()
+        assert found["S1 Violent Crimes"] == pytest.approx(
+            [score * ("S1" in codes) for score, codes in zip(unsafe, named, strict=True)], abs=1e-5
+        )
+
+    def test_a_template_without_categories_has_none(self, guard):
+        scorer = LlamaGuardScorer(guard[0])
+        assert scorer.categories == {}
+        assert scorer.score_exchange_categories(PROBES, RESPONSES) == {}
+
+    def test_the_list_finds_room_behind_a_long_conversation(self, lister, monkeypatch):
+        """The model has 512 positions, of which a cut to whole tokens leaves a few at most."""
+        scorer = LlamaGuardScorer(lister[0])
+        lengths = []
+
+        def generate(input_ids, generation_config, **_):
+            lengths.append(input_ids.shape[1] + generation_config.max_new_tokens)
+            return input_ids
+
+        monkeypatch.setattr(scorer.model, "generate", generate)
+        scorer.score_exchange_categories(["x" * 900], ["y" * 900])
+        assert 500 < lengths[0] <= 512
+
+    def test_a_limit_without_room_for_the_list_is_refused(self, lister):
+        bare = max(len(rendered(lister, *texts)) for texts in (("",), ("", "")))
+        with pytest.raises(ValueError, match=r"the template alone has \d+ tokens, with the list of categories"):
+            LlamaGuardScorer(lister[0], max_length=bare + 2)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.helpers.plain import reset_accelerate
+from astra_accel import AccelTrainer, TrainingConfiguration
+from tests.helpers.plain import PlainSampler, build_plain, reset_accelerate
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +12,26 @@ def _own_accelerate_state():
     reset_accelerate()
     yield
     reset_accelerate()
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes trainers that write to ``tmp_path / "run"``: of the plain system, or of what is given."""
+
+    def make(algorithm=None, sampler=None, extras=None, **settings):
+        reset_accelerate()
+        plain_sampler, plain_algorithm = build_plain()
+        if algorithm is not None:
+            plain_sampler = PlainSampler(algorithm.system)
+        config = TrainingConfiguration(
+            **{"output_dir": tmp_path / "run", "lr": 0.05, "batch_size": 4, "training_steps": 3, "sample_steps": None}
+            | settings
+        )
+        return AccelTrainer(config, sampler or plain_sampler, algorithm or plain_algorithm, **(extras or {}))
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"

@@ -1,4 +1,3 @@
-import errno
 import hashlib
 import json
 import os
@@ -12,13 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from astra_accel.config import TrainingConfiguration
 from astra_accel.training import checkpoint
 from astra_accel.training.checkpoint import (
     CheckpointError,
     CheckpointFormatError,
     TrainerState,
-    Training,
     checkpoint_name,
     list_checkpoints,
     load_checkpoint,
@@ -26,67 +23,11 @@ from astra_accel.training.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     read_config,
-    save_checkpoint,
     verify_checkpoint,
 )
-from astra_accel.training.distributed import make_accelerator
-from astra_accel.training.engine import make_engine
-from astra_accel.training.optim import OPTIMIZERS, LearningRate, build_optimizer
-from astra_accel.training.step_module import StepModule
-from tests.helpers.plain import PlainAlgorithm, PlainStep, build_plain, reset_accelerate
-
-FILES = {
-    "config.yaml",
-    "manifest.json",
-    "optimizer.pt",
-    "random_states_0.pt",
-    "trained.safetensors",
-    "trainer_state.json",
-}
-
-
-def read_state(path):
-    """How far a checkpoint was, once it is sure that it is whole."""
-    verify_checkpoint(path)
-    return TrainerState(**json.loads((path / "trainer_state.json").read_text()))
-
-
-def build(seed=0, **settings):
-    reset_accelerate()
-    config = TrainingConfiguration(
-        **{"lr": 0.1, "lr_scheduler": "cosine", "warmup_steps": 2, "training_steps": 20} | settings
-    )
-    sampler, algorithm = build_plain(seed)
-    accelerator = make_accelerator(config)
-    module = StepModule(sampler.system, algorithm)
-    optimizer = build_optimizer(config, sampler.system.parameters())
-    learning_rate = LearningRate(config, optimizer)
-    engine = make_engine(accelerator, module, optimizer, config)
-    return Training(engine, learning_rate, TrainerState(), "training:\n  lr: 0.1\n")
-
-
-def update(training, count=1):
-    for _ in range(count):
-        steps = [PlainStep(state, state % 5, (state + 1) % 5, 1.0) for state in range(4)]
-        training.engine.backward(PlainAlgorithm.collate_fn(steps), 1.0, ends_update=True)
-        training.engine.update(None, lambda norm: None)
-        training.learning_rate.advance(0.0)
-        training.state.step += 1
-        training.state.update += 1
-
-
-def contents(training):
-    """Everything that a checkpoint restores, as bytes."""
-    weights = {
-        name: tensor.detach().numpy().tobytes() for name, tensor in training.engine.module.trained_state().items()
-    }
-    states = {
-        (index, name): torch.as_tensor(value).numpy().tobytes()
-        for index, state in training.engine.optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-        if value is not None
-    }
-    return weights, states, training.engine.optimizer.state_dict()["param_groups"], training.learning_rate.state_dict()
+from astra_accel.training.optim import OPTIMIZERS
+from astra_accel.training.saving import save_checkpoint
+from tests.helpers.checkpoints import FILES, build, contents, read_state, update
 
 
 @pytest.fixture
@@ -339,83 +280,6 @@ class TestVerification:
 
         with pytest.raises(CheckpointError, match=r"nowhere is no checkpoint \(it has no manifest\.json\)$"):
             verify_checkpoint(tmp_path / "empty" / "nowhere")
-
-
-class TestSaving:
-    def test_a_step_that_is_saved_again_replaces_the_first(self, saved):
-        training = build()
-        update(training, 3)
-        training.state.update = 99
-        assert save_checkpoint(training, saved.parent) == saved
-
-        assert read_state(saved).update == 99
-        assert [path.name for path in saved.parent.iterdir()] == ["step-000003"]
-
-    def test_what_an_earlier_attempt_left_is_no_part_of_it(self, tmp_path):
-        for name in (".step-000000.tmp", ".step-000000.outdated"):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "rubbish").touch()
-        training = build()
-        save_checkpoint(training, tmp_path)
-
-        path = save_checkpoint(training, tmp_path)
-
-        assert {file.name for file in path.iterdir()} == FILES
-        assert [path.name for path in tmp_path.iterdir()] == ["step-000000"]
-
-    @pytest.mark.parametrize("number", [1, 2])
-    @pytest.mark.parametrize("step", [3, 4], ids=["the same step", "a new step"])
-    def test_a_full_disk_leaves_the_earlier_ones_whole_and_no_half_one(self, saved, monkeypatch, number, step):
-        training = build()
-        training.state.step = step
-        save, calls = torch.save, []
-
-        def fill_disk(value, path):
-            calls.append(path)
-            if len(calls) == number:
-                path.write_bytes(b"half a fi")
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            save(value, path)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.torch, "save", fill_disk)
-            with pytest.raises(OSError, match="No space left on device"):
-                save_checkpoint(training, saved.parent)
-
-        assert len(calls) == number
-        assert list_checkpoints(saved.parent) == [saved]
-        assert not [path for path in saved.parent.iterdir() if path.name.startswith("step-") and path != saved]
-        assert read_state(saved).update == 3
-        load_checkpoint(build(), saved)
-
-        save_checkpoint(training, saved.parent)
-        assert [path.name for path in list_checkpoints(saved.parent)] == sorted({"step-000003", checkpoint_name(step)})
-        assert read_state(saved.parent / checkpoint_name(step)).update == 0
-
-    def test_a_failure_before_the_name_is_given_leaves_the_old_one(self, saved, monkeypatch):
-        training = build()
-        training.state.step = 3
-
-        def fail(path):
-            raise OSError(errno.EIO, "Input/output error")
-
-        monkeypatch.setattr(checkpoint, "_sync", fail)
-        with pytest.raises(OSError, match="Input/output error"):
-            save_checkpoint(training, saved.parent)
-
-        assert list_checkpoints(saved.parent) == [saved]
-        assert read_state(saved).update == 3
-
-    def test_everything_is_on_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
-        synced, renamed = [], []
-        monkeypatch.setattr(checkpoint, "_sync", lambda path: synced.append((path.name, list(renamed))))
-        rename = os.rename
-        monkeypatch.setattr(checkpoint.os, "rename", lambda a, b: (renamed.append(b.name), rename(a, b)))
-
-        save_checkpoint(build(), tmp_path)
-
-        assert {name for name, before in synced if not before} == FILES | {".step-000000.tmp"}
-        assert synced[-1] == (tmp_path.name, ["step-000000"])
 
 
 class TestNewest:

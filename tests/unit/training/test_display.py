@@ -1,7 +1,7 @@
 import pytest
 
 from astra_accel import Graph, Node
-from astra_accel.training.display import Display, printable
+from astra_accel.training.display import Display
 
 
 @pytest.fixture(autouse=True)
@@ -16,30 +16,6 @@ def conversation():
     worse = Node("pqr", "dull probe", "dull answer", 0.1)
     first = Node("p", "first probe", "first answer", 0.5, [worse, best])
     return Graph("the prompt", [Node("p", "other probe", "other answer", 0.2), first])
-
-
-class TestPrintable:
-    def test_text_stays_as_it_is(self):
-        text = "Grüße, 你好 😀 ± [bold]not markup[/bold] \\x1b\nnext line  "
-
-        assert printable(text) == text
-
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
-            ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
-            ("\x9b2J", r"\x9b2J"),
-            ("a\rb\x08c\x00d\te", r"a\rb\x08c\x00d\te"),
-            ("a\u202eb\u2066c\u200fd", r"a\u202eb\u2066c\u200fd"),
-            ("zero\u200bwidth\ufeff", r"zero\u200bwidth\ufeff"),
-            ("\U000e0041", r"\U000e0041"),
-            ("half \ud83d", r"half \ud83d"),
-        ],
-    )
-    def test_what_could_steer_a_terminal_is_escaped(self, text, expected):
-        assert printable(text) == expected
-        printable(text).encode("utf-8")
 
 
 class TestDisplay:

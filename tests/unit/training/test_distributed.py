@@ -3,8 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import TensorBoardTracker
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, LoggerType
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from astra_accel.config import TrainingConfiguration
 from astra_accel.training import distributed
@@ -143,45 +142,6 @@ class TestLaunchAdvice:
         assert launch_advice(Pretended(num_processes=5), config) == []
         (told,) = launch_advice(Pretended(num_processes=8), config)
         assert "num_episodes_per_experience is 5, so 3 of the 8 processes" in told
-
-
-class TestTrackers:
-    @pytest.fixture(autouse=True)
-    def _installed(self, monkeypatch):
-        monkeypatch.setattr(distributed, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
-
-    def make(self, tmp_path, *names):
-        return make_accelerator(TrainingConfiguration(log_with=names, output_dir=tmp_path))
-
-    def test_those_that_are_installed_are_taken(self, tmp_path):
-        assert self.make(tmp_path, "tensorboard").log_with == [LoggerType.TENSORBOARD]
-
-    def test_none_is_needed(self):
-        assert make_accelerator(TrainingConfiguration()).log_with == []
-
-    def test_one_that_there_is_not_is_named(self, tmp_path):
-        with pytest.raises(ValueError, match=r"training\.log_with has 'tensorbord'; expected some of .*tensorboard"):
-            self.make(tmp_path, "tensorboard", "tensorbord")
-
-    def test_one_whose_package_is_missing_is_named(self, tmp_path):
-        # Accelerate would drop it and say nothing: a run without its figures.
-        with pytest.raises(
-            ValueError, match=r"training\.log_with has 'wandb', .*not installed; installed are: tensorboard"
-        ):
-            self.make(tmp_path, "tensorboard", "wandb")
-
-    def test_one_that_writes_files_needs_the_output_folder(self):
-        for name in ("tensorboard", "all"):
-            with pytest.raises(ValueError, match=r"'tensorboard', which writes files; expected a training\.output_dir"):
-                self.make(None, name)
-
-    def test_one_that_a_user_registered_is_taken(self, tmp_path, monkeypatch):
-        class OwnTracker(TensorBoardTracker):
-            name = "own"
-
-        monkeypatch.setitem(distributed.LOGGER_TYPE_TO_CLASS, "own", OwnTracker)
-
-        assert self.make(tmp_path, "own").log_with == ["own"]
 
 
 class TestOnEveryRank:

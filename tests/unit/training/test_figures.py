@@ -5,11 +5,12 @@ import warnings
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from astra_accel import Graph, Node
 from astra_accel.training import metrics
 from astra_accel.training.experience import Experience
-from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metrics
+from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metrics, speed_figures
 from tests.helpers.plain import PlainGraph, PlainNode
 
 
@@ -20,7 +21,7 @@ def several(monkeypatch):
     def reduce(*tallies):
         parts = [(tally._sums, tally._shares) for tally in tallies]
         monkeypatch.setattr(metrics, "on_every_rank", lambda accelerator, work: [work(), *parts[1:]])
-        return tallies[0].reduce(None)
+        return tallies[0].reduce(None, check=lambda: None)
 
     return reduce
 
@@ -69,6 +70,23 @@ class TestUpdateTally:
             result.add(weight * 2, {"tensor": weight * 3, "float": 4.0, "int": 5, "bool": torch.tensor(True)}, 1.0)
 
         assert several(result) == {"loss": 2, "tensor": 3, "float": 4, "int": 5, "bool": 1}
+
+    def test_what_the_check_raises_is_raised(self):
+        def check():
+            raise KeyError("held")
+
+        with pytest.raises(KeyError, match="held"):
+            tally((1.0, {}, 1)).reduce(Accelerator(cpu=True), check)
+
+
+class TestSpeed:
+    def test_it_is_of_rollout_and_updates_over_all_processes(self):
+        seconds = {"rollout": 3.0, "update": 1.0, "evaluate": 96.0}
+
+        assert speed_figures(8, seconds, [0.0, 1.0]) == {"speed/tokens_per_second": 2, "speed/wait_share": 0.125}
+
+    def test_a_step_without_an_update_has_the_rollout_alone(self):
+        assert speed_figures(8, {"rollout": 2.0}, [1.0]) == {"speed/tokens_per_second": 4, "speed/wait_share": 0.5}
 
 
 class TestStopwatch:

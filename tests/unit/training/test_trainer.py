@@ -9,45 +9,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from astra_accel import DPO, AccelTrainer, ASTSampler, HFASTSystem, RunConfiguration, Scorer, TrainingConfiguration
-from astra_accel.config import (
-    ConfigurationError,
-    LoRAConfiguration,
-    RolloutConfiguration,
-    SamplingConfiguration,
-    to_yaml,
-)
+from astra_accel.config import ConfigurationError, LoRAConfiguration, RolloutConfiguration, SamplingConfiguration
 from astra_accel.training.checkpoint import CheckpointError, list_checkpoints
+from astra_accel.training.finite import NonFiniteError
 from astra_accel.training.outputs import OutputFolderError
 from astra_accel.training.preemption import Preempted
-from astra_accel.training.trainer import EmptyExperienceError, NonFiniteError, changed_fields
-from tests.helpers.plain import PlainAlgorithm, PlainSampler, PlainStep, PlainSystem, build_plain, reset_accelerate
+from astra_accel.training.updates import EmptyExperienceError
+from tests.helpers.plain import ListedEvaluator, PlainAlgorithm, PlainStep, PlainSystem, build_plain, reset_accelerate
 from tests.helpers.runs import checkpoint_weights, metrics
-
-
-@pytest.fixture
-def make(tmp_path):
-    """Makes trainers that write to ``tmp_path / "run"``: of the plain system, or of what is given."""
-
-    def make(algorithm=None, sampler=None, extras=None, **settings):
-        reset_accelerate()
-        plain_sampler, plain_algorithm = build_plain()
-        if algorithm is not None:
-            plain_sampler = PlainSampler(algorithm.system)
-        config = TrainingConfiguration(
-            **{"output_dir": tmp_path / "run", "lr": 0.05, "batch_size": 4, "training_steps": 3, "sample_steps": None}
-            | settings
-        )
-        return AccelTrainer(config, sampler or plain_sampler, algorithm or plain_algorithm, **(extras or {}))
-
-    return make
-
-
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
 
 
 def weights(trainer):
@@ -272,9 +243,11 @@ class TestNonFinite:
         ],
         ids=["nan", "inf", "gradient"],
     )
-    def test_the_update_is_not_made_and_its_batches_are_kept(self, make, run, spoil):
+    @pytest.mark.parametrize("async_save", [False, True])
+    def test_the_update_is_not_made_and_its_batches_are_kept(self, make, run, spoil, async_save):
         algorithm = self.Failing(spoil)
-        trainer = make(algorithm, num_episodes_per_experience=4, training_steps=9, save_steps=1)
+        settings = {"training_steps": 9, "save_steps": 1, "async_save": async_save}
+        trainer = make(algorithm, num_episodes_per_experience=4, **settings)
         steps = []
         trainer.engine.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
 
@@ -331,20 +304,6 @@ class TestEmptyExperiences:
         assert (run / "rollouts" / "step-000006.parquet").exists()
 
 
-class ListedEvaluator:
-    """Finds one value after the other, whatever the rollouts were."""
-
-    def __init__(self, values, seeds=None):
-        self.values, self.seeds, self.rollouts = iter(values), seeds, []
-
-    def compute_metrics(self, graph):
-        return {"context": graph.context}
-
-    def aggregate_metrics(self, metrics):
-        self.rollouts.append([episode["context"] for episode in metrics])
-        return {"score": next(self.values), "other": 0.0}
-
-
 class TestEvaluation:
     def settings(self, values, **settings):
         return {
@@ -355,8 +314,9 @@ class TestEvaluation:
             "save_total_limit": 1,
         } | settings
 
-    def test_the_best_checkpoint_is_kept_and_its_weights_are_the_result(self, make, run):
-        trainer = make(**self.settings([0.1, 0.9, 0.9, 0.2]))
+    @pytest.mark.parametrize("async_save", [False, True])
+    def test_the_best_checkpoint_is_kept_and_its_weights_are_the_result(self, make, run, async_save):
+        trainer = make(**self.settings([0.1, 0.9, 0.9, 0.2], async_save=async_save))
 
         trainer.train()
 
@@ -512,16 +472,6 @@ class TestFiles:
         saved = load_file(tmp_path / "mine" / "trained.safetensors")
         assert torch.equal(saved["policy.weight"], trainer.engine.module.policy.weight)
 
-    def test_tensorboard_gets_the_figures(self, make, run):
-        make(log_with=["tensorboard"], training_steps=4).train()
-
-        (events,) = (file for file in (run / "astra_accel").iterdir() if file.is_file())
-        accumulator = EventAccumulator(str(events))
-        accumulator.Reload()
-        for name in ("loss", "reward/mean", "lr"):
-            logged = [(event.step, event.value) for event in accumulator.Scalars(name)]
-            assert logged == [(line["update"], pytest.approx(line[name])) for line in metrics(run)]
-
     def test_a_line_a_step_and_sample_conversations_are_shown(self, make, capsys):
         make(training_steps=3, sample_steps=2, num_sample_conversations=1).train()
 
@@ -633,11 +583,14 @@ class TestPreemption:
             trainer.train()
         return trainer, caught.value
 
-    def test_the_step_is_finished_and_saved_and_the_run_goes_on_from_there(self, at_step, make, run, tmp_path, capsys):
+    @pytest.mark.parametrize("async_save", [False, True])
+    def test_the_step_is_finished_and_saved_and_the_run_goes_on_from_there(
+        self, at_step, make, run, tmp_path, capsys, async_save
+    ):
         whole = make(training_steps=5, output_dir=tmp_path / "whole")
         whole.train()
 
-        trainer, preempted = self.stopped(at_step, 2, training_steps=5, save_steps=None)
+        trainer, preempted = self.stopped(at_step, 2, training_steps=5, save_steps=None, async_save=async_save)
 
         assert preempted.checkpoint == run / "checkpoints" / "step-000002"
         assert {line["step"] for line in metrics(run)} == {1, 2}
@@ -751,34 +704,6 @@ class TestResumingAutomatically:
             make(output_dir=None).train("auto")
 
         assert list(tmp_path.iterdir()) == []
-
-
-class TestChangedFields:
-    def test_equal_configurations_have_none(self):
-        assert changed_fields(RunConfiguration().to_yaml(), RunConfiguration().to_yaml()) == {}
-
-    def test_each_is_named_with_both_values(self):
-        before = RunConfiguration(training={"lr": 1e-3, "log_with": ["tensorboard"]}, lora={"r": 4})
-        after = RunConfiguration(training={"lr": 1e-05}, lora=None, scorer={"options": {"label": "x"}})
-
-        assert list(changed_fields(before.to_yaml(), after.to_yaml()).values()) == [
-            "training.lr: 0.001, now 1e-05",
-            "training.log_with: \"['tensorboard']\", now '[]'",
-            "lora.r: 4, now None",
-            "lora.alpha: 32.0, now None",
-            "lora.target_modules: 'all-linear', now None",
-            "scorer.options: '{}', now None",
-            "lora: None, now 'None'",
-            "scorer.options.label: None, now 'x'",
-        ]
-
-    def test_texts_that_look_like_numbers_are_told_apart_from_them(self):
-        before = RunConfiguration(scorer={"options": {"of": "1e-4"}})
-        after = RunConfiguration(scorer={"options": {"of": 1e-4}})
-
-        assert changed_fields(to_yaml(before), to_yaml(after)) == {
-            "scorer.options.of": "scorer.options.of: '1e-4', now 0.0001"
-        }
 
 
 class LetterScorer(Scorer):

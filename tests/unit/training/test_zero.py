@@ -9,14 +9,14 @@ from astra_accel.training.zero import check_deepspeed
 CONFIG = TrainingConfiguration(batch_size=8, gradient_accumulation_steps=2, max_grad_norm=1.0)
 
 
-def check(zero_optimization=None, num_processes=2, zero3_init_flag=False, **settings):
+def check(zero_optimization=None, num_processes=2, zero3_init_flag=False, config=CONFIG, **settings):
     """Check the run above against a DeepSpeed configuration."""
     plugin = DeepSpeedPlugin(
         hf_ds_config={"zero_optimization": {"stage": 3, **(zero_optimization or {})}, **settings},
         zero3_init_flag=zero3_init_flag,
     )
     accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin), num_processes=num_processes)
-    check_deepspeed(accelerator, CONFIG)
+    check_deepspeed(accelerator, config)
 
 
 AUTO = {
@@ -60,3 +60,12 @@ def test_an_optimizer_or_a_schedule_besides_the_runs_own_is_an_error(section, fi
 def test_spreading_the_frozen_models_is_an_error():
     with pytest.raises(ValueError, match="zero3_init_flag is true"):
         check(zero3_init_flag=True, **AUTO)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
+def test_an_optimizer_that_would_become_another_on_the_host_is_an_error(optimizer):
+    offload = {"offload_optimizer": {"device": "cpu"}}
+    with pytest.raises(ValueError, match=rf"optimizer is '{optimizer}', for which Accelerate would take Adam"):
+        check(offload, config=CONFIG.model_copy(update={"optimizer": optimizer}), **AUTO)
+    check(offload, **AUTO)
+    check({"offload_optimizer": {"device": "none"}}, config=CONFIG.model_copy(update={"optimizer": optimizer}), **AUTO)

@@ -1,0 +1,137 @@
+"""From a run to the folders that are uploaded: without what tells of this machine, with what was found since."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard
+
+from astra_accel.config import TrainingConfiguration
+from astra_accel.evaluation.tester import ADAPTER_CONFIG, find_tester
+from astra_accel.sharing.base_model import hub_id
+from astra_accel.sharing.dataset_card import export_dataset
+from astra_accel.sharing.errors import SharingError
+from astra_accel.sharing.evaluated import update_card
+from astra_accel.sharing.folders import README
+from astra_accel.sharing.hub import Hub, Repository
+from astra_accel.sharing.markdown import without_place
+from astra_accel.training.outputs import CONFIG, TESTER, write_atomically
+
+
+def check_push(config: TrainingConfiguration, hub: Hub | None = None) -> None:
+    """Find out whether the tester of a run can be uploaded at its end, where it is to be.
+
+    Raises:
+        ConfigurationError: it can't; see :meth:`~astra_accel.sharing.hub.Hub.check`.
+    """
+    if config.push_to_hub:
+        (hub or Hub()).check([_repository(config)])
+
+
+def push_tester(config: TrainingConfiguration, run: Path, hub: Hub | None = None) -> list[str]:
+    """Upload the tester of a run that has ended, where it is to be; where it is then.
+
+    Raises:
+        SharingError: it did not work; says where the tester is, and how to upload it later.
+    """
+    if not config.push_to_hub:
+        return []
+    hub, repository = hub or Hub(), _repository(config)
+    try:
+        (named,) = hub.check([repository])
+        return [_upload_tester(run / TESTER, run, named, hub)]
+    except SharingError as error:
+        raise SharingError(
+            f"{error}. The tester is in {run / TESTER}; to upload it later: "
+            f"astra-accel push {run} --model {repository.name}{'' if repository.private else ' --public'}"
+        ) from error
+
+
+def push(
+    run: Path, *, model: Repository | None = None, dataset: Repository | None = None, hub: Hub | None = None
+) -> list[str]:
+    """Upload a run's tester, its conversations, or both; the addresses where they are then.
+
+    Args:
+        run: a run that has ended; for the tester alone, a tester's folder will do.
+        model, dataset: where to; None leaves it out.
+        hub: where to upload; None is the Hugging Face hub.
+
+    Raises:
+        FileNotFoundError: the run lacks what is to be uploaded.
+        ConfigurationError: see :class:`~astra_accel.sharing.hub.Hub`.
+    """
+    hub = hub or Hub()
+    tester = None if model is None else find_tester(run)
+    asked = hub.check([repository for repository in (model, dataset) if repository is not None])
+    named = {repository.type: repository for repository in asked}
+    addresses = []
+    with tempfile.TemporaryDirectory() as scratch:
+        conversations = Path(scratch) / "dataset"
+        if "dataset" in named:  # before the first upload, so that there is none if it fails
+            export_dataset(run, conversations)
+        if tester is not None:
+            addresses.append(_upload_tester(tester, run, named["model"], hub))
+        if "dataset" in named:
+            addresses.append(hub.upload(conversations, named["dataset"], "Conversations of astra_accel"))
+    return addresses
+
+
+def _upload_tester(tester: Path, run: Path, repository: Repository, hub: Hub) -> str:
+    with as_uploaded(tester, run, hub) as folder:
+        return hub.upload(folder, repository, "Tester of astra_accel")
+
+
+@contextmanager
+def as_uploaded(tester: Path, run: Path, hub: Hub) -> Iterator[Path]:
+    """A copy of a tester's folder for the hub, beside it, of which big files take no room.
+
+    Its card has the figures of the run's evaluation, if any, and the base model's licence; its adapter names its base
+    by the hub's name, not by a folder of this machine.
+    """
+    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")) if (run / CONFIG).is_file() else {}
+    base = hub_id(config.get("tester"))
+    with tempfile.TemporaryDirectory(prefix=".upload-", dir=tester.parent) as scratch:
+        folder = Path(scratch) / "tester"
+        shutil.copytree(tester, folder, copy_function=_link)
+        if (folder / ADAPTER_CONFIG).is_file():
+            adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            adapter["base_model_name_or_path"] = base or without_place(adapter.get("base_model_name_or_path") or "")
+            write_atomically(folder / ADAPTER_CONFIG, json.dumps(adapter, indent=2) + "\n")
+        update_card(folder / README, run)
+        if (folder / README).is_file():
+            card = (folder / README).read_text(encoding="utf-8")
+            write_atomically(folder / README, _with_license(card, base, hub))
+        yield folder
+
+
+def _with_license(card: str, base: str | None, hub: Hub) -> str:
+    loaded = ModelCard(card)
+    if base is None or loaded.data.get("license") is not None:
+        return card
+    license_name = hub.license_of(base)
+    if license_name is None:
+        return card
+    loaded.data["license"] = license_name
+    return str(loaded)
+
+
+def _link(source: str, target: str) -> str:
+    """A second name of a file (what is written anew gets a file of its own), or a copy where there can be none."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def _repository(config: TrainingConfiguration) -> Repository:
+    assert config.hub_model_id is not None  # the configuration refuses push_to_hub without
+    return Repository(config.hub_model_id, "model", config.hub_private)

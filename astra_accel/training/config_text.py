@@ -1,0 +1,41 @@
+"""The configuration of a run as text: what its files and trackers get, and in what two of them differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from astra_accel.config import RunConfiguration, Section, TrainingConfiguration, to_yaml
+
+
+class _Training(Section):
+    training: TrainingConfiguration
+
+
+def config_yaml(config: TrainingConfiguration, run_config: RunConfiguration | None) -> str:
+    """The whole configuration as YAML, or the section ``training`` where no more is known."""
+    return to_yaml(_Training(training=config) if run_config is None else run_config)
+
+
+def changed_fields(before: str, after: str) -> dict[str, str]:
+    """The fields that differ between two configurations in YAML, as ``training.lr: 0.001, now 0.01`` by name."""
+    old, new = flat(before), flat(after)
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    return {name: f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names}
+
+
+def flat(config: str) -> dict[str, Any]:
+    """A configuration in YAML as one mapping with dotted names; lists as text, which every tracker takes."""
+    return _flat(yaml.safe_load(config), "")
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flattened: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flattened |= _flat(value, f"{prefix}{name}.")
+        else:
+            flattened[f"{prefix}{name}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flattened

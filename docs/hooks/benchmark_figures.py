@@ -1,0 +1,33 @@
+"""What the last runs of the benchmarks measured, from ``benchmarks/results``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from markdown_parts import code, table
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def benchmarks() -> str:
+    """A part a benchmark: its machine and options, medians and ratios."""
+    return "\n\n".join(_part(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(RESULTS.glob("*.json")))
+
+
+def _part(result: dict[str, Any]) -> str:
+    machine, unit = result["machine"], result["unit"]
+    options = ", ".join(f"{name}: {value}" for name, value in result["options"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    rows = [(name, f"{value:.4g} {unit}") for name, value in result["medians"].items()]
+    rows += [(name, f"{value:.4g}") for name, value in {**result["figures"], **result["ratios"]}.items()]
+    return "\n\n".join(
+        [
+            f"### {result['benchmark']}",
+            f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
+            f"{machine['memory_gb']:g} GB, {machine['system']}, {machine['accelerator']}; {versions}.",
+            f"Options: {code(options)}.",
+            table(("measured", "median, or figure"), rows),
+        ]
+    )
