@@ -12,7 +12,7 @@ from pathlib import Path
 
 PROJECT = "astra-accel"
 CHECKOUT = Path(__file__).parents[2]
-FOR_DEVELOPERS = ("dev", "bench")
+FOR_DEVELOPERS = ("dev", "bench", "docs")
 """Extras that no run needs."""
 MODULES = {"alt-profanity-check": "profanity_check", "pyyaml": "yaml"}
 """What packages are imported as, where it is not their name."""

@@ -42,10 +42,10 @@ class Page:
         self._load("about:blank")  # from one fragment of a page to another nothing loads
         return self._load(path.as_uri() + fragment)
 
-    def loads_within(self, seconds: float) -> bool:
-        """Whether the page loads itself again, from now on."""
-        self._ask("Browser.getVersion")  # what was told before its answer is of before now
+    def loads_after(self, expression: str, seconds: float) -> bool:
+        """Whether the page loads itself again within some seconds after an expression."""
         self.events.clear()
+        self.evaluate(expression)
         deadline = time.perf_counter() + seconds
         try:
             while not self.of("Page.loadEventFired"):
