@@ -48,7 +48,7 @@ def commands(page: Path) -> list[list[str]]:
 
 @cache
 def help_of(command: str) -> str:
-    """What a command of the command line, or an example, says of itself."""
+    """What a command of the command line, or an example, says of itself; nothing if there is no such command."""
     parts = command.split()
     main, arguments = (cli_main, parts[1:]) if parts[0] == "astra-accel" else (MAINS[command], [])
     shown: list[str] = []
@@ -56,26 +56,26 @@ def help_of(command: str) -> str:
         patch.setattr("argparse.ArgumentParser.print_help", lambda parser, *_: shown.append(parser.format_help()))
         with pytest.raises(SystemExit):
             main([*arguments, "--help"])
-    return shown[0]
+    return "".join(shown)
 
 
 def unknown_options(words: list[str]) -> list[str]:
-    """The options of a command that it does not have."""
-    options = [word for word in words if word.startswith("--")]
+    """The options of a command that it does not have, or the command, if there is none of the name."""
     if words[0] == "accelerate":
         script = next(index for index, word in enumerate(words) if word.endswith(".py"))
         of_launch = {option for action in launch_command_parser()._actions for option in action.option_strings}
-        unknown = [option for option in words[:script] if option.startswith("--") and option not in of_launch]
+        unknown = [word for word in words[:script] if word.startswith("--") and word not in of_launch]
         return unknown + unknown_options(["python", *words[script:]])
     command = " ".join(words[:2]) if words[0] == "astra-accel" else words[1]
-    known = [*RunConfiguration.model_fields]
-    return [
-        option
-        for option in options
-        if not (
-            has_field(RunConfiguration, option[2:]) if option[2:].split(".")[0] in known else option in help_of(command)
-        )
-    ]
+    if not help_of(command):
+        return [command]
+
+    def is_known(option: str) -> bool:
+        path = option.removeprefix("--")
+        of_run = path.partition(".")[0] in RunConfiguration.model_fields
+        return has_field(RunConfiguration, path) if of_run else option in help_of(command)
+
+    return [word for word in words if word.startswith("--") and not is_known(word)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -119,6 +119,7 @@ def test_a_field_a_command_and_a_file_that_are_not_there_would_be_found() -> Non
     assert not has_field(RunConfiguration, "rollout.tester.top_q")
     assert has_field(RunConfiguration, "rollout.tester.top_p")
     assert unknown_options(["astra-accel", "evaluate", "runs/demo", "--overwrite", "--onward"]) == ["--onward"]
+    assert unknown_options(["astra-accel", "improve", "runs/demo"]) == ["astra-accel improve"]
     assert unknown_options(["accelerate", "launch", "--machine", "1", "examples/train.py", "--training.lr", "1"]) == [
         "--machine"
     ]
