@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -50,27 +49,32 @@ class ModelFiles:
             ValueError: weights are missing; transformers would draw them at random.
         """
         if not self.source.startswith(TINY_NAME + ":"):
-            model = self._from_pretrained(self.source, dtype, device, quantization)
+            model = self._from_pretrained(dtype, device, quantization)
         else:
             model = build_tiny(self.source.removeprefix(TINY_NAME + ":"))[0]
             if quantization is None:
                 model.to(dtype=torch.float32 if dtype == "auto" else dtype)
-            else:
-                with TemporaryDirectory() as folder:  # Weights are quantised as they load.
-                    model.save_pretrained(folder)
-                    model = self._from_pretrained(folder, dtype, device, quantization)
+            else:  # Weights are quantised as they load.
+                model = self._from_pretrained(dtype, device, quantization, built=model)
         return model.to(device).eval().requires_grad_(False)
 
     def _from_pretrained(
-        self, source: str, dtype: torch.dtype | str, device: torch.device | str, quantization: Quantization | None
+        self,
+        dtype: torch.dtype | str,
+        device: torch.device | str,
+        quantization: Quantization | None,
+        built: Any = None,
     ) -> Any:
-        options: dict[str, Any] = {"dtype": dtype}
+        options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
         if quantization is not None:
             options["dtype"] = (self.config.dtype or torch.float32) if dtype == "auto" else dtype
             options |= loading_options(quantization, options["dtype"], device)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            source, revision=self.revision, output_loading_info=True, **options
-        )
+        if built is not None:
+            model, loading = type(built).from_pretrained(
+                None, config=built.config, state_dict=built.state_dict(), **options
+            )
+        else:
+            model, loading = AutoModelForCausalLM.from_pretrained(self.source, revision=self.revision, **options)
         missing = sorted(loading["missing_keys"])
         if missing:
             raise ValueError(f"{self.source} lacks {len(missing)} of its weights, such as {missing[0]}")

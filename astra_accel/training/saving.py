@@ -280,7 +280,11 @@ def _main_files(training: Training, optimizer_state: Mapping[int, Any]) -> Snaps
 
 
 def _on_host(value: Any, copied: bool) -> Any:
-    return value.to("cpu", copy=copied) if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    # A view, as of what was gathered, would take the whole that it is of along into the file.
+    is_view = value.untyped_storage().nbytes() != value.nbytes
+    return value.to("cpu", copy=copied or is_view)
 
 
 def _publish_together(accelerator: Accelerator, pending: _Pending, folder: Path) -> Path:

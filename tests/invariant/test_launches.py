@@ -93,7 +93,7 @@ def test_a_language_model_is_trained_and_saved_alike(kind: str, variant: str, tm
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_twenty_updates_under_every_launch(variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """DPO on trees some of which have no pair; the table of differences is printed."""
-    settings = ["--training.training_steps", "10", "--training.eval_steps", "null", "--algorithm.options.margin", "0.0"]
+    settings = ["--training.training_steps", "10", "--training.eval_steps", "null"]
     launches = [(2, kind) for kind in LAUNCHES] + [(4, "ddp"), (4, "fsdp2"), (4, "zero3")]
     run_processes(1, _train_tiny, tmp_path / "one", "ddp", variant, settings)
     quarter = [*settings, "--training.batch_size", "2", "--training.gradient_accumulation_steps", "4"]

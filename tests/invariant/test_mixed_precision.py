@@ -17,7 +17,7 @@ BAND = 0.02
 """Nats; the losses are about log 2. A bf16 number is off by up to 1/256 of itself, so a probe's log-prob of 100 nats by
 some hundredths, of which DPO's beta takes a tenth; what the weights differ by after 50 updates comes on top."""
 SETTINGS = ["--training.eval_steps", "null", "--training.save_steps", "null"]
-QUICK = (("fsdp2", "lora"), ("zero2", "lora"))
+QUICK = (("fsdp2", "lora"),)
 LORA, FULL = ["--training.lr", "1e-4"], ["--lora", "null", "--training.lr", "1e-5"]
 
 
