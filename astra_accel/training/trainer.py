@@ -32,12 +32,12 @@ from astra_accel.training.distributed import (
 from astra_accel.training.engine import check_saving, make_engine
 from astra_accel.training.experience import Experience, ExperienceLoader
 from astra_accel.training.harness import Harness
+from astra_accel.training.keeping import save
 from astra_accel.training.metrics import Stopwatch, experience_metrics, speed_figures
 from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.outputs import RunFolder, agree_on_output_dir, check_output_dir, valid_text
 from astra_accel.training.preemption import Preempted, Preemption
 from astra_accel.training.resume import go_on_from, newest_whole
-from astra_accel.training.saving import save
 from astra_accel.training.step_module import StepModule
 from astra_accel.training.trackers import Trackers
 from astra_accel.training.updates import update_on

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +65,9 @@ def _fail_everywhere(folder: Path) -> dict[str, str]:
         raise ConnectionError("no more room")
 
     for event in EVENTS:
-        started = time.monotonic()
         trainer = _trainer(folder / event, accelerator, _OnProcessOne(event, fail), eval_steps=1, save_steps=1)
         with pytest.raises((ConnectionError, RankError)) as caught:
             trainer.train()
-        assert time.monotonic() - started < 30
         found[event] = f"{type(caught.value).__name__}: {caught.value} (update {trainer.state.update})"
     return found
 
