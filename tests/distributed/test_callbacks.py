@@ -111,7 +111,7 @@ def test_what_one_process_asks_for_all_do_without_an_exchange_more(tmp_path: Pat
     assert one == other
     found, between_updates = one
     assert found == [
-        (4, ["evaluated 2", "evaluated 3"]),
+        (4, ["evaluated 2", "saved step-000002", "evaluated 3"]),  # the first one is the best
         (4, ["saved step-000001", "saved step-000002"]),
         (1, []),
         (2, ["saved step-000001", "saved step-000002"]),
