@@ -49,6 +49,9 @@ class _Exchanges:
 
         distributed.gather_object = counted
 
+    def on_train_begin(self, trainer: AccelTrainer) -> None:
+        self._at_last = (-1, 0)
+
     def on_update(self, trainer: AccelTrainer, record: dict[str, Any]) -> None:
         step, made = self._at_last
         if record["step"] == step:
