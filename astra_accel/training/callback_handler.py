@@ -102,7 +102,7 @@ class CallbackHandler:
 
     def state(self) -> dict[str, Any] | None:
         """What there is to keep of callbacks, by the names of their classes; None if there is nothing."""
-        states = {name: getattr(callback, "state", dict)() for name, callback in self._named()}
+        states: dict[str, Any] = {name: getattr(callback, "state", dict)() for name, callback in self._named()}
         return {name: state for name, state in states.items() if state} or None
 
     def _named(self) -> list[tuple[str, Any]]:

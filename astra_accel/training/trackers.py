@@ -96,7 +96,7 @@ def log_samples(tracker: Any, rows: Rows, update: int) -> None:
 
 
 def _as_text(tracker: Any, rows: Rows, update: int) -> None:
-    lines = []
+    lines: list[str] = []
     for row in rows:
         if row["turn"] == 1:
             lines += ["", f"[prompt of episode {row['episode']}] {row['prompt']}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,9 @@ class _Exchanges:
 
         distributed.gather_object = counted
 
+    def on_train_begin(self, trainer: AccelTrainer) -> None:
+        self._at_last = (-1, 0)
+
     def on_update(self, trainer: AccelTrainer, record: dict[str, Any]) -> None:
         step, made = self._at_last
         if record["step"] == step:
@@ -66,11 +68,9 @@ def _fail_everywhere(folder: Path) -> dict[str, str]:
         raise ConnectionError("no more room")
 
     for event in EVENTS:
-        started = time.monotonic()
         trainer = _trainer(folder / event, accelerator, _OnProcessOne(event, fail), eval_steps=1, save_steps=1)
         with pytest.raises((ConnectionError, RankError)) as caught:
             trainer.train()
-        assert time.monotonic() - started < 30
         found[event] = f"{type(caught.value).__name__}: {caught.value} (update {trainer.state.update})"
     return found
 
@@ -114,7 +114,7 @@ def test_what_one_process_asks_for_all_do_without_an_exchange_more(tmp_path: Pat
     assert one == other
     found, between_updates = one
     assert found == [
-        (4, ["evaluated 2", "evaluated 3"]),
+        (4, ["evaluated 2", "saved step-000002", "evaluated 3"]),  # the first one is the best
         (4, ["saved step-000001", "saved step-000002"]),
         (1, []),
         (2, ["saved step-000001", "saved step-000002"]),

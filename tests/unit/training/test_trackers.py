@@ -1,6 +1,7 @@
 """Trackers (``training/trackers.py``): each is read by what its own package reads it with."""
 
 import json
+import struct
 from typing import ClassVar
 
 import pytest
@@ -139,7 +140,7 @@ class TestWandB:
         for name in ("loss", "reward/mean", "lr"):
             assert {row["_step"]: row[name] for row in history} == figures(lines, name)
         assert configuration["training.batch_size"] == 4
-        tables = {row["_step"]: row["samples"]["path"] for row in history if "samples" in row}
+        tables = {row["_step"]: row["samples.path"] for row in history if "samples.path" in row}
         assert list(tables) == last_updates(lines)
         for path in tables.values():
             (file,) = tmp_path.glob(f"wandb/offline-run-*/files/{path}")
@@ -150,25 +151,33 @@ class TestWandB:
 
     def read(self, folder):
         """The history and the configuration of a run that was kept offline."""
-        from wandb.proto import wandb_internal_pb2
-        from wandb.sdk.internal.datastore import DataStore
-
-        (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-        store = DataStore()
-        store.open_for_scan(str(file))
         history, configuration = [], {}
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            if record.HasField("history"):
-                items = record.history.item
-                row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-                history.append(row)
-            if record.HasField("config"):
-                configuration |= {
-                    item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.config.update
-                }
+        (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        for record in self.records(file.read_bytes()):
+            history += [self.values(record.history.item)] if record.HasField("history") else []
+            configuration |= self.values(record.config.update)
         return history, configuration
+
+    def values(self, items):
+        return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+    def records(self, data):
+        """W&B's messages, which lie in LevelDB's log format behind a header of 7 bytes."""
+        from wandb.proto.wandb_internal_pb2 import Record
+
+        assert data[:4] == b":W&B"
+        place, message = 7, b""
+        while place < len(data):
+            left = 32768 - place % 32768  # of a block; a piece's header is never cut
+            if left < 7:
+                place += left
+                continue
+            _, length, kind = struct.unpack_from("<IHB", data, place)
+            message += data[place + 7 : place + 7 + length]
+            place += 7 + length
+            if kind in (1, 4):  # whole, or the last piece
+                yield Record.FromString(message)
+                message = b""
 
 
 class TestTrackio:
