@@ -98,12 +98,12 @@ def test_a_batch_that_processes_cannot_share_is_an_error_before_anything_loads()
 
 
 def _save_on_full_disk(output_dir: Path) -> str:
-    from astra_accel.training import checkpoint
+    from astra_accel.training import saving
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    checkpoint.save_file = full
+    saving.save_file = full
     sampler, algorithm = build_plain()
     config = TrainingConfiguration(
         output_dir=output_dir, batch_size=4, training_steps=1, save_steps=1, sample_steps=None
