@@ -39,7 +39,7 @@ checks: $(READY)  ## Lint, format, types, and that the documents build
 docs: $(READY)  ## The documents as pages to read in a browser: site/index.html
 	$(BIN)/mkdocs build --strict --quiet
 
-learn: $(READY)  ## What DPO, GRPO and PPO learn in a quarter of an hour each (PROMPTS=FILE for other prompts)
+learn: $(READY)  ## What DPO, GRPO and PPO learn in some minutes each (PROMPTS=FILE for other prompts)
 	$(BIN)/python benchmarks/learn.py $(if $(PROMPTS),--prompts $(PROMPTS))
 
 bench: $(READY)  ## Every benchmark

@@ -27,7 +27,9 @@ TEXT = "Good morning. My flight was delayed again, and nobody told me why! 1234 
 def export_merged(path: str | Path, folder: str | Path, *, dtype: MergedDtype = "float32") -> float:
     """Write a LoRA tester as one model: its base with the adapter added to the weights; its tokenizer; its card.
 
-    Before anything is written, both read a text, and the log-probs of all tokens at all its places have to agree.
+    Before anything is written, both read a text, and the log-probs of all tokens at all its places have to agree. The
+    adapter of a base that was loaded in 4 bits (QLoRA) is merged into the weights as they were before that, so what the
+    two agree on differs from the tester that was trained by what 4 bits had rounded.
 
     Args:
         path: a run that has ended, or a LoRA tester's folder.
