@@ -40,7 +40,7 @@ def script(tmp_path_factory):
         (["train", "--training.optimizer", "ad"], {"adam", "adamw", "adagrad"}),
         (["train", "--config", "run.yaml", "--algorithm.name", "g"], {"grpo"}),
         (["evaluate", "runs/one", "--rollout.tester.max"], {"--rollout.tester.max_new_tokens"}),
-        (["train", "--accelerate-config", "zero"], {"zero1", "zero2", "zero3"}),
+        (["train", "--accelerate-config", "zero"], {"zero1", "zero2", "zero3", "zero3_offload"}),
         (["init", "--algorithm", "d"], {"dpo"}),
         (["report", "--wat"], {"--watch"}),
     ],
