@@ -11,8 +11,8 @@ from astra_accel.config import RolloutConfiguration, SamplingConfiguration
 from tests.helpers.documents import PAGES, ROOT, blocks, name_of
 from tests.helpers.plain import reset_accelerate
 
-# Of which the examples go on from runs that others have made; and one that has a test of its own, test_callbacks_page.
-GO_ON = ("README.md", "docs/sharing.md", "docs/callbacks.md")
+# Of which the examples go on from runs that others have made.
+GO_ON = ("README.md", "docs/sharing.md")
 # Nothing in an example is about how long turns are, and short ones take no time.
 SHORT = SamplingConfiguration(max_new_tokens=4)
 PROGRAMS = [page for page in PAGES if name_of(page) not in GO_ON and any(block.run for block in blocks(page, "python"))]

@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers.runs import ROOT, metrics
 
 PAGE = ROOT / "docs" / "callbacks.md"
 
 
+@pytest.mark.slow
 def test_what_the_page_says_runs(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     script = tmp_path / "page.py"

@@ -56,6 +56,7 @@ def test_a_full_disk_ends_a_run_and_leaves_its_last_checkpoint(small_disk: Path)
     assert {line["step"] for line in metrics(run)} == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_run_can_be_told_to_go_on_without_checkpoints(small_disk: Path) -> None:
     run = small_disk / "run"
     # Its tester would not fit either.

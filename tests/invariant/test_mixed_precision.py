@@ -17,7 +17,6 @@ BAND = 0.02
 """Nats; the losses are about log 2. A bf16 number is off by up to 1/256 of itself, so a probe's log-prob of 100 nats by
 some hundredths, of which DPO's beta takes a tenth; what the weights differ by after 50 updates comes on top."""
 SETTINGS = ["--training.eval_steps", "null", "--training.save_steps", "null"]
-QUICK = (("fsdp2", "lora"),)
 LORA, FULL = ["--training.lr", "1e-4"], ["--lora", "null", "--training.lr", "1e-5"]
 
 
@@ -31,14 +30,9 @@ def test_losses_in_bf16_follow_those_in_float32(variant: list[str], tmp_path: Pa
     _assert_near(losses["bf16"], losses["no"])
 
 
-@pytest.mark.parametrize(
-    ("kind", "variant"),
-    [
-        pytest.param(kind, variant, marks=[] if (kind, variant) in QUICK else pytest.mark.slow)
-        for kind in SHARDED
-        for variant in ("lora", "full")
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["lora", "full"])
+@pytest.mark.parametrize("kind", SHARDED)
 def test_sharded_runs_in_bf16_follow_one_process_in_float32(kind: str, variant: str, tmp_path: Path) -> None:
     """Rollouts are in the type that the launch gathers weights in, bf16 where DDP's are in float32."""
     options = LORA if variant == "lora" else FULL

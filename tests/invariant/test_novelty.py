@@ -43,6 +43,7 @@ def _state(run: Path, step: int) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / f"step-{step:06d}" / "rollout_state.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_the_same_reservoir_and_rewards_on_one_and_on_two_processes(tmp_path: Path) -> None:
     """Five episodes are no even number: the first process rolls out one more."""
     one, two = tmp_path / "1", tmp_path / "2"

@@ -88,6 +88,7 @@ def _collect_signed() -> tuple[list, list[int]]:
     return list(experience.steps), list(experience.trees)
 
 
+@pytest.mark.slow
 def test_what_frozen_models_say_is_asked_where_an_episode_was_rolled_out() -> None:
     """A process that remembers what it read in a rollout is the one that is asked about it."""
     (steps, trees), other = run_processes(2, _collect_signed)

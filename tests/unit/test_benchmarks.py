@@ -67,7 +67,10 @@ RUNS = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in ("memory", "weak_scaling") else []) for name in RUNS],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("memory", "weak_scaling", "overhead") else [])
+        for name in RUNS
+    ],
 )
 def test_a_benchmark_prints_and_writes_its_result(name, tmp_path, capfd):
     arguments, ratio, (above, below) = RUNS[name]
