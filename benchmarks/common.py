@@ -154,7 +154,7 @@ def report(
     packages: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Print a result and write it to the results folder as ``NAME.json``; what was written."""
-    chosen = {key: value for key, value in vars(options).items() if key not in ("results", "target")}
+    chosen = {key: value for key, value in vars(options).items() if key not in ("results", "target", "output")}
     # Where a file of prompts lies concerns nobody but whoever ran this.
     chosen["prompts"] = Path(options.prompts).name
     result = {
