@@ -161,15 +161,6 @@ class CheckpointSaver:
         return False
 
 
-def save_checkpoint(training: Training, folder: Path) -> Path:
-    """Write a checkpoint of the current step into the folder of checkpoints. All processes together.
-
-    Raises:
-        UnsavedError: it can't be written. On processes that could, a :class:`~.distributed.RankError`.
-    """
-    return _publish_together(training.engine.accelerator, _begin(training, folder), folder)
-
-
 @dataclass(frozen=True)
 class _Pending:
     """A checkpoint that is being written.
@@ -188,7 +179,7 @@ class _Pending:
     is_over: Callable[[], bool]
 
 
-def _begin(training: Training, folder: Path, writer: ThreadPoolExecutor | None = None) -> _Pending:
+def _begin(training: Training, folder: Path, writer: ThreadPoolExecutor | None) -> _Pending:
     """Take the snapshot and begin to write it, in a thread where there is one, else as ``finish`` is called."""
     accelerator, state = training.engine.accelerator, training.state
     temporary = folder / f".{checkpoint_name(state.step)}.tmp"

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from astra_accel.config import TrainingConfiguration
-from astra_accel.training.checkpoint import TrainerState, Training, verify_checkpoint
+from astra_accel.training.checkpoint import TrainerState, Training, checkpoint_name, verify_checkpoint
 from astra_accel.training.engine import make_engine
 from astra_accel.training.optim import LearningRate, build_optimizer
+from astra_accel.training.saving import CheckpointSaver
 from astra_accel.training.step_module import StepModule
 from tests.helpers.launches import make_launch
 from tests.helpers.plain import PlainAlgorithm, PlainStep, build_plain, reset_accelerate
@@ -31,6 +32,13 @@ def read_state(path: Path) -> TrainerState:
     """How far a checkpoint was, once it is sure that it is whole."""
     verify_checkpoint(path)
     return TrainerState(**json.loads((path / "trainer_state.json").read_text()))
+
+
+def save_checkpoint(training: Training, folder: Path) -> Path:
+    """Write a checkpoint of the current step, and delete none."""
+    config = TrainingConfiguration(save_total_limit=None)
+    CheckpointSaver(training.engine.accelerator, folder, config).save(training)
+    return folder / checkpoint_name(training.state.step)
 
 
 def build(seed: int = 0, launch_kind: str = "ddp", **settings: Any) -> Training:

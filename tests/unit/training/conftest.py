@@ -3,6 +3,7 @@
 import pytest
 
 from astra_accel import AccelTrainer, TrainingConfiguration
+from tests.helpers.checkpoints import build, save_checkpoint, update
 from tests.helpers.plain import PlainSampler, build_plain, reset_accelerate
 
 
@@ -35,3 +36,11 @@ def make(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     return tmp_path / "run"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The path of a whole checkpoint of step 3."""
+    training = build()
+    update(training, 3)
+    return save_checkpoint(training, tmp_path / "checkpoints")

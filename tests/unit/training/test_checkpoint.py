@@ -26,16 +26,7 @@ from astra_accel.training.checkpoint import (
     verify_checkpoint,
 )
 from astra_accel.training.optim import OPTIMIZERS
-from astra_accel.training.saving import save_checkpoint
-from tests.helpers.checkpoints import FILES, build, contents, read_state, update
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """The path of a whole checkpoint of step 3."""
-    training = build()
-    update(training, 3)
-    return save_checkpoint(training, tmp_path / "checkpoints")
+from tests.helpers.checkpoints import FILES, build, contents, read_state, save_checkpoint, update
 
 
 def rewrite_manifest(path, change):

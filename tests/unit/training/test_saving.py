@@ -17,17 +17,9 @@ from astra_accel.training.checkpoint import (
     load_checkpoint,
     verify_checkpoint,
 )
-from astra_accel.training.saving import CheckpointSaver, save_checkpoint
-from tests.helpers.checkpoints import FILES, build, read_state, update
+from astra_accel.training.saving import CheckpointSaver
+from tests.helpers.checkpoints import FILES, build, read_state, save_checkpoint, update
 from tests.helpers.processes import run_processes
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """The path of a whole checkpoint of step 3."""
-    training = build()
-    update(training, 3)
-    return save_checkpoint(training, tmp_path / "checkpoints")
 
 
 class TestSaving:
