@@ -43,14 +43,21 @@ def check_quantization(model: ModelConfiguration, role: str, config: Any) -> Non
 
 
 def check_device(quantization: str | None, role: str, device: torch.device | str) -> None:
-    """Find a device on which bitsandbytes does not compute.
+    """Find a device on which bitsandbytes does not compute, or a launch that would spread weights of 4 bits.
 
     Raises:
-        ValueError: names the device and those that there are.
+        ValueError: names the device and those that there are, or the launch.
     """
     if quantization is None:
         return
     import bitsandbytes
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"{role}.quantization is {quantization!r}, but the launch is DeepSpeed ZeRO-3, under which transformers "
+            f"loads no weights of 4 bits; expected another launch (zero2, fsdp2, DDP), or quantization null"
+        )
 
     supported = sorted(bitsandbytes.supported_torch_devices)
     if torch.device(device).type not in supported:
