@@ -33,7 +33,7 @@ class Check:
 
 
 def check_configuration(path: Path) -> list[Check]:
-    """Look at a configuration's fields, prompts, scorers, algorithm, local models and output folder."""
+    """Look at a configuration's fields, prompts, scorers, algorithm, local models, trackers and output folder."""
     try:
         config = RunConfiguration.load(path)
     except (FileNotFoundError, ValueError) as error:
@@ -46,6 +46,8 @@ def _checks(config: RunConfiguration) -> Iterator[Check]:
         model: ModelConfiguration | None = getattr(config, name)
         if model is not None:
             yield _look(f"{name}.path", partial(_model, model, name))
+            if model.quantization is not None:
+                yield _look(f"{name}.quantization", partial(_quantization, model.quantization, name))
     loaded: dict[str, list[str]] = {}
     for name in ("train", "dev", "test"):
         source: PromptSource | None = getattr(config.prompts, name)
@@ -57,6 +59,8 @@ def _checks(config: RunConfiguration) -> Iterator[Check]:
         yield _look(what, partial(_scorer, scorer))
     yield _look("reward", partial(_novelty, config.reward))
     yield _look("algorithm", partial(_algorithm, config))
+    if config.training.log_with:
+        yield _look("training.log_with", partial(_trackers, config))
     yield _look("training.output_dir", partial(_output_folder, config))
 
 
@@ -82,6 +86,11 @@ def _model(model: ModelConfiguration, role: str) -> str | None:
 
     find_model(model, role)
     return f"{model.path}: configuration, tokenizer and weights are there"
+
+
+def _quantization(kind: str, role: str) -> str:
+    _check_extra("quantization", f"{role}.quantization")
+    return f"{kind}: its package is there"
 
 
 def _prompts(source: PromptSource, name: str, loaded: dict[str, list[str]]) -> str | None:
@@ -130,6 +139,13 @@ def _algorithm(config: RunConfiguration) -> str:
     algorithm: Any = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
     algorithm.check_sampler(config.rollout)
     return f"{config.algorithm.name} takes these options and trees"
+
+
+def _trackers(config: RunConfiguration) -> str:
+    from astra_accel.training.trackers import check_trackers
+
+    check_trackers(config.training)
+    return f"{', '.join(config.training.log_with)}: packages are there"
 
 
 def _output_folder(config: RunConfiguration) -> str:

@@ -150,15 +150,28 @@ def test_a_scorer_without_its_package_comes_with_how_to_get_it(
     assert f"-m pip install -e '{ROOT}[profanity]'" in problem
 
 
-def test_a_term_of_the_reward_without_its_package(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("module", "field", "expected"),
+    [
+        ("sacrebleu", "reward: {self_bleu_novelty_weight: 0.5}", "reward: self_bleu_novelty_weight needs sacrebleu"),
+        ("bitsandbytes", "target: {path: tiny, quantization: nf4}", "target.quantization: target.quantization needs"),
+        ("wandb", "training: {log_with: [wandb]}", "training.log_with: training.log_with has 'wandb', whose package"),
+    ],
+)
+def test_what_a_field_needs_is_not_installed(
+    module: str,
+    field: str,
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    (tmp_path / "run.yaml").write_text("tester: {path: tiny}\nreward: {self_bleu_novelty_weight: 0.5}\n")
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / "run.yaml").write_text(f"tester: {{path: tiny}}\n{field}\n")
     code, found = doctor(capsys, "--config", str(tmp_path / "run.yaml"))
     assert code == 1
     (problem,) = found["problems"]
-    assert problem.startswith("reward: self_bleu_novelty_weight needs sacrebleu")
+    assert problem.startswith(expected)
 
 
 def test_a_configuration_that_would_start(
