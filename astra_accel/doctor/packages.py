@@ -14,7 +14,7 @@ PROJECT = "astra-accel"
 CHECKOUT = Path(__file__).parents[2]
 FOR_DEVELOPERS = ("dev", "bench", "docs")
 """Extras that no run needs."""
-MODULES = {"alt-profanity-check": "profanity_check", "pyyaml": "yaml"}
+MODULES = {"alt-profanity-check": "profanity_check", "mlflow-skinny": "mlflow", "pyyaml": "yaml"}
 """What packages are imported as, where it is not their name."""
 
 

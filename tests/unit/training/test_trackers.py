@@ -212,6 +212,7 @@ class TestMLflow:
         for name in ("loss", "reward/mean", "lr"):
             history = client.get_metric_history(found.info.run_id, name)
             assert {metric.step: metric.value for metric in history} == figures(lines, name)
+        mlflow.set_experiment("astra_accel")  # of which tables are looked up
         table = mlflow.load_table("samples.json", run_ids=[found.info.run_id])
         assert list(table.columns) == COLUMNS
         assert sorted(set(table["step"])) == [1, 2]
