@@ -9,7 +9,8 @@ for the depth's own row, trees are a turn less deep than ``--depth``. All settin
 For each growth the result says by how much the distinct tokens grew and by how much the time, and what that makes for
 tokens that double: ``2 ** (log(time ratio) / log(token ratio))``, where they grew by more than a tenth. 2 is time in
 proportion to tokens, and less where larger batches do the same work faster. Tokens of a rollout are those that tester
-and target read (``limit.py``), of an update those that the tester reads to score all pairs.
+and target read (``limit.py``), of an update those that the tester reads to score all pairs. An update computes what the
+baseline says too: how much of that a rollout has left depends on how far the updates in between have moved the tester.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 import limit
 from common import build_system, every_prompt_once, first_prompts, interleaved, medians, parse, report, seconds
-from update import Update, num_distinct, plain_pairs
+from update import Update, nothing_recalled, num_distinct, plain_pairs
 
 
 class Setting(NamedTuple):
@@ -50,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for axis, points in growths.items()
         for size, setting in points.items()
     }
-    # An update comes right behind its own rollout, from which it recalls what the baseline says.
     works = {f"{what}, {name}": seconds(work) for name, done in prepared.items() for what, work in done.works.items()}
     measured = interleaved(works, options.repeats)
 
@@ -75,7 +75,7 @@ def prepare(system: Any, setting: Setting) -> Prepared:
     update()
     work_of_roles = [limit.count_work(calls) for calls in limit.rollout_calls(system, graphs).values()]
     return Prepared(
-        {"rollout": lambda: sampler.rollout_many(seeds), "update": update},
+        {"rollout": lambda: sampler.rollout_many(seeds), "update": lambda: nothing_recalled(system, update)},
         {
             "rollout": sum(work.num_tokens for work in work_of_roles),
             "update": num_distinct(plain_pairs(system, update.steps)),
