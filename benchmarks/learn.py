@@ -1,11 +1,12 @@
 """What a tester learns in a run of some minutes, by each algorithm, on prompts that it has not seen.
 
-    python benchmarks/learn.py [--algorithms dpo grpo ppo] [--prompts FILE] [--held-out 100] [--turns 3]
-        [--output runs/learn] [--SECTION.FIELD VALUE ...]
+    python benchmarks/learn.py [--algorithms dpo grpo ppo] [--prompts FILE] [--held-out 100] [--max-words 25]
+        [--turns 3] [--output runs/learn] [--SECTION.FIELD VALUE ...]
 
 Trains ``examples/configs/smollm2_ALGORITHM.yaml`` for each, and evaluates the tester as it was before and as each has
-left it, in conversations on the same held-out prompts: the first of the file, the others being trained on; without a
-file the 48 bundled test prompts. Further fields go to training and evaluation alike.
+left it, in conversations on the same held-out prompts: the first of the file. Of the others those of at most
+``--max-words`` words are trained on, since a step's time grows with its tokens. Without a file the held-out prompts are
+the 48 bundled test prompts, and those trained on the bundled others. Further fields go to training and evaluation alike.
 
 Everything is done by the package's own commands and left in the output folder. What is there already is not done again,
 and a run that was stopped goes on. The result has each figure before and after with bootstrap 95% intervals, the paired
@@ -34,6 +35,7 @@ from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED, Eval
 UNTRAINED = "untrained"
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 ALGORITHMS = ("dpo", "grpo", "ppo")
+TRAIN_PROMPTS = "train_prompts.json"
 SUCCESS, PERPLEXITY, NOT_SELF_BLEU = "attack_success/any_turn", "probe_perplexity/median", "diversity/self_bleu"
 FIGURES = (
     SUCCESS,
@@ -121,17 +123,26 @@ def _prompt_fields(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """The fields of training and those of evaluation; what is evaluated here is not evaluated in training too."""
     train, test = [("source", BUNDLED)], [("source", BUNDLED), ("split", "test")]
     if options.prompts != BUNDLED:
-        held_out, num_prompts = options.held_out, len(load_prompts(options.prompts))
-        if num_prompts <= held_out:
-            raise ValueError(
-                f"--held-out is {held_out}, but {options.prompts} has {num_prompts} prompts; expected more"
-            )
-        train = [("source", options.prompts), ("split", f"train[{held_out}:]")]
-        test = [("source", options.prompts), ("split", f"train[:{held_out}]")]
+        file = options.output / TRAIN_PROMPTS
+        file.write_text(json.dumps(_trained_on(options)), encoding="utf-8")
+        train = [("source", str(file))]
+        test = [("source", options.prompts), ("split", f"train[:{options.held_out}]")]
     return (
         ["--prompts.dev", "null", "--prompts.test", "null", *_fields("prompts.train", train)],
         _fields("prompts.test", test),
     )
+
+
+def _trained_on(options: argparse.Namespace) -> list[str]:
+    """The prompts behind those that are held out, the short ones."""
+    prompts = load_prompts(options.prompts)
+    short = [prompt for prompt in prompts[options.held_out :] if len(prompt.split()) <= options.max_words]
+    if not short:
+        raise ValueError(
+            f"{options.prompts} has {len(prompts)} prompts, none of at most {options.max_words} words (--max-words) "
+            f"behind the first {options.held_out} (--held-out); expected one at least"
+        )
+    return short
 
 
 def _fields(section: str, values: Sequence[tuple[str, str]]) -> list[str]:
@@ -143,6 +154,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
     parser.add_argument("--prompts", default=BUNDLED, metavar="FILE", help="JSON list of strings or of objects")
     parser.add_argument("--held-out", type=int, default=100, help="prompts of the file to evaluate on (default 100)")
+    parser.add_argument("--max-words", type=int, default=25, help="of a prompt that is trained on (default 25)")
     parser.add_argument("--turns", type=int, default=3, help="of a conversation that is evaluated (default 3)")
     parser.add_argument("--output", type=Path, default=Path("runs/learn"), help="where everything is left")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the result is written")

@@ -119,6 +119,17 @@ def test_learning_is_measured_before_and_after(tmp_path, capfd, monkeypatch):
     assert learn.main(arguments)["figures"] == result["figures"]
 
 
+def test_short_prompts_behind_the_held_out_ones_are_learned_on(tmp_path):
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps(["held out", "one two three", "one two three four", "a\tb c"]), encoding="utf-8")
+    learn = script("learn")
+    options = argparse.Namespace(prompts=file, held_out=1, max_words=3)
+    assert learn._trained_on(options) == ["one two three", "a\tb c"]
+    options.held_out = 4
+    with pytest.raises(ValueError, match=r"4 prompts, none of at most 3 words \(--max-words\) behind the first 4"):
+        learn._trained_on(options)
+
+
 def test_what_learning_makes_of_each_figure():
     def figures(success, perplexity, not_self_bleu):
         values = {"attack_success/any_turn": success, "probe_perplexity/median": perplexity}
