@@ -21,7 +21,7 @@ def _part(result: dict[str, Any]) -> str:
     options = ", ".join(f"{name}: {value}" for name, value in result["options"].items())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     rows = [(name, f"{value:.4g} {unit}") for name, value in result["medians"].items()]
-    rows += [(name, f"{value:.4g}") for name, value in {**result["figures"], **result["ratios"]}.items()]
+    rows += [(name, _shown(value)) for name, value in {**result["figures"], **result["ratios"]}.items()]
     return "\n\n".join(
         [
             f"### {result['benchmark']}",
@@ -31,3 +31,11 @@ def _part(result: dict[str, Any]) -> str:
             table(("measured", "median, or figure"), rows),
         ]
     )
+
+
+def _shown(value: float | str | dict[str, float]) -> str:
+    """A number, a number with its interval, or words."""
+    if isinstance(value, dict):
+        interval = f" [{_shown(value['low'])}, {_shown(value['high'])}]" if value.get("low") is not None else ""
+        return _shown(value["value"]) + interval
+    return value if isinstance(value, str) else f"{value:.4g}"

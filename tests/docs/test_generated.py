@@ -105,6 +105,22 @@ def test_figures_are_those_of_the_results(hooks: ModuleType) -> None:
     assert found["ours"] == f"{result['medians']['ours']:.4g} s"
 
 
+@pytest.mark.parametrize(
+    ("figure", "shown"),
+    [
+        (1234.5678, "1235"),
+        ("tokens 1 -> 2", "tokens 1 -> 2"),
+        ({"value": 0.75, "low": 0.65, "high": 0.833333}, "0.75 [0.65, 0.8333]"),
+        ({"value": 0.5, "low": None, "high": None}, "0.5"),
+        ({"value": 0.41}, "0.41"),
+    ],
+)
+def test_a_figure_is_a_number_with_or_without_an_interval_or_words(
+    figure: object, shown: str, hooks: ModuleType
+) -> None:
+    assert sys.modules["benchmark_figures"]._shown(figure) == shown
+
+
 def test_a_page_asks_for_nothing_that_is_not_made(hooks: ModuleType) -> None:
     asked = {name for page in PAGES for name in hooks.MARK.findall(page.read_text(encoding="utf-8"))}
 
