@@ -6,7 +6,8 @@ more. The log-probs that come along the way are handed out, so that nobody has t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ from astra_accel.config import SamplingConfiguration
 from astra_accel.models.batching import cheapest_groups
 from astra_accel.models.few_rows import for_few_rows
 from astra_accel.models.head import head_of
-from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache, feed
-from astra_accel.models.reading import Question, Scored, match, read
+from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache
+from astra_accel.models.reading import Question, Scored, Start, match, read, starts
 from astra_accel.models.rereading import reread, takes_padding
+from astra_accel.models.row_layout import feed
 from astra_accel.models.sampling import exact_device, sample
 from astra_accel.models.support import (
     assert_same,
@@ -34,6 +36,9 @@ Ids = tuple[int, ...]
 
 BIN_PRICE = 2048
 """What another bin costs in every layer of a step, in tokens of the cache that could be read instead."""
+
+PREFIX_PRICE = 2
+"""What a token of a prefix costs that several rows read together, in tokens that each row reads alone."""
 
 
 class Generated(NamedTuple):
@@ -128,14 +133,10 @@ def _decode_carried(
     needed = {id(found.row.bin) for question in later if (found := match(question, memory)) is not None}
     last_use = [rows for rows in memory.bins() if id(rows) not in needed]
     num_new = task.sampling.max_new_tokens
-    lengths = [len(question.context) + num_new for question in task.questions]
-    groups = cheapest_groups(lengths, task.questions, len(lengths), BIN_PRICE)
-    unique = [list(dict.fromkeys(task.questions[row] for row in group)) for group in groups]
-    was_read = {
-        question: read
-        for questions, reads in zip(unique, read(model, unique, memory, num_new, last_use), strict=True)
-        for question, read in zip(questions, reads, strict=True)
-    }
+    begun = starts(dict.fromkeys(task.questions), memory)
+    groups = _bins_of(task.questions, begun, num_new)
+    in_bins = [{task.questions[row]: begun[task.questions[row]] for row in group} for group in groups]
+    was_read = {question: each for reads in read(model, in_bins, num_new, last_use) for question, each in reads.items()}
     bins = [_forked([was_read[task.questions[row]].row for row in group], num_new) for group in groups]
     order = [row for group in groups for row in group]
     hidden_BH = torch.stack([was_read[task.questions[row]].hidden_H for row in order])
@@ -148,12 +149,25 @@ def _decode_carried(
     return generated, [row for rows in bins for row in rows.rows()]
 
 
+def _bins_of(questions: Sequence[Question], begun: Mapping[Question, Start], num_new: int) -> list[list[int]]:
+    """Rows in groups, each to be a bin: those of like length, and all of a prefix."""
+    prefixes = [begun[question].prefix for question in questions]
+    num_rows = Counter(prefixes)
+    lengths = [
+        num_new + len(question.context) - len(prefix) + PREFIX_PRICE * len(prefix) // num_rows[prefix]
+        for question, prefix in zip(questions, prefixes, strict=True)
+    ]
+    return cheapest_groups(lengths, prefixes, len(questions), BIN_PRICE)
+
+
 def _forked(rows: Sequence[CachedRow], num_new: int) -> Bin:
     """A bin of these rows, some of them several times, out of one that is given up; that one if it has just them."""
     source = rows[0].bin
     if [row.row for row in rows] == list(range(len(source.ids))):
         return source
-    forked = Bin([list(row.ids) for row in rows], max(len(row.ids) for row in rows) + num_new)
+    num_own = max(len(row.ids) - len(row.prefix) for row in rows)
+    prefix_of = [source.prefix_of[row.row] for row in rows]
+    forked = Bin([list(row.ids) for row in rows], source.prefixes, prefix_of, num_own + num_new)
     forked.copy(rows, last_use=[source])
     return forked
 
@@ -211,13 +225,14 @@ def _check_caches(model: Any) -> None:
     contexts, continuations = check_sequences(model)
     memory = PrefixCache()
     known = {Question((*context, ids[0])) for context, ids in zip(contexts, continuations, strict=True)}
-    in_bins = sorted(known)[::2], sorted(known)[1::2]
-    memory.replace([each.row for reads in read(model, in_bins, memory, 1) for each in reads])
+    begun = starts(known, memory)
+    in_bins = [{question: begun[question] for question in sorted(known)[at::2]} for at in (0, 1)]
+    memory.replace([each.row for reads in read(model, in_bins, 1) for each in reads.values()])
     wanted = [
         Question((*context, *continuation), Scored(len(context), (*continuation, 0)))
         for context, continuation in zip(contexts, continuations, strict=True)
     ]
-    (reads,) = read(model, [wanted], memory, 1)
-    found = [torch.tensor(each.scored, device=model.device) for each in reads]
+    (reads,) = read(model, [starts(wanted, memory)], 1)
+    found = [torch.tensor(reads[question].scored, device=model.device) for question in wanted]
     longer = [[*continuation, 0] for continuation in continuations]
     assert_same(found, plain_logprobs(model, contexts, longer), model.dtype)

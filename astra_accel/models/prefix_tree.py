@@ -8,7 +8,7 @@ forward over the forest gives what one forward a sequence would.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -109,6 +109,25 @@ def num_shared(one: Ids, other: Ids) -> int:
         return longest
     # The first length at which the prefixes differ; slices compare faster than a loop over tokens.
     return bisect_left(range(longest), True, key=lambda length: one[: length + 1] != other[: length + 1])
+
+
+def shared_prefixes(sequences: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
+    """How much of each distinct sequence is worth holding once for it and others.
+
+    Sequences form a group where at least half of the longest is common to all of them; that is what they share. One
+    that is alone has its whole length to share, with whatever goes on from it.
+    """
+    shared: dict[tuple[int, ...], int] = {}
+    group: list[tuple[int, ...]] = []
+    common = longest = 0
+    for ids in sorted(set(sequences)):
+        with_it = min(common, num_shared(group[-1], ids)) if group else 0
+        if not group or 2 * with_it < max(longest, len(ids)):
+            group, with_it, longest = [], len(ids), 0
+        group.append(ids)
+        common, longest = with_it, max(longest, len(ids))
+        shared.update(dict.fromkeys(group, common))
+    return shared
 
 
 def _split(inputs: Sequence[tuple[int, ...]], token_budget: int) -> list[list[int]]:

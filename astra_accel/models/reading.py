@@ -1,8 +1,8 @@
-"""Reading contexts into a cache: what is known from before is copied, every other distinct token is read once."""
+"""Reading contexts into a cache: what is known from before is kept, every other distinct token is read once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +10,10 @@ import torch
 from astra_accel.models.attention import attending
 from astra_accel.models.flex_layout import FlexLayout, tree_layout
 from astra_accel.models.head import head_of
-from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache, feed
-from astra_accel.models.prefix_tree import Pack, pack_sequences
+from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache, SharedPrefixes
+from astra_accel.models.kv_slots import Slots
+from astra_accel.models.prefix_tree import Pack, pack_sequences, shared_prefixes
+from astra_accel.models.row_layout import feed
 from astra_accel.models.tree_attention import TreeLayout
 
 Ids = tuple[int, ...]
@@ -74,52 +76,100 @@ def match(question: Question, memory: PrefixCache) -> Match | None:
     return Match(row, length) if row is not None and 2 * length >= len(question.context) else None
 
 
+class Start(NamedTuple):
+    """How the reading of a context begins.
+
+    Attributes:
+        match: what is known of it; None reads it from its first token.
+        prefix: what it shares with other contexts, which is held once.
+    """
+
+    match: Match | None
+    prefix: Ids
+
+
+def starts(questions: Iterable[Question], memory: PrefixCache) -> dict[Question, Start]:
+    """How to begin with each of some contexts that are read at once."""
+    matches = {question: match(question, memory) for question in questions}
+    shared = shared_prefixes([question.context for question, found in matches.items() if found is None])
+    return {
+        question: Start(
+            found,
+            question.context[: shared[question.context]] if found is None else found.row.prefix[: found.length],
+        )
+        for question, found in matches.items()
+    }
+
+
 def read(
     model: Any,
-    groups: Sequence[Sequence[Question]],
-    memory: PrefixCache,
+    groups: Sequence[Mapping[Question, Start]],
     num_new: int,
     last_use: Sequence[Bin] = (),
-) -> list[list[Read]]:
+) -> list[dict[Question, Read]]:
     """Read contexts, and leave room for ``num_new`` more tokens of each.
 
     Args:
         model: a model that takes packs and carried caches.
         groups: the contexts, by the bin that they come to; none twice.
-        memory: what was read before.
         num_new: tokens that will follow.
         last_use: bins that nobody copies from afterwards.
     """
-    matches = {question: match(question, memory) for group in groups for question in group}
-    most_unread = max([0, *(len(ask.context) - found.length for ask, found in matches.items() if found)])
+    most_unread = max(
+        [0, *(len(ask.context) - found.length for group in groups for ask, (found, _) in group.items() if found)]
+    )
     bins: list[Bin] = []
     places: dict[Question, tuple[Bin, int]] = {}
     for number, group in enumerate(groups):
-        needed = [found.row.bin for later in groups[number + 1 :] for ask in later if (found := matches[ask])]
+        needed = [found.row.bin for later in groups[number + 1 :] for found, _ in later.values() if found]
         given_up = [rows for rows in last_use if not any(rows is other for other in needed)]
         # A forward feeds the first rows of a bin, so those that go on stand first.
-        known = [(question, found) for question in group if (found := matches[question])]
-        ordered = [*(question for question, _ in known), *(question for question in group if not matches[question])]
-        num_slots = max(len(question.context) for question in group) + num_new
-        num_slots = max([num_slots, *(found.length + most_unread for _, found in known)])
-        ids = [list(question.context[: found.length]) for question, found in known]
-        rows = Bin([*ids, *([] for _ in ordered[len(known) :])], num_slots)
-        rows.copy([found.row for _, found in known], given_up)
-        rows.num_active = len(known)
+        ordered = sorted(group, key=lambda question: group[question].match is None)
+        rows = _opened({question: group[question] for question in ordered}, num_new, most_unread, given_up)
         bins.append(rows)
         places |= {question: (rows, place) for place, question in enumerate(ordered)}
+    known = [question for question, (rows, place) in places.items() if place < rows.num_active]
+    new = [question for question, (rows, place) in places.items() if place >= rows.num_active]
     answers: dict[Question, _Answer] = {}
-    if any(rows.num_active for rows in bins):
-        answers |= _go_on(model, bins, [question for question in places if matches[question]])
-    new = [question for question in places if not matches[question]]
+    if known:
+        answers |= _go_on(model, bins, known)
     if new:
         answers |= _begin(model, new, places)
     for rows in bins:
         rows.num_active = len(rows.ids)
     return [
-        [Read(CachedRow(*places[question], question.context), *answers[question]) for question in group]
+        {question: Read(CachedRow(*places[question], question.context), *answers[question]) for question in group}
         for group in groups
     ]
+
+
+def _opened(group: Mapping[Question, Start], num_new: int, most_unread: int, given_up: Sequence[Bin]) -> Bin:
+    """A bin for some contexts, whose active rows have read what is known of the first of them."""
+    known = {question: start.match for question, start in group.items() if start.match is not None}
+    num_slots = num_new + max(len(question.context) - len(start.prefix) for question, start in group.items())
+    num_slots = max(
+        [num_slots, *(most_unread + found.length - len(group[question].prefix) for question, found in known.items())]
+    )
+    prefixes = _prefixes([start.prefix for start in group.values()], [found.row for found in known.values()])
+    number = {prefix: index for index, prefix in enumerate(prefixes.ids)}
+    ids = [list(question.context[: found.length]) for question, found in known.items()]
+    rows = Bin(
+        [*ids, *([] for _ in range(len(group) - len(known)))],
+        prefixes,
+        [number[start.prefix] for start in group.values()],
+        num_slots,
+    )
+    rows.num_active = len(known)
+    rows.copy([found.row for found in known.values()], given_up)
+    return rows
+
+
+def _prefixes(wanted: Sequence[Ids], known: Sequence[CachedRow]) -> SharedPrefixes:
+    """What is held already, where that is just what is wanted; else room for it."""
+    for row in known:
+        if set(row.bin.prefixes.ids) == set(wanted):
+            return row.bin.prefixes
+    return SharedPrefixes.of(wanted)
 
 
 _Answer = tuple[torch.Tensor, tuple[float, ...] | None]
@@ -174,15 +224,20 @@ def _begin(
 
 
 def _write(layout: TreeLayout | FlexLayout, paths: Mapping[int, list[int]], rows_of: Sequence[tuple[Bin, int]]) -> None:
-    """Bring the states of a packed forward to the rows of its sequences, and drop them."""
-    by_bin: dict[int, tuple[Bin, dict[int, list[int]]]] = {}
+    """Bring the states of a packed forward to the rows of its sequences and to their prefixes, and drop them."""
+    by_slots: dict[int, tuple[Slots, dict[int, list[int]]]] = {}
     for index, path in paths.items():
         rows, place = rows_of[index]
-        by_bin.setdefault(id(rows), (rows, {}))[1][place] = path
+        num_shared = len(rows.prefix(place))
+        for slots, row, nodes in (
+            (rows.prefixes.slots, rows.prefix_of[place], path[:num_shared]),
+            (rows.slots, place, path[num_shared:]),
+        ):
+            by_slots.setdefault(id(slots), (slots, {}))[1][row] = nodes
     for layer in sorted(layout.kept):
         key_HND, value_HND = layout.kept.pop(layer)
-        for rows, nodes in by_bin.values():
-            rows.write(layer, key_HND, value_HND, nodes)
+        for slots, nodes_of in by_slots.values():
+            slots.write(layer, key_HND, value_HND, nodes_of)
 
 
 def _as_sequence(question: Question) -> tuple[Ids, Ids]:

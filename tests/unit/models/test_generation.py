@@ -189,8 +189,38 @@ def test_a_memory_holds_what_the_last_call_read(model):
     assert fed_by(model, longer, numbers_of(2, 4), sampling, **options)[0] == (2, 1 + 3)
     # Cut back to where a row goes another way.
     assert fed_by(model, [(*one, 99)], numbers_of(1, 4), sampling, **options)[0] == (1, 1)
+    # Cut back to within what was the whole of a context.
+    assert fed_by(model, [(*one[:40], 99)], numbers_of(1, 4), sampling, **options)[0] == (1, 1)
     # What was not in the last call is forgotten.
     assert fed_by(model, [other], numbers_of(1, 4), sampling, **options)[0] == (1, 40)
+
+
+def test_what_rows_begin_with_is_held_once(model):
+    """Two prompts, one of 50 tokens, four rows each, then two more turns of which half the rows go on in pairs."""
+    prompts, sampling, memory = contexts_of([50, 20]), SamplingConfiguration(max_new_tokens=4), PrefixCache()
+    contexts = [prompt for prompt in prompts for _ in range(4)]
+    for _ in range(3):
+        numbers = numbers_of(8, 4)
+        said = ids_of(model, contexts, numbers, sampling, end_ids=(), memory=memory)
+        assert said == ids_of(model, contexts, numbers, sampling, end_ids=())
+        assert sorted(ids for rows in memory.bins() for ids in rows.prefixes.ids) == sorted(prompts)
+        for rows in memory.bins():
+            longest = max(map(len, rows.prefixes.ids))
+            assert {buffer.shape[2] for both in rows.prefixes.slots.buffers.values() for buffer in both} == {longest}
+            own = max(map(rows.num_own, range(len(rows.ids))))
+            assert {buffer.shape[2] for both in rows.slots.buffers.values() for buffer in both} <= {own + 1, own + 2}
+        contexts = [(*contexts[row], *said[row], 7, row) for row in (0, 2, 5, 6) for _ in range(2)]
+
+
+def test_the_prompt_that_contexts_of_a_turn_share_is_held_once(model):
+    """What a target hears first: a prompt with a probe behind it, other for each row."""
+    (prompt, *probes), memory = contexts_of([50, 6, 6, 9]), PrefixCache()
+    contexts, sampling = [(*prompt, *probe) for probe in probes], SamplingConfiguration(max_new_tokens=4)
+    for _ in range(2):
+        said = ids_of(model, contexts, numbers_of(3, 4), sampling, end_ids=(), memory=memory)
+        assert said == ids_of(model, contexts, numbers_of(3, 4), sampling, end_ids=())
+        assert [rows.prefixes.ids for rows in memory.bins()] == [(prompt,)]
+        contexts = [(*context, *ids) for context, ids in zip(contexts, said, strict=True)]
 
 
 def test_memories_do_not_mix(model):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_accel.models.prefix_tree import Pack, num_distinct_tokens, num_shared, pack_sequences
+from astra_accel.models.prefix_tree import Pack, num_distinct_tokens, num_shared, pack_sequences, shared_prefixes
 
 PLENTY = 10_000
 A, B, C, D, E = range(5)
@@ -178,3 +178,43 @@ def test_the_shared_prefix_is_as_long_as_can_be(start, one, other):
     assert length >= len(start)
     assert one[:length] == other[:length]
     assert length in (len(one), len(other)) or one[length] != other[length]
+
+
+# --- Shared prefixes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sequences", "expected"),
+    [
+        ([], []),
+        ([(A, B, C)], [3]),
+        ([(A, B, C), (A, B, C)], [3]),
+        ([(A, B, C, D), (A, B, E)], [2, 2]),
+        # Less than half of the longer one: each by itself.
+        ([(A, B), (A, B, C, D, E)], [2, 5]),
+        ([(A, B, C, D), (A, E, C, D)], [4, 4]),
+        # Just half.
+        ([(A, B, C, D), (A, B, D, C)], [2, 2]),
+        # The third would leave the first two too little.
+        ([(A, B, C, D, E, A), (A, B, C, D, E, B), (A, B, D)], [5, 5, 3]),
+        ([(B, A, A), (A, B, C, D), (B, A, C), (A, B, C, E)], [2, 3, 2, 3]),
+    ],
+)
+def test_shared_prefixes(sequences, expected):
+    shared = shared_prefixes(sequences)
+    assert [shared[ids] for ids in dict.fromkeys(sequences)] == expected
+    assert shared_prefixes(sequences[::-1]) == shared
+
+
+@given(st.lists(st.lists(tokens, min_size=1, max_size=9).map(tuple), max_size=9))
+def test_shared_prefixes_are_the_longest_common_ones_and_half_of_each_at_least(sequences):
+    shared = shared_prefixes(sequences)
+    assert set(shared) == set(sequences)
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for ids, length in shared.items():
+        assert 0 < length <= len(ids) <= 2 * length
+        groups.setdefault(ids[:length], []).append(ids)
+    for prefix, group in groups.items():
+        assert {ids[: len(prefix)] for ids in group} == {prefix}
+        # All have one token more in common only where that is all of the only one.
+        assert len({ids[: len(prefix) + 1] for ids in group}) > 1 or group == [prefix]
