@@ -102,7 +102,7 @@ class _Prefixes:
         device = position_BT.device
         self._rows_CS = torch.tensor(filled, device=device)
         self._place_B = torch.tensor([place[row] for row in range(rows.num_active)], device=device)
-        self._in_order = self._rows_CS.flatten().tolist() == list(range(rows.num_active))
+        self._in_order = [row for each in filled for row in each] == list(range(rows.num_active))
         self._lengths = [*map(len, rows.prefixes.ids)]
         self._position_CQ = position_BT[self._rows_CS].flatten(1)
         self._masks: dict[int | None, torch.Tensor | None] = {}
