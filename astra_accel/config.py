@@ -1,22 +1,21 @@
-"""Every configuration of a run: what the fields are, and YAML and command line in and out.
+"""Every configuration of a run: what the fields are, and how a file and a command line fill them.
 
 Light on purpose: no torch, no transformers, so that a mistake is found before anything heavy is imported.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from astra_accel.algorithms import ALGORITHMS
 from astra_accel.errors import ConfigurationError
 from astra_accel.scorers import SCORERS
+from astra_accel.yaml_files import read_yaml, to_yaml
 
 Optimizer = Literal["adam", "adamw", "sgd", "rmsprop", "adagrad"]
 Scheduler = Literal[
@@ -404,7 +403,7 @@ class RunConfiguration(BaseSettings):
             FileNotFoundError: the file is not there.
             ConfigurationError: it is no YAML mapping, or a field or override is unknown or bad.
         """
-        values = {} if path is None else _read_yaml(Path(path))
+        values = {} if path is None else read_yaml(Path(path))
         try:
             return CliApp.run(cls, cli_args=list(overrides), **values)
         except ValidationError as error:
@@ -445,16 +444,6 @@ def check_resume(config: TrainingConfiguration, resume: str | Path | None) -> No
         )
 
 
-def to_yaml(section: BaseModel) -> str:
-    """A section or a whole configuration as YAML, in the order of its fields."""
-    return dump_yaml(section.model_dump(mode="json"))
-
-
-def dump_yaml(values: Any) -> str:
-    """Plain values as YAML that :meth:`RunConfiguration.load` reads as they are."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
 def describe(error: ValidationError, where: str) -> str:
     """One line a bad field: its name, what was found and what was expected."""
     lines = []
@@ -467,43 +456,3 @@ def describe(error: ValidationError, where: str) -> str:
         else:
             lines.append(f"{field}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}")
     return f"{where}: " + "; ".join(lines) if len(lines) == 1 else f"{where}:\n  " + "\n  ".join(lines)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no configuration file at {path}")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: expected sections (training, tester, …), found {type(values).__name__}")
-    for name in values:
-        if not isinstance(name, str):
-            raise ConfigurationError(f"{path}: {name!r}: unknown field")
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats (``1e-4`` without a dot is a number), for which a name twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes the strings which :class:`_Loader` takes for numbers (a revision ``1234e56``)."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
-        list("-+0123456789."),
-    )

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from astra_accel.config import dump_yaml
 from astra_accel.evaluation.display import number
 from astra_accel.evaluation.tester import ADAPTER_CONFIG, MODEL_CONFIG
 from astra_accel.sharing.base_model import hub_id, is_tiny, license_of, name_of
 from astra_accel.sharing.evaluated import NOT_EVALUATED, with_evaluation
 from astra_accel.sharing.markdown import AUDIENCE_TAG, fenced, prompt_sources, table, without_places
 from astra_accel.training.outputs import environment
+from astra_accel.yaml_files import dump_yaml
 
 TAGS = ("red-teaming", "adaptive-stress-testing", "astra_accel", AUDIENCE_TAG)
 

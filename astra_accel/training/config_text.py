@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from astra_accel.config import RunConfiguration, Section, TrainingConfiguration, to_yaml
+from astra_accel.config import RunConfiguration, Section, TrainingConfiguration
+from astra_accel.yaml_files import to_yaml
 
 
 class _Training(Section):

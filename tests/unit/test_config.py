@@ -24,8 +24,8 @@ from astra_accel.config import (
     Scheduler,
     Section,
     TrainingConfiguration,
-    to_yaml,
 )
+from astra_accel.yaml_files import to_yaml
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "configs").glob("*.yaml"))

@@ -1,8 +1,8 @@
 """The configuration as text (``training/config_text.py``)."""
 
 from astra_accel import RunConfiguration
-from astra_accel.config import to_yaml
 from astra_accel.training.config_text import changed_fields
+from astra_accel.yaml_files import to_yaml
 
 
 class TestChangedFields:

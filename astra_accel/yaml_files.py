@@ -1,0 +1,67 @@
+"""YAML of configurations, in and out: what is written is read back as it was, and a name twice is an error."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from astra_accel.errors import ConfigurationError
+
+def to_yaml(section: BaseModel) -> str:
+    """A section or a whole configuration as YAML, in the order of its fields."""
+    return dump_yaml(section.model_dump(mode="json"))
+
+
+def dump_yaml(values: Any) -> str:
+    """Plain values as YAML that :func:`read_yaml` reads as they are."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a file, whatever they hold.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ConfigurationError: it is no YAML mapping with names.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file at {path}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: expected sections (training, tester, …), found {type(values).__name__}")
+    for name in values:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{path}: {name!r}: unknown field")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's floats (``1e-4`` without a dot is a number), for which a name twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the strings which :class:`_Loader` takes for numbers (a revision ``1234e56``)."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
+        list("-+0123456789."),
+    )
