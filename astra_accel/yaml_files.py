@@ -11,6 +11,9 @@ from pydantic import BaseModel
 
 from astra_accel.errors import ConfigurationError
 
+LINE_BREAKS = frozenset("\x85\u2028\u2029")
+
+
 def to_yaml(section: BaseModel) -> str:
     """A section or a whole configuration as YAML, in the order of its fields."""
     return dump_yaml(section.model_dump(mode="json"))
@@ -56,8 +59,17 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes the strings which :class:`_Loader` takes for numbers (a revision ``1234e56``)."""
+    """SafeDumper that quotes the strings which :class:`_Loader` takes for numbers (a revision ``1234e56``).
 
+    Unicode's own line breaks are escaped: as they are, they would be read back as spaces.
+    """
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """See the base class."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if LINE_BREAKS & set(data) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
