@@ -242,6 +242,8 @@ class RewardConfiguration(Section):
     """Embeds sentences: a hub id or folder of the sentence-transformers kind, or `embedded` (all-MiniLM-L6-v2)."""
     reservoir_size: Count = 256
     """Earlier probes, chosen at random from all, that a probe is compared with for its novelty."""
+    reservoir_half_life: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Training steps after which a probe weighs half in that choice; None: old ones and new ones weigh the same."""
 
     @model_validator(mode="before")
     @classmethod

@@ -29,14 +29,16 @@ def build_terms(
         ValueError: there is no such model of embeddings, or it does not fit.
     """
 
+    reservoir = reward.reservoir_size, seed, reward.reservoir_half_life
+
     def embedding_novelty() -> EmbeddingNovelty:
         embedder = SentenceEmbedder(reward.embedding_model, device=device)
-        return EmbeddingNovelty(embedder, reward.reservoir_size, seed)
+        return EmbeddingNovelty(embedder, *reservoir)
 
     makers: list[tuple[float, Callable[[], RewardTerm]]] = [
         (reward.length_weight, Length),
         (reward.repetition_weight, Repetition),
-        (reward.self_bleu_novelty_weight, lambda: SelfBLEUNovelty(reward.reservoir_size, seed)),
+        (reward.self_bleu_novelty_weight, lambda: SelfBLEUNovelty(*reservoir)),
         (reward.embedding_novelty_weight, embedding_novelty),
     ]
     return [(weight, make()) for weight, make in makers if weight]

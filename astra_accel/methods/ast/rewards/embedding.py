@@ -22,16 +22,23 @@ class EmbeddingNovelty(Novelty):
         embedder: embeds texts; None is the embedded model.
         reservoir_size: earlier probes to compare with, at most.
         seed: of their choice.
+        reservoir_half_life: experiences after which a probe weighs half in that choice; None is without end.
 
     Raises:
         ImportError: the embedded model's package is not installed.
-        ValueError: ``reservoir_size`` is below 1.
+        ValueError: ``reservoir_size`` is below 1, or ``reservoir_half_life`` is not above 0.
     """
 
     name = "embedding_novelty"
 
-    def __init__(self, embedder: SentenceEmbedder | None = None, reservoir_size: int = 256, seed: int = 0) -> None:
-        super().__init__(reservoir_size, seed)
+    def __init__(
+        self,
+        embedder: SentenceEmbedder | None = None,
+        reservoir_size: int = 256,
+        seed: int = 0,
+        reservoir_half_life: float | None = None,
+    ) -> None:
+        super().__init__(reservoir_size, seed, reservoir_half_life)
         self.embedder = SentenceEmbedder() if embedder is None else embedder
         self._embeddings: dict[str, torch.Tensor] = {}
 

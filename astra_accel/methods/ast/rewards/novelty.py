@@ -20,13 +20,14 @@ class Novelty(RewardTerm):
     Args:
         reservoir_size: earlier probes to compare with, at most.
         seed: of their choice.
+        reservoir_half_life: experiences after which a probe weighs half in that choice; None is without end.
 
     Raises:
-        ValueError: ``reservoir_size`` is below 1.
+        ValueError: ``reservoir_size`` is below 1, or ``reservoir_half_life`` is not above 0.
     """
 
-    def __init__(self, reservoir_size: int = 256, seed: int = 0) -> None:
-        self.reservoir = Reservoir(reservoir_size, seed)
+    def __init__(self, reservoir_size: int = 256, seed: int = 0, reservoir_half_life: float | None = None) -> None:
+        self.reservoir = Reservoir(reservoir_size, seed, reservoir_half_life)
         self._compared_with: tuple[str, ...] = ()
 
     @abstractmethod

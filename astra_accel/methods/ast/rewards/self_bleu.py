@@ -21,16 +21,17 @@ class SelfBLEUNovelty(Novelty):
     Args:
         reservoir_size: earlier probes to compare with, at most.
         seed: of their choice.
+        reservoir_half_life: experiences after which a probe weighs half in that choice; None is without end.
 
     Raises:
         ImportError: sacrebleu is not installed.
-        ValueError: ``reservoir_size`` is below 1.
+        ValueError: ``reservoir_size`` is below 1, or ``reservoir_half_life`` is not above 0.
     """
 
     name = "self_bleu_novelty"
 
-    def __init__(self, reservoir_size: int = 256, seed: int = 0) -> None:
-        super().__init__(reservoir_size, seed)
+    def __init__(self, reservoir_size: int = 256, seed: int = 0, reservoir_half_life: float | None = None) -> None:
+        super().__init__(reservoir_size, seed, reservoir_half_life)
         try:
             from sacrebleu.metrics.bleu import BLEU
             from sacrebleu.metrics.helpers import extract_all_word_ngrams

@@ -22,11 +22,16 @@ def test_each_weight_makes_its_term():
 
 
 def test_novelty_is_as_configured():
-    fields = {"self_bleu_novelty_weight": 1, "embedding_novelty_weight": 2, "reservoir_size": 7}
+    fields = {
+        "self_bleu_novelty_weight": 1,
+        "embedding_novelty_weight": 2,
+        "reservoir_size": 7,
+        "reservoir_half_life": 4,
+    }
     (_, by_words), (weight, by_meaning) = build_terms(RewardConfiguration(**fields), seed=3)
     assert (weight, by_meaning.name) == (2.0, "embedding_novelty")
     for term in (by_words, by_meaning):
-        assert (term.reservoir.size, term.reservoir.seed) == (7, 3)
+        assert (term.reservoir.size, term.reservoir.seed, term.reservoir.half_life) == (7, 3, 4)
 
 
 def test_the_model_of_embeddings_is_the_one_that_is_named(tmp_path):
