@@ -11,7 +11,8 @@ def return_freed_memory() -> None:
     """Hand back what the C allocator keeps of freed tensors on a CPU, where it can (glibc); else do nothing.
 
     Parts of an update differ in length, so the activations of one leave holes that those of the next don't fit, and
-    the process grows to twice what it uses. Handing the holes back after each part costs some percent of its time.
+    the process grows to twice what it uses. Handing the holes back after each part costs some percent of its time. To
+    keep as much as the next part needs, and hand back the rest, was tried: a run with a peak of 3.2 GB had one of 3.6.
     """
     trim = _malloc_trim()
     if trim is not None:
