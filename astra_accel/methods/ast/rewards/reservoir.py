@@ -61,7 +61,10 @@ class Reservoir:
         return {"numbers": numbers, "texts": list(self.texts)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint; of a larger reservoir, what a smaller one would have kept."""
+        """From a checkpoint; of a larger reservoir, what a smaller one would have kept.
+
+        What was said before keeps its number, so another half-life holds for what is said from now on.
+        """
         self._keep(list(zip(state["numbers"], state["texts"], strict=True)))
 
     def _keep(self, numbered: list[tuple[float, str]]) -> None:
