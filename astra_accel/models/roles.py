@@ -23,6 +23,7 @@ from astra_accel.models.generation import Generated, generate
 from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.lora_linear import fuse_adapters
+from astra_accel.models.memory import return_freed_memory
 from astra_accel.models.merging import merged_adapter
 from astra_accel.models.quantization import check_device, check_quantization
 from astra_accel.models.reading import Scored
@@ -99,6 +100,7 @@ class LanguageModel:
                 remember=self.turns_left != 1,
                 scored=scored,
             )
+        return_freed_memory(self.model.device)
         if self.turns_left is not None:
             self.turns_left -= 1
         if scored is not None and self.recall is not None:

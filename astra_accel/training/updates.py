@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from astra_accel.models.memory import return_freed_memory
 from astra_accel.training.distributed import on_main
 from astra_accel.training.experience import Experience, Shard
 from astra_accel.training.finite import check_finite
-from astra_accel.training.memory import return_freed_memory
 from astra_accel.training.metrics import UpdateTally
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def update_on(trainer: AccelTrainer, experience: Experience) -> list[dict[str, A
     records, tally, shards = [], UpdateTally(), []
     enough = False
     with trainer.stopwatch.phase("update"):
-        _return_freed_memory(trainer)
+        return_freed_memory(trainer.accelerator.device)
         for epoch in range(trainer.config.epochs_per_experience):
             for shard in trainer.loader.of(experience, epoch):
                 if enough:
                     continue  # Accelerate's loaders have to come to their end
                 loss, logs = trainer.engine.backward(shard.batch, shard.share, ends_update=shard.ends_update)
-                _return_freed_memory(trainer)
+                return_freed_memory(trainer.accelerator.device)
                 tally.add(loss, logs, shard.share)
                 shards.append(shard)
                 if shard.ends_update:
@@ -66,11 +66,6 @@ def _stop_early(trainer: AccelTrainer, record: Mapping[str, Any]) -> bool:
     """Whether the algorithm wants no more updates on an experience; all processes have the same record."""
     stop_early = getattr(trainer.harness.algorithm, "stop_early", None)
     return stop_early is not None and stop_early(record)
-
-
-def _return_freed_memory(trainer: AccelTrainer) -> None:
-    if trainer.accelerator.device.type == "cpu":
-        return_freed_memory()
 
 
 def _skip(trainer: AccelTrainer, experience: Experience) -> list[dict[str, Any]]:
