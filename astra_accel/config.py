@@ -260,7 +260,7 @@ class ComputeConfiguration(Section):
 
     packing: Literal["auto", "prefix_tree", "none"] = "auto"
     """prefix_tree: log-probs read every distinct prefix of a batch once. none: every sequence. auto: once, if exact."""
-    token_budget: Count = 896
+    token_budget: Count = 768
     """Distinct tokens that an update reads at once; larger batches are stepped on in parts, which bounds memory."""
     activation_checkpointing: bool = False
     """Keep the layers' inputs alone for the backward pass and compute the rest again: less memory, a third slower."""
