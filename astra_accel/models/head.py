@@ -158,21 +158,23 @@ class _FrozenHead(torch.autograd.Function):
         mean_RH = torch.zeros_like(hidden_RH) if hidden_RH.requires_grad else None
         for chunk in head.chunks(len(hidden_RH)):
             logits_CV = head.logits(hidden_RH[chunk], called=not _is_spread(head.linear))
-            lse_C = logits_CV.logsumexp(-1)
             edges = _edges_in(chunk, rows_E)
             rows, tokens = rows_E[edges] - chunk.start, tokens_E[edges]
             chosen = logits_CV[rows, tokens]
-            logprobs_E[edges] = chosen - lse_C[rows]
-            if mean_RH is None:
-                continue
             slope_CV = None
-            if head.softcap is not None:
+            if head.softcap is not None and mean_RH is not None:
                 slope_E[edges] = 1 - (chosen / head.softcap) ** 2
                 slope_CV = 1 - (logits_CV / head.softcap) ** 2
-            probs_CV = logits_CV.sub_(lse_C[:, None]).exp_()
+            # In place, since a second tensor of this size would be the peak of a whole forward.
+            most_C = logits_CV.amax(-1)
+            exp_CV = logits_CV.sub_(most_C[:, None]).exp_()
+            sum_C = exp_CV.sum(-1)
+            logprobs_E[edges] = chosen - (most_C + sum_C.log())[rows]
+            if mean_RH is None:
+                continue
             if slope_CV is not None:
-                probs_CV *= slope_CV
-            mean_RH[chunk] = (probs_CV.to(weight_VH.dtype) @ weight_VH).to(mean_RH.dtype)
+                exp_CV *= slope_CV
+            mean_RH[chunk] = ((exp_CV.to(weight_VH.dtype) @ weight_VH).float() / sum_C[:, None]).to(mean_RH.dtype)
         ctx.head = head
         if mean_RH is not None:
             ctx.save_for_backward(mean_RH, rows_E, tokens_E, slope_E)
