@@ -156,7 +156,7 @@ class ExperienceLoader:
             accumulation=self._accumulation,
             num_processes=self._num_processes,
             deal=lambda batch, num_hands: self._dealt(batch, num_hands, experience),
-            split=lambda hand: self._within_budget(hand, experience),
+            split=lambda hand: self._longest_first(self._within_budget(hand, experience), experience),
         )
         self._batches.plan = plan.rounds
         self._examples.items = [Example(step, share) for step, share in zip(experience.steps, plan.shares, strict=True)]
@@ -199,6 +199,17 @@ class ExperienceLoader:
             else:
                 pending += reversed(_cut(piece, experience.trees))
         return parts
+
+    def _longest_first(self, parts: list[list[int]], experience: Experience) -> list[list[int]]:
+        """The parts by what each reads, where the algorithm can tell that.
+
+        What a part leaves to the allocator then has room for the next one, and processes that step together step on
+        parts of like length.
+        """
+        count = getattr(self._algorithm, "num_tokens", None)
+        if len(parts) == 1 or count is None:
+            return parts
+        return sorted(parts, key=lambda part: count([experience.steps[index] for index in part]) or 0, reverse=True)
 
     def _collate(self, items: Sequence[Example]) -> tuple[Any, float]:
         real = [item for item in items if item.step is not None] or [self._examples.items[0]._replace(share=0.0)]
