@@ -100,7 +100,6 @@ class LanguageModel:
                 remember=self.turns_left != 1,
                 scored=scored,
             )
-        return_freed_memory(self.model.device)
         if self.turns_left is not None:
             self.turns_left -= 1
         if scored is not None and self.recall is not None:
@@ -128,6 +127,7 @@ class Roles:
         for role in (self.target, self.baseline):
             if role.recall is not None:
                 role.recall.clear()
+        return_freed_memory(self.target.model.device)
         for role in (self.tester, self.target):
             role.memory, role.turns_left = PrefixCache(), num_turns
         switch = self.tester.switch

@@ -32,13 +32,13 @@ def update_on(trainer: AccelTrainer, experience: Experience) -> list[dict[str, A
     records, tally, shards = [], UpdateTally(), []
     enough = False
     with trainer.stopwatch.phase("update"):
-        return_freed_memory(trainer.accelerator.device)
         for epoch in range(trainer.config.epochs_per_experience):
             for shard in trainer.loader.of(experience, epoch):
                 if enough:
                     continue  # Accelerate's loaders have to come to their end
+                if not shards:
+                    return_freed_memory(trainer.accelerator.device)
                 loss, logs = trainer.engine.backward(shard.batch, shard.share, ends_update=shard.ends_update)
-                return_freed_memory(trainer.accelerator.device)
                 tally.add(loss, logs, shard.share)
                 shards.append(shard)
                 if shard.ends_update:
