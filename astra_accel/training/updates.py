@@ -29,7 +29,9 @@ def update_on(trainer: AccelTrainer, experience: Experience) -> list[dict[str, A
     if not experience.steps:
         return _skip(trainer, experience)
     trainer.state.empty_in_row = 0
-    records, tally, shards = [], UpdateTally(), []
+    records: list[dict[str, Any]] = []
+    shards: list[Shard] = []
+    tally = UpdateTally()
     enough = False
     with trainer.stopwatch.phase("update"):
         for epoch in range(trainer.config.epochs_per_experience):
