@@ -152,33 +152,47 @@ class _FrozenHead(torch.autograd.Function):
     def _logprobs(
         ctx: Any, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor, head: Head
     ) -> torch.Tensor:
-        weight_VH = head.linear.weight
         logprobs_E = torch.empty(len(rows_E), device=hidden_RH.device)
-        slope_E = torch.ones_like(logprobs_E)
+        slope_E = torch.empty_like(logprobs_E)
         mean_RH = torch.zeros_like(hidden_RH) if hidden_RH.requires_grad else None
         for chunk in head.chunks(len(hidden_RH)):
-            logits_CV = head.logits(hidden_RH[chunk], called=not _is_spread(head.linear))
             edges = _edges_in(chunk, rows_E)
-            rows, tokens = rows_E[edges] - chunk.start, tokens_E[edges]
-            chosen = logits_CV[rows, tokens]
-            slope_CV = None
-            if head.softcap is not None and mean_RH is not None:
-                slope_E[edges] = 1 - (chosen / head.softcap) ** 2
-                slope_CV = 1 - (logits_CV / head.softcap) ** 2
-            # In place, since a second tensor of this size would be the peak of a whole forward.
-            most_C = logits_CV.amax(-1)
-            exp_CV = logits_CV.sub_(most_C[:, None]).exp_()
-            sum_C = exp_CV.sum(-1)
-            logprobs_E[edges] = chosen - (most_C + sum_C.log())[rows]
-            if mean_RH is None:
-                continue
-            if slope_CV is not None:
-                exp_CV *= slope_CV
-            mean_RH[chunk] = ((exp_CV.to(weight_VH.dtype) @ weight_VH).float() / sum_C[:, None]).to(mean_RH.dtype)
+            # In a function of its own, which leaves none of its logits to the next one.
+            logprobs_E[edges], slope_E[edges], mean_CH = _FrozenHead._chunk(
+                head, hidden_RH[chunk], rows_E[edges] - chunk.start, tokens_E[edges], hidden_RH.requires_grad
+            )
+            if mean_RH is not None and mean_CH is not None:
+                mean_RH[chunk] = mean_CH
         ctx.head = head
         if mean_RH is not None:
             ctx.save_for_backward(mean_RH, rows_E, tokens_E, slope_E)
         return logprobs_E
+
+    @staticmethod
+    def _chunk(
+        head: Head, hidden_CH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor, differentiate: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Log-probs and slopes ``[E]`` of tokens at rows of a chunk, and the sums over the vocabulary ``[C, hidden]``.
+
+        Whoever does not differentiate has no use for the other two, and gets slopes of 1 and None.
+        """
+        logits_CV = head.logits(hidden_CH, called=not _is_spread(head.linear))
+        chosen_E = logits_CV[rows_E, tokens_E]
+        slope_E, slope_CV = torch.ones_like(chosen_E), None
+        if differentiate and head.softcap is not None:
+            slope_CV = 1 - (logits_CV / head.softcap) ** 2
+            slope_E = slope_CV[rows_E, tokens_E]
+        # In place, since a second tensor of this size would be the peak of a whole forward.
+        most_C = logits_CV.amax(-1)
+        exp_CV = logits_CV.sub_(most_C[:, None]).exp_()
+        sum_C = exp_CV.sum(-1)
+        logprobs_E = chosen_E - (most_C + sum_C.log())[rows_E]
+        if not differentiate:
+            return logprobs_E, slope_E, None
+        if slope_CV is not None:
+            exp_CV *= slope_CV
+        weight_VH = head.linear.weight
+        return logprobs_E, slope_E, (exp_CV.to(weight_VH.dtype) @ weight_VH).float() / sum_C[:, None]
 
     @staticmethod
     def backward(ctx: Any, gradient_E: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from astra_accel.models.head import Head, token_logprobs
@@ -90,6 +93,18 @@ def test_no_more_than_a_chunk_of_logits_is_made_at_once():
     layer.linear.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     layer.logprobs(hidden(), ROWS, TOKENS)
     assert sizes == [4, 4, 3]
+
+
+def test_under_a_frozen_head_a_chunk_of_logits_is_the_only_tensor_of_its_size():
+    chunk_bytes = 100 * 5000 * 4
+    layer = Head(torch.nn.Linear(HIDDEN, 5000, bias=False).requires_grad_(False), chunk_bytes=chunk_bytes)
+    input_RH = torch.randn(300, HIDDEN).requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        layer.logprobs(input_RH, torch.arange(300), torch.arange(300))
+    # Allocations, and what is freed as negative ones, by time: those within torch's operations too.
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    assert chunk_bytes <= max(accumulate(changes)) < 1.5 * chunk_bytes
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
