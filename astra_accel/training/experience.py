@@ -165,12 +165,11 @@ class ExperienceLoader:
 
     def _dealt(self, batch: Sequence[int], num_hands: int, experience: Experience) -> list[list[int]]:
         """A batch dealt out to the processes by what they will have to read, where the algorithm can tell that."""
-        count = getattr(self._algorithm, "num_tokens", None)
-        if num_hands == 1 or count is None or count([experience.steps[index] for index in batch]) is None:
+        if num_hands == 1 or self._num_tokens(batch, experience) is None:
             return equal_runs(batch, num_hands)
         room = self._batches.batch_size_of_all // num_hands
         return balanced_hands(
-            batch, experience.trees, num_hands, room, lambda hand: count([experience.steps[index] for index in hand])
+            batch, experience.trees, num_hands, room, lambda hand: self._num_tokens(hand, experience) or 0
         )
 
     def _within_budget(self, hand: Sequence[int], experience: Experience) -> list[list[int]]:
@@ -178,13 +177,12 @@ class ExperienceLoader:
 
         A tree is cut only if it exceeds the budget by itself, and an example never.
         """
-        count = getattr(self._algorithm, "num_tokens", None)
         budget = getattr(getattr(self._algorithm, "system", None), "token_budget", None)
-        if count is None or budget is None:
+        if budget is None:
             return [list(hand)]
 
         def fits(part: Sequence[int]) -> bool:
-            num_tokens = count([experience.steps[index] for index in part])
+            num_tokens = self._num_tokens(part, experience)
             return num_tokens is None or num_tokens <= budget
 
         parts: list[list[int]] = [[]]
@@ -206,10 +204,14 @@ class ExperienceLoader:
         What a part leaves to the allocator then has room for the next one, and processes that step together step on
         parts of like length.
         """
-        count = getattr(self._algorithm, "num_tokens", None)
-        if len(parts) == 1 or count is None:
+        if len(parts) == 1:
             return parts
-        return sorted(parts, key=lambda part: count([experience.steps[index] for index in part]) or 0, reverse=True)
+        return sorted(parts, key=lambda part: self._num_tokens(part, experience) or 0, reverse=True)
+
+    def _num_tokens(self, examples: Sequence[int], experience: Experience) -> int | None:
+        """What a step on some examples reads; None where the algorithm can't tell."""
+        count = getattr(self._algorithm, "num_tokens", None)
+        return None if count is None else count([experience.steps[index] for index in examples])
 
     def _collate(self, items: Sequence[Example]) -> tuple[Any, float]:
         real = [item for item in items if item.step is not None] or [self._examples.items[0]._replace(share=0.0)]
