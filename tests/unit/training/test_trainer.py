@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from astra_accel import DPO, AccelTrainer, ASTSampler, HFASTSystem, RunConfiguration, Scorer, TrainingConfiguration
 from astra_accel.config import ConfigurationError, LoRAConfiguration, RolloutConfiguration, SamplingConfiguration
+from astra_accel.training import updates
 from astra_accel.training.checkpoint import CheckpointError, list_checkpoints
 from astra_accel.training.finite import NonFiniteError
 from astra_accel.training.outputs import OutputFolderError
@@ -100,7 +101,7 @@ class TestTheLoop:
         for own, expected in zip(weights(trainer), system.parameters(), strict=True):
             torch.testing.assert_close(own, expected.detach())
 
-    def test_an_update_in_parts_is_that_of_the_whole(self, make, run):
+    def test_an_update_in_parts_is_that_of_the_whole(self, make, run, monkeypatch):
         class InParts(FixedExamples):
             """Counts a token an example, of which the system wants no more than two at once."""
 
@@ -116,6 +117,7 @@ class TestTheLoop:
                 self.steps.append((len(batch["state"]), trainer.accelerator.sync_gradients))
                 return super().step(batch)
 
+        monkeypatch.setattr(updates, "return_freed_memory", lambda device: algorithm.steps.append("memory"))
         trained, figures, steps = [], [], []
         for token_budget in (None, 2):
             algorithm = InParts([5, 9], token_budget)
@@ -125,11 +127,12 @@ class TestTheLoop:
             figures.append([(line["loss"], line["grad_norm"], line["plain/accuracy"]) for line in metrics(run)])
             steps.append(algorithm.steps)
 
-        # Gradients are exchanged between processes with the last part of an update alone.
-        assert steps[0] == [(4, False), (1, True), (4, False), (4, True), (1, True)]
+        # Freed memory goes back before an update, not after each part; gradients are exchanged between processes with
+        # the last part alone.
+        assert steps[0] == ["memory", (4, False), (1, True), "memory", (4, False), (4, True), "memory", (1, True)]
         assert steps[1] == [
-            *[(2, False), (2, False), (1, True)],
-            *[(2, False), (2, False), (2, False), (2, True), (1, True)],
+            *["memory", (2, False), (2, False), (1, True)],
+            *["memory", (2, False), (2, False), (2, False), (2, True), "memory", (1, True)],
         ]
         torch.testing.assert_close(trained[1], trained[0], rtol=0, atol=1e-6)
         for whole, in_parts in zip(*figures, strict=True):
