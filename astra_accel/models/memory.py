@@ -14,7 +14,7 @@ def return_freed_memory(device: torch.device) -> None:
 
     Parts of an update differ in length and turns of a rollout in rows, so what one leaves does not fit what the next
     needs, and the process grows to far more than it uses: a rollout that meets the holes of an update came to 3.5 GB
-    on a run of SmolLM2-135M whose peak is 2.97 with this before each rollout and each update.
+    on a run of SmolLM2-135M whose peak is 2.96 with this before each rollout and each update.
 
     What is handed back has to be got anew, page by page, which took a sixth of an update's time where it was done
     after each of its parts, on a virtual machine with slow page faults; the peak was 2.91. Parts that come in the
