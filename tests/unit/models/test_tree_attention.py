@@ -1,4 +1,4 @@
-"""Attention over packs, block by block and by FlexAttention, against a dense mask."""
+"""Attention over packs, block by block, against a dense mask."""
 
 from __future__ import annotations
 
@@ -94,15 +94,6 @@ def test_how_many_scores_are_made_at_once_changes_nothing(monkeypatch: pytest.Mo
     monkeypatch.setattr(tree_attention, "MAX_SCORES", 1)
     one_by_one = TreeLayout(pack, CPU).attend(0, *leaves, RULES["plain"])
     torch.testing.assert_close(one_by_one, whole)
-
-
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-@torch.no_grad()
-def test_flex_attention_gives_the_same(rule: Rule) -> None:
-    pack = forest()
-    leaves = [leaf.detach() for leaf in states(len(pack.parents))]  # no gradients there on a CPU
-    found = FlexLayout(pack, CPU).attend(0, *leaves, rule)
-    torch.testing.assert_close(found, TreeLayout(pack, CPU).attend(0, *leaves, rule), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("layout", [TreeLayout, FlexLayout])
