@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from astra_accel.models.segment_sum import segment_sum
 from astra_accel.models.support import UnsupportedModelError
 
 CHUNK_BYTES = 64 * 2**20
@@ -199,8 +200,9 @@ class _FrozenHead(torch.autograd.Function):
         mean_RH, rows_E, tokens_E, slope_E = ctx.saved_tensors
         with _whole(ctx.head.linear):
             own_EH = ctx.head.linear.weight[tokens_E].float() * (gradient_E * slope_E)[:, None]
-        total_R = gradient_E.new_zeros(len(mean_RH)).index_add_(0, rows_E, gradient_E)
-        gradient_RH = (-total_R[:, None] * mean_RH.float()).index_add_(0, rows_E, own_EH)
+        own_RH = segment_sum(own_EH, rows_E, len(mean_RH))
+        total_R = segment_sum(gradient_E, rows_E, len(mean_RH))
+        gradient_RH = own_RH.addcmul_(total_R[:, None], mean_RH.float(), value=-1)
         return (gradient_RH * ctx.head.scale).to(mean_RH.dtype), None, None, None
 
 
