@@ -14,6 +14,7 @@ import torch
 
 from astra_accel.models.attention import Rule, added_mask
 from astra_accel.models.prefix_tree import Pack
+from astra_accel.models.segment_sum import segment_sum
 
 BLOCK_QUERIES = 32
 KEY_STEP = 128
@@ -59,6 +60,7 @@ class _Blocks:
         place_M: where they stand in the blocks, ``blocks * queries`` places, some of which stay empty.
         position_SQ: the depth at each place.
         path_SK: the nodes of each path, by depth; what stands behind its end is seen by nobody.
+        place_P: which places of ``path_SK``, flattened, are not behind an end.
         masks: what was made of them, by window, number of query heads a key head, and dtype.
     """
 
@@ -66,6 +68,7 @@ class _Blocks:
     place_M: torch.Tensor
     position_SQ: torch.Tensor
     path_SK: torch.Tensor
+    place_P: torch.Tensor
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -89,6 +92,10 @@ class _Blocks:
                 device=device,
             ),
             path_SK=torch.tensor([[*path, *[0] * (num_keys - len(path))] for path in paths], device=device),
+            place_P=torch.tensor(
+                [number * num_keys + depth for number, path in enumerate(paths) for depth in range(len(path))],
+                device=device,
+            ),
         )
 
     def to_blocks(self, states_HND: torch.Tensor, num_groups: int) -> torch.Tensor:
@@ -107,6 +114,11 @@ class _Blocks:
     def along_paths(self, states_GND: torch.Tensor) -> torch.Tensor:
         """States of the nodes along each path, ``[groups, blocks, keys, dim]``."""
         return states_GND[:, self.path_SK]
+
+    def add_along(self, total_NX: torch.Tensor, part_GSKD: torch.Tensor) -> None:
+        """Add states along paths to those of their nodes, which several paths share; in the total's type."""
+        rows_PX = part_GSKD.flatten(1, 2).transpose(0, 1)[self.place_P].flatten(1).to(total_NX.dtype)
+        total_NX += segment_sum(rows_PX, self.path_SK.flatten()[self.place_P], len(total_NX))
 
     def mask(self, window: int | None, share: int, dtype: torch.dtype) -> torch.Tensor:
         """``[blocks, heads of a group x queries, keys]``, made once a pack."""
@@ -149,7 +161,7 @@ class _BlockAttention(torch.autograd.Function):
         scale = _scale(ctx.rule, query_HND)
         through_HN1 = (gradient_HND * output_HND).sum(-1, keepdim=True)
         to_query_HND = _like_rows(query_HND)
-        to_key_GND, to_value_GND = torch.zeros_like(key_GND), torch.zeros_like(value_GND)
+        to_key_NX, to_value_NX = _totals(key_GND), _totals(value_GND)
         for blocks in ctx.sets:
             query_GSRD, gradient_GSRD, through_GSR1 = (
                 blocks.to_blocks(states_HND, len(key_GND)) for states_HND in (query_HND, gradient_HND, through_HN1)
@@ -157,14 +169,14 @@ class _BlockAttention(torch.autograd.Function):
             query_GSRD *= scale
             key_GSKD = blocks.along_paths(key_GND)
             probs_GSRK, slope_GSRK = _probs(blocks, query_GSRD, key_GSKD, ctx.rule)
-            _add_along(to_value_GND, blocks.path_SK, probs_GSRK.transpose(-1, -2) @ gradient_GSRD)
+            blocks.add_along(to_value_NX, probs_GSRK.transpose(-1, -2) @ gradient_GSRD)
             scores_GSRK = gradient_GSRD @ blocks.along_paths(value_GND).transpose(-1, -2)
             scores_GSRK.sub_(through_GSR1).mul_(probs_GSRK)
             if slope_GSRK is not None:
                 scores_GSRK *= slope_GSRK
             blocks.from_blocks((scores_GSRK @ key_GSKD) * scale, to_query_HND)
-            _add_along(to_key_GND, blocks.path_SK, scores_GSRK.transpose(-1, -2) @ query_GSRD)
-        return to_query_HND, to_key_GND, to_value_GND, None, None
+            blocks.add_along(to_key_NX, scores_GSRK.transpose(-1, -2) @ query_GSRD)
+        return to_query_HND, _by_group(to_key_NX, key_GND), _by_group(to_value_NX, value_GND), None, None
 
 
 def _probs(
@@ -181,12 +193,16 @@ def _probs(
     return scores_GSRK.softmax(-1, dtype=torch.float32).to(query_GSRD.dtype), slope_GSRK
 
 
-def _add_along(total_GND: torch.Tensor, path_SK: torch.Tensor, part_GSKD: torch.Tensor) -> None:
-    """Add states along paths to those of their nodes, which several paths share."""
-    rows_PE = part_GSKD.flatten(1, 2).transpose(0, 1).flatten(1)
-    total_NE = torch.zeros(total_GND.shape[1], rows_PE.shape[1], dtype=rows_PE.dtype, device=rows_PE.device)
-    total_NE.index_add_(0, path_SK.flatten(), rows_PE)
-    total_GND += total_NE.unflatten(1, (len(total_GND), -1)).transpose(0, 1)
+def _totals(states_GND: torch.Tensor) -> torch.Tensor:
+    """Zeros ``[nodes, groups x dim]`` to add up in: sums of many paths would lose much in 16 bits."""
+    num_groups, num_nodes, dim = states_GND.shape
+    dtype = torch.promote_types(states_GND.dtype, torch.float32)
+    return torch.zeros(num_nodes, num_groups * dim, dtype=dtype, device=states_GND.device)
+
+
+def _by_group(total_NX: torch.Tensor, like_GND: torch.Tensor) -> torch.Tensor:
+    """The way back."""
+    return total_NX.unflatten(1, (len(like_GND), -1)).transpose(0, 1).to(like_GND.dtype)
 
 
 def _like_rows(states_HND: torch.Tensor) -> torch.Tensor:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from astra_accel.models import tree_attention
+from astra_accel.models import head, tree_attention
 from astra_accel.models.attention import Rule
 from astra_accel.models.flex_layout import FlexLayout
+from astra_accel.models.logprobs import can_pack, sequence_logprobs
 from astra_accel.models.prefix_tree import Pack, pack_sequences
 from astra_accel.models.tree_attention import TreeLayout
+from tests.helpers.architectures import build
 
 RULES = {
     "plain": Rule(None, None, None),
@@ -108,3 +112,57 @@ def test_keys_and_values_are_kept_where_they_are_wanted(layout: type) -> None:
     assert torch.equal(keeping.kept[3][0], key[0])
     assert torch.equal(keeping.kept[3][1], value[0])
     assert forgetting.kept == {}
+
+
+def test_gradients_in_16_bits_are_added_in_32() -> None:
+    """A root that 64 branches see: each adds about a unit to a sum of 64, of which bfloat16 drops what is below 1/4."""
+    draw = random.Random(0)
+    branches = [[branch, *(draw.randrange(1000) for _ in range(32))] for branch in range(64)]
+    (pack,) = pack_sequences([[7]] * 64, branches, token_budget=10_000)
+    query, key, value = (torch.zeros(1, 1, len(pack.parents), 16, dtype=torch.bfloat16) for _ in range(3))
+    value.requires_grad_()
+    # Without scores a node at depth d gives 1 / (d + 1) of its gradient to the root; 64 branches of 32, and itself.
+    TreeLayout(pack, CPU).attend(0, query, key, value, RULES["plain"]).sum().backward()
+    expected = 1 + 64 * sum(1 / (depth + 1) for depth in range(1, 33))
+    assert value.grad is not None
+    assert value.grad[0, 0, 0, 0].item() == pytest.approx(expected, rel=2**-8)
+
+
+class Operations(TorchDispatchMode):
+    """Takes down what is computed, backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket._qualified_op_name.removeprefix("aten::")
+        is_float = any(isinstance(arg, torch.Tensor) and arg.is_floating_point() for arg in args[:1])
+        self.found.add(name if name != "cumsum" or is_float else "cumsum of integers")
+        return function(*args, **(kwargs or {}))
+
+
+# On CUDA in an order that differs from run to run, by the documentation of torch.use_deterministic_algorithms;
+# index_put_ without accumulate is not among them, since nobody writes a place twice.
+UNORDERED = {"index_add", "index_add_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "put_"}
+UNORDERED |= {"index_select", "repeat_interleave", "histc", "bincount", "cumsum", "nll_loss_forward", "index_copy_"}
+
+
+def test_an_update_adds_in_the_same_order_each_time_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward pass of a pack, with the sum by segments as it is there."""
+
+    def on_cuda(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
+        total = values.new_zeros(num_segments, *values.shape[1:])
+        return total.index_put_((segments,), values, accumulate=True)
+
+    for user in (tree_attention, head):
+        monkeypatch.setattr(user, "segment_sum", on_cuda)
+    model = build("gemma2")
+    draw = random.Random(0)
+    context = [draw.randrange(3, 90) for _ in range(40)]
+    can_pack(model)
+    with Operations() as operations:
+        logprobs = sequence_logprobs(model, [context] * 2, [[1, 2, 3], [1, 4]], packing="prefix_tree")
+        torch.cat(logprobs).sum().backward()
+    assert "index_put_" in operations.found
+    assert operations.found & UNORDERED == set()
