@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from astra_accel import __version__
 from astra_accel.commands.launching import accelerate_configs
+from astra_accel.distributed.op_builds import BuildLock, find_locks
 from astra_accel.doctor.launches import Launch, look_at_launch
 from astra_accel.doctor.machine import Machine, look_at_machine
 from astra_accel.doctor.packages import FOR_DEVELOPERS, Package, find_package, pip_line, requirements
@@ -38,6 +39,21 @@ class Extra:
 
 
 @dataclass(frozen=True)
+class LockFound:
+    """A lock under which an operation is compiled, or was.
+
+    Attributes:
+        name: of the operation.
+        abandoned: surely nobody holds it; None where that can't be known.
+        advice: who holds it, and what to do.
+    """
+
+    name: str
+    abandoned: bool | None
+    advice: str
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """What was found.
 
@@ -47,6 +63,7 @@ class Diagnosis:
         extras: packages that some runs need.
         machine: processor, memory, devices.
         launches: the Accelerate configurations that come with the package.
+        build_locks: locks on DeepSpeed operations that are, or were, being compiled.
         configuration: checks of a run's YAML file; empty where none was given.
         hub: whether the model hub answered; None where it was not asked.
         problems: what keeps a run from starting; empty where nothing does.
@@ -58,6 +75,7 @@ class Diagnosis:
     extras: list[Extra]
     machine: Machine
     launches: list[Launch]
+    build_locks: list[LockFound]
     configuration: list[Check]
     hub: str | None
     problems: list[str]
@@ -90,10 +108,20 @@ def diagnose(config: Path | None = None, ask_hub: bool = False) -> Diagnosis:
         extras=[_extra(name, [find_package(one) for one in needed if one.extra == name]) for name in extras],
         machine=machine,
         launches=[look_at_launch(file, machine) for file in accelerate_configs().values()],
+        build_locks=[_lock_found(lock) for lock in find_locks()],
         configuration=checks,
         hub=_ask_hub() if ask_hub else None,
         problems=problems,
     )
+
+
+def _lock_found(lock: BuildLock) -> LockFound:
+    name = lock.path.parent.name
+    if lock.holder is not None:
+        return LockFound(name, False, f"{lock}: wait for it")
+    if lock.abandoned:
+        return LockFound(name, True, f"{lock}: a run with offload removes it, others wait for ever; {lock.command}")
+    return LockFound(name, None, f"{lock}: if none is, {lock.command}")
 
 
 def _extra(name: str, packages: list[Package]) -> Extra:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from astra_accel.doctor.diagnosis import Diagnosis
+from astra_accel.doctor.diagnosis import Diagnosis, LockFound
 from astra_accel.doctor.machine import Device, Machine
 from astra_accel.doctor.packages import Package
 
@@ -23,6 +23,7 @@ def as_text(found: Diagnosis) -> str:
                 "Launches (accelerate_configs)",
                 [(SIGNS[launch.fits], launch.name, "; ".join(launch.notes)) for launch in found.launches],
             ),
+            *_part("Builds", [(SIGNS[_is_in_order(lock)], lock.name, lock.advice) for lock in found.build_locks]),
             *_part("Configuration", [(SIGNS[check.good], check.what, check.found) for check in found.configuration]),
             *([] if found.hub is None else ["", found.hub]),
             "",
@@ -36,6 +37,10 @@ def _part(title: str, rows: Sequence[tuple[str, str, str]]) -> list[str]:
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     lines = [f"  {sign:<{widths[0]}}  {name:<{widths[1]}}  {rest}".rstrip() for sign, name, rest in rows]
     return ["", title, *lines] if rows else []
+
+
+def _is_in_order(lock: LockFound) -> bool | None:
+    return None if lock.abandoned is None else not lock.abandoned
 
 
 def _sign(package: Package) -> str:

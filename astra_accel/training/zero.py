@@ -19,6 +19,7 @@ from deepspeed.utils import (
 )
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.distributed.op_builds import build_for_offload
 from astra_accel.training.engine import Engine, Named, UpdateCheck
 from astra_accel.training.fsdp import without_hooks
 from astra_accel.training.step_module import StepModule
@@ -42,7 +43,10 @@ class ZeROEngine(Engine):
         self._scheduled = optimizer.param_groups  # whose learning rate the schedule moves
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._group_sizes = [len(group["params"]) for group in optimizer.param_groups]
-        accelerator.state.deepspeed_plugin.deepspeed_config.update(_filled(config, accelerator.num_processes))
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings.update(_filled(config, accelerator.num_processes))
+        if _offload_device(settings) != "none":
+            build_for_offload(config.optimizer)
         super().__init__(accelerator, module, optimizer, config)
         self._zero = self.prepared.optimizer
         self._whole_on_each = self.prepared.zero_optimization_stage() < 3
@@ -192,7 +196,7 @@ def check_deepspeed(accelerator: Accelerator, config: TrainingConfiguration) -> 
             "zero3_init_flag is true in the DeepSpeed configuration, which would spread the weights of frozen models "
             "that nobody gathers; expected false"
         )
-    offload = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    offload = _offload_device(settings)
     if offload != "none" and config.optimizer not in OFFLOADED_OPTIMIZERS:
         raise ValueError(
             f"training.optimizer is {config.optimizer!r}, for which Accelerate would take Adam where the DeepSpeed "
@@ -208,6 +212,11 @@ def check_deepspeed(accelerator: Accelerator, config: TrainingConfiguration) -> 
                 f"{name} is {value} in the DeepSpeed configuration, but {filled[name]} follows from training; expected "
                 f"auto, or the same"
             )
+
+
+def _offload_device(settings: Mapping[str, Any]) -> str:
+    """Where the optimizer steps; ``none`` is where the weights are."""
+    return (settings.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none")
 
 
 def _filled(config: TrainingConfiguration, num_processes: int) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What processes share, on a machine and between machines."""

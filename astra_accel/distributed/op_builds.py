@@ -1,0 +1,239 @@
+"""DeepSpeed's operations, which torch compiles at first use, under a lock that a killed build leaves behind.
+
+The lock is a file. torch waits for it to go, without a word and for ever, whoever made it. Here one process of a
+machine builds while the others wait for it; what is waited for is told; and a lock that surely nobody holds is removed.
+Where that can't be known, since another machine or container may hold it, a person has to decide.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+LOCK = "lock"
+"""torch's lock, in the folder of the operation."""
+OWN_LOCK = "astra_accel.lock"
+"""Ours beside it, of the operating system, which drops it with the process that holds it."""
+BUILDERS = {"adam": "CPUAdamBuilder", "adamw": "CPUAdamBuilder", "adagrad": "CPUAdagradBuilder"}
+"""DeepSpeed's builders of what steps optimizers on the host, by ``training.optimizer``."""
+TELL_EVERY = 30.0
+PATIENCE = 1800.0
+"""Seconds to wait for a lock of which nobody knows who holds it; a build takes one to ten minutes."""
+
+COMPILERS = ("ninja", "c++", "g++", "gcc", "cc1", "clang", "nvcc", "cicc", "ptxas", "as", "ld", "collect2")
+"""How the names of processes begin that go on for a while when the build that started them was killed."""
+LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay"}
+PRIVATE_FILE_SYSTEMS = {"overlay"}
+"""Those that a container has to itself."""
+FIRST_PROCESS_TABLE = 0xEFFFFFFC
+"""The inode of the process table that has all processes of a machine (Linux' ``PROC_PID_INIT_INO``)."""
+
+
+class BuildLockError(RuntimeError):
+    """A lock that doesn't go, and of which nobody knows who holds it."""
+
+
+@dataclass(frozen=True)
+class BuildLock:
+    """torch's lock on the build of an operation.
+
+    Attributes:
+        path: of the file.
+        seconds: since it was made.
+        holder: a process of this machine that builds; None where there is none.
+        abandoned: surely nobody holds it, on any machine.
+    """
+
+    path: Path
+    seconds: float
+    holder: int | None
+    abandoned: bool
+
+    @property
+    def command(self) -> str:
+        """What removes it."""
+        return f"rm '{self.path}'"
+
+    def __str__(self) -> str:
+        if self.holder is not None:
+            who = f"held by process {self.holder}"
+        elif self.abandoned:
+            who = "left by a build that was killed"
+        else:
+            who = "held by no process that can be seen here; another machine or container may be building"
+        return f"{self.path}, {self.seconds:.0f} s old, {who}"
+
+
+def find_lock(path: Path) -> BuildLock | None:
+    """A lock and who holds it; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    holder = _builder(path, status)
+    mine = sys.platform == "linux" and os.geteuid() in (0, status.st_uid)  # others' processes show no open files
+    return BuildLock(
+        path, max(0.0, time.time() - status.st_mtime), holder, holder is None and mine and _all_is_seen(path)
+    )
+
+
+def find_locks() -> list[BuildLock]:
+    """The locks of all operations that were ever built here."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    files = Path(root).glob(f"*/{LOCK}") if root else cache.glob(f"*/*/{LOCK}")
+    return [lock for file in sorted(files) if (lock := find_lock(file)) is not None]
+
+
+def build_for_offload(optimizer: str) -> None:
+    """Have what steps an optimizer on the host, before DeepSpeed asks for it.
+
+    Every process calls it. One of a machine builds, which takes a minute or more the first time.
+
+    Args:
+        optimizer: one of :data:`BUILDERS`.
+
+    Raises:
+        BuildLockError: see :func:`wait_for_lock`.
+        RuntimeError: it can't be built: there is no compiler, ninja or header, or the compiler failed.
+    """
+    from deepspeed.git_version_info import installed_ops
+    from deepspeed.ops import op_builder
+    from torch.utils.cpp_extension import _get_build_directory
+
+    builder = getattr(op_builder, BUILDERS[optimizer])()
+    if not installed_ops.get(builder.name, False):
+        folder = Path(_get_build_directory(builder.name, verbose=False))
+        build_alone(builder.name, folder, builder.load)
+
+
+def build_alone(name: str, folder: Path, load: Callable[[], Any]) -> None:
+    """Load an operation, which builds it where it has to, while no other process does.
+
+    Raises:
+        BuildLockError: see :func:`wait_for_lock`.
+    """
+    with _own_lock(name, folder):
+        wait_for_lock(name, folder / LOCK)
+        if (folder / f"{name}.so").exists():
+            said = f"loading {name} from {folder} takes long"
+        else:
+            said = f"DeepSpeed builds {name} in {folder}, once; a minute or more"
+            logger.info("%s", said)
+        with _telling(f"{said}. If nothing is compiled, end this and delete {folder / LOCK}"):
+            load()
+
+
+def wait_for_lock(name: str, path: Path, patience: float = PATIENCE) -> None:
+    """Wait while somebody builds; remove the lock of a build that is surely dead.
+
+    Raises:
+        BuildLockError: the lock is still there after ``patience`` seconds, and nobody is known to hold it.
+    """
+    started, told = time.monotonic(), -TELL_EVERY
+    while (lock := find_lock(path)) is not None:
+        waited = time.monotonic() - started
+        if lock.abandoned:
+            logger.warning("removing a lock on %s that nobody holds: %s", name, lock)
+            path.unlink(missing_ok=True)
+            return
+        if lock.holder is None and waited > patience:
+            raise BuildLockError(
+                f"DeepSpeed's {name} is locked for {waited:.0f} s now: {lock}. If none is, delete it: {lock.command}"
+            )
+        if waited - told >= TELL_EVERY:
+            logger.warning("waiting for a build of %s: %s", name, lock)
+            told = waited
+        time.sleep(0.2)
+
+
+@contextmanager
+def _own_lock(name: str, folder: Path) -> Iterator[None]:
+    """Let one process at a time into the block, of those that come this way."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / OWN_LOCK)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            with _telling(f"waiting for another process that builds {name} in {folder}"):
+                lock.acquire(poll_interval=0.2)
+    except (OSError, NotImplementedError) as error:  # a file system without locks: torch's own has to do
+        logger.info("%s can't be locked (%s)", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _telling(text: str) -> Iterator[None]:
+    """Say something every half a minute that the block takes."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        started = time.monotonic()
+        while not ended.wait(TELL_EVERY):
+            logger.warning("%s (%.0f s so far)", text, time.monotonic() - started)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _builder(path: Path, status: os.stat_result) -> int | None:
+    """A process that has the lock open, as torch has while it builds, or that compiles in its folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if _has_open(process, status) or _compiles_in(process, path.parent):
+                return int(process.name)
+        except OSError:  # it ended, or is another user's
+            continue
+    return None
+
+
+def _has_open(process: Path, status: os.stat_result) -> bool:
+    for file in process.joinpath("fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if os.path.samestat(file.stat(), status):
+                return True
+    return False
+
+
+def _compiles_in(process: Path, folder: Path) -> bool:
+    name = process.joinpath("comm").read_text(encoding="utf-8", errors="replace")
+    return name.startswith(COMPILERS) and process.joinpath("cwd").resolve(strict=True) == folder.resolve()
+
+
+def _all_is_seen(path: Path) -> bool:
+    """Whether every process that could use the file is one that can be seen here."""
+    kind = _file_system(path.resolve())
+    if kind in PRIVATE_FILE_SYSTEMS:
+        return True
+    return kind in LOCAL_FILE_SYSTEMS and Path("/proc/self/ns/pid").stat().st_ino == FIRST_PROCESS_TABLE
+
+
+def _file_system(path: Path) -> str:
+    """The kind of file system that a path is on."""
+    best, kind = "", ""
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        fields, _, rest = line.partition(" - ")
+        mounted = fields.split()[4].replace("\\040", " ")
+        if path.is_relative_to(mounted) and len(mounted) >= len(best):
+            best, kind = mounted, rest.split()[0]
+    return kind
