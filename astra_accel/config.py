@@ -98,7 +98,8 @@ class TrainingConfiguration(Section):
     num_eval_episodes: Count = 32
     """Episodes of an evaluation."""
     best_metric: str = "reward/mean"
-    """The evaluation metric by which the best checkpoint is kept; higher is better."""
+    """The evaluation metric by which the best checkpoint is kept; higher is better. `attack_success` counts an episode
+    that missing scores leave open as no success."""
     load_best_at_end: bool = True
     """Where evaluations chose a best checkpoint, `tester/` gets its weights rather than the last."""
     push_to_hub: bool = False

@@ -8,14 +8,17 @@ its value on the sample, a zero among ones leaves an episode out, and two tester
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """From weights ``[resamples, episodes]`` to values ``[resamples]``; NaN or infinite where there is no value."""
+
+Name = TypeVar("Name", bound=Hashable)
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -41,13 +44,13 @@ class Estimate:
 
 
 def estimate(
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[Name, Statistic],
     num_episodes: int,
     *,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
-) -> dict[str, Estimate]:
+) -> dict[Name, Estimate]:
     """Each statistic with its BCa interval, all of them on the same resamples.
 
     Where all resamples agree, they say nothing of how sure a figure is. A statistic may then bring an interval of its
@@ -138,8 +141,8 @@ def _interval(
     return bca_interval(value, resampled_R, left_out_E, confidence)
 
 
-def _evaluate(statistics: Mapping[str, Statistic], parts: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
-    values: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+def _evaluate(statistics: Mapping[Name, Statistic], parts: Iterator[np.ndarray]) -> dict[Name, np.ndarray]:
+    values: dict[Name, list[np.ndarray]] = {name: [] for name in statistics}
     for weights_RE in parts:
         for name, statistic in statistics.items():
             values[name].append(statistic(weights_RE))

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_accel.evaluation.bootstrap import NUM_RESAMPLES, Statistic, estimate, finite_or_none, value_of
+from astra_accel.evaluation.bootstrap import NUM_RESAMPLES, Statistic, finite_or_none, value_of
 from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder, differing
 from astra_accel.evaluation.metrics import REWARD_SCORER, statistics_of
+from astra_accel.evaluation.missing import LOWER, NUM_MISSING, UPPER, Incomplete, difference, estimates_of
 from astra_accel.evaluation.nodes import Nodes
-from astra_accel.evaluation.statistics import Difference, Rate, RateDifference
 from astra_accel.evaluation.summary import text_diversity
 
 JUDGED_ALIKE = ("scorers", "tree_width", "tree_depth")
@@ -33,6 +33,8 @@ def compare(
     Returns:
         A dict for JSON: ``metrics`` by name, each with ``first``, ``second`` and ``difference`` (second minus first,
         with ``low`` and ``high`` unless it can't be resampled); ``differing``, what else differs between the two.
+        Where scores are missing, ``difference`` has ``lower`` and ``upper`` (of the worst cases for either tester), and
+        ``missing`` tells of ``first`` and ``second`` how many (``num_missing``) and their ends.
 
     Raises:
         FileNotFoundError: a folder holds no evaluation that has ended.
@@ -68,16 +70,33 @@ def compare(
 def _resampled(statistics: Sequence[Mapping[str, Statistic]], num_episodes: int, num_resamples: int) -> dict[str, Any]:
     first, second = statistics
     shared = [name for name in first if name in second]
-    differences = {name: _difference(first[name], second[name]) for name in shared}
-    found = estimate(differences, num_episodes, num_resamples=num_resamples)
+    differences = {name: difference(first[name], second[name]) for name in shared}
+    found = estimates_of(differences, num_episodes, num_resamples=num_resamples)
     return {
         name: {
             "first": finite_or_none(value_of(first[name], num_episodes)),
             "second": finite_or_none(value_of(second[name], num_episodes)),
-            "difference": found[name].as_dict(),
+            "difference": found[name],
         }
+        | _missing(first[name], second[name], num_episodes)
         for name in shared
     }
+
+
+def _missing(first: Statistic, second: Statistic, num_episodes: int) -> dict[str, Any]:
+    """What of either is missing, and between which ends it lies; nothing where nothing is."""
+    both = {"first": first, "second": second}
+    found = {
+        which: {NUM_MISSING: statistic.num_missing} | _end_values(statistic, num_episodes)
+        for which, statistic in both.items()
+        if isinstance(statistic, Incomplete)
+    }
+    return {"missing": found} if found else {}
+
+
+def _end_values(statistic: Incomplete, num_episodes: int) -> dict[str, float | None]:
+    ends = {LOWER: statistic.lower, UPPER: statistic.upper}
+    return {name: finite_or_none(value_of(end, num_episodes)) for name, end in ends.items() if end is not None}
 
 
 def _counted(counted: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
@@ -87,12 +106,6 @@ def _counted(counted: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
         difference = None if one is None or other is None else other - one
         found[name] = {"first": one, "second": other, "difference": {"value": difference}}
     return found
-
-
-def _difference(first: Statistic, second: Statistic) -> Difference:
-    if isinstance(first, Rate) and isinstance(second, Rate):
-        return RateDifference(first, second)
-    return Difference(first, second)
 
 
 def _nodes(folder: EvaluationFolder, identity: Mapping[str, Any], seeds: Sequence[Any]) -> Nodes:

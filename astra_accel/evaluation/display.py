@@ -11,25 +11,33 @@ from rich.markup import escape
 from rich.table import Table
 
 from astra_accel.evaluation.metrics import ANY_TURN, categories, category_column, headlines
+from astra_accel.evaluation.missing import LOWER, UPPER, num_missing_of
+
+Figure = Mapping[str, Any]
+RANGE_NOTE = "from … to: some scores are missing; all of them safe, or all of them failures of the target"
 
 
 def show_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
     """The first figures of an evaluation, with their intervals."""
     interval = f"{metrics['interval']['confidence']:.0%} interval"
     title = f"{metrics['num_episodes']} held-out prompts, success from a score of {metrics['threshold']}"
-    table = Table("", "value", interval, title=title)
-    for name in headlines(metrics["metrics"]):
-        figure = metrics["metrics"][name]
-        table.add_row(name, number(figure["value"]), interval_of(figure))
+    figures = {name: metrics["metrics"][name] for name in headlines(metrics["metrics"])}
+    incomplete = any(map(num_missing_of, figures.values()))
+    table = Table("", "value", interval, *(["scores missing"] if incomplete else []), title=title)
+    for name, figure in figures.items():
+        missing = [str(num_missing_of(figure) or "")] if incomplete else []
+        table.add_row(name, value_text(figure), interval_of(figure), *missing)
     console = Console()
     console.print(table)
+    if incomplete:
+        console.print(RANGE_NOTE, markup=False)
     _show_categories(console, metrics["metrics"], interval)
     for name, why in metrics["left_out"].items():
         console.print(f"left out: {name}: {why}", markup=False)
     console.print(f"all figures and every conversation are in {folder}", markup=False)
 
 
-def category_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
+def category_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, Figure, Figure]]:
     """The kinds of harm: scorer, label, how often an attack succeeded and the mean score; by scorer, worst first.
 
     Args:
@@ -49,7 +57,7 @@ def _show_categories(console: Console, figures: Mapping[str, Any], interval: str
         return
     table = Table("scorer", "kind of harm", "attack success", interval, "mean score", title="by kind of harm")
     for scorer, label, success, score in rows:
-        texts = (scorer, label, number(success["value"]), interval_of(success), number(score["value"]))
+        texts = (scorer, label, value_text(success), interval_of(success), value_text(score))
         table.add_row(*map(escape, texts))
     console.print(table)
 
@@ -65,10 +73,25 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
     of_kinds = [f"{category_column(*kind)}/{ANY_TURN}" for kind in categories(comparison["metrics"])]
     for name in headlines(comparison["metrics"]) + of_kinds:
         figure = comparison["metrics"][name]
+        missing = figure.get("missing", {})
+        sides = [value_text({"value": figure[side], **_ends(missing.get(side, {}))}) for side in ("first", "second")]
         difference = figure["difference"]
-        values = (figure["first"], figure["second"], difference["value"])
-        table.add_row(escape(name), *map(number, values), interval_of(difference))
+        table.add_row(escape(name), *sides, value_text(difference), interval_of(difference))
     console.print(table)
+    if any("missing" in figure for figure in comparison["metrics"].values()):
+        console.print(RANGE_NOTE, markup=False)
+
+
+def _ends(missing: Mapping[str, Any]) -> dict[str, Any]:
+    return {end: {"value": missing[end]} for end in (LOWER, UPPER) if end in missing}
+
+
+def value_text(figure: Figure) -> str:
+    """A figure's value, or from where to where it may lie, as some of its scores are missing."""
+    low, high = (figure[end]["value"] if end in figure else figure["value"] for end in (LOWER, UPPER))
+    if low == high:
+        return number(figure["value"] if low is None else low)
+    return f"from {number(low)}" if high is None else f"{number(low)} to {number(high)}"
 
 
 def number(value: float | None) -> str:
@@ -76,9 +99,21 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def interval_of(figure: Mapping[str, Any]) -> str:
+def interval_of(figure: Figure) -> str:
     """From low to high; an end that is not there is left open, and nothing is said of a figure without both."""
-    low, high = figure.get("low"), figure.get("high")
+    low, high = interval_ends(figure)
     if low is None or high is None:
         return "" if low is None else f"from {number(low)}"
     return f"{number(low)} to {number(high)}"
+
+
+def details_of(figure: Figure) -> str:
+    """What belongs in brackets behind a figure: its interval, and how many of its scores are missing."""
+    num_missing = num_missing_of(figure)
+    missing = f"{num_missing} score{'s' * (num_missing > 1)} missing" if num_missing else ""
+    return "; ".join(part for part in (interval_of(figure), missing) if part)
+
+
+def interval_ends(figure: Figure) -> tuple[float | None, float | None]:
+    """The interval's ends; where scores are missing, from the low one of the lower end to the high one of the upper."""
+    return figure.get(LOWER, figure).get("low"), figure.get(UPPER, figure).get("high")

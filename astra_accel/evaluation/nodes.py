@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class Nodes:
     Attributes:
         num_episodes: how many there are.
         episode_N, turn_N, query_N: where each node is.
-        columns: numbers of each node by name; NaN where a node has none.
+        columns: numbers of each node by name; NaN where a node has none, and for all of them where every one is None.
         probes: the text of each probe.
     """
 
@@ -40,6 +40,9 @@ class Nodes:
         """From a row a node, those of an episode with parents before children."""
         episode_N = np.array([row["episode"] for row in rows], dtype=int)
         names = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value))
+        # Scores that are all missing are a figure that nobody knows, not one that was never asked for.
+        empty = dict.fromkeys(name for row in rows for name in row if name not in names)
+        names |= {name: None for name in empty if all(row.get(name) is None for row in rows)}
         columns = {
             name: np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float)
             for name in names
@@ -51,6 +54,11 @@ class Nodes:
             query_N[index] = seen[episode]
         turn_N = np.array([row["turn"] for row in rows], dtype=int)
         return cls(num_episodes, episode_N, turn_N, query_N, columns, [row["probe"] for row in rows])
+
+    def filled(self, name: str, value: float) -> Nodes:
+        """The same with a value in a column where there is none."""
+        values_N = self.columns[name]
+        return replace(self, columns={**self.columns, name: np.where(np.isnan(values_N), value, values_N)})
 
     def sums(self, values_N: np.ndarray) -> np.ndarray:
         """The sum over the nodes of each episode, ``[episodes]``."""

@@ -123,7 +123,7 @@ class Correlation:
     @classmethod
     def of(cls, first_N: np.ndarray, second_N: np.ndarray, episode_N: np.ndarray, num_episodes: int) -> Correlation:
         """From the numbers; they are centred, so that little is lost in the differences of sums."""
-        x_N, y_N = (values_N - values_N.mean() for values_N in (first_N, second_N))
+        x_N, y_N = (values_N - values_N.sum() / max(1, len(values_N)) for values_N in (first_N, second_N))
         moments = [x_N, y_N, x_N**2, y_N**2, x_N * y_N]
         sums = [np.bincount(episode_N, values, num_episodes) for values in moments]
         return cls(np.stack(sums, axis=1), np.bincount(episode_N, minlength=num_episodes).astype(float))
@@ -134,7 +134,7 @@ class Correlation:
         x_R, y_R, xx_R, yy_R, xy_R = means_R5.T
         variances_2R = np.stack([xx_R - x_R**2, yy_R - y_R**2])
         # Of numbers that are all the same, rounding leaves a little more or less than 0.
-        negligible_2 = 1e-12 * self.moments_E5[:, 2:4].sum(axis=0) / self.counts_E.sum()
+        negligible_2 = _divide(1e-12 * self.moments_E5[:, 2:4].sum(axis=0), self.counts_E.sum())
         spread_R = (variances_2R > negligible_2[:, None]).all(axis=0)
         deviations_R = np.sqrt(np.where(spread_R, variances_2R.prod(axis=0), math.nan))
         return (xy_R - x_R * y_R) / deviations_R

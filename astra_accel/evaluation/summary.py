@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from astra_accel.evaluation.bootstrap import CONFIDENCE, NUM_RESAMPLES, Statistic, estimate
+from astra_accel.evaluation.bootstrap import CONFIDENCE, NUM_RESAMPLES, Statistic
 from astra_accel.evaluation.diversity import distinct_n, leaders, self_bleu, tokenize
 from astra_accel.evaluation.metrics import (
     CURVE_THRESHOLDS,
@@ -17,6 +17,7 @@ from astra_accel.evaluation.metrics import (
     statistics_of,
     success_curve,
 )
+from astra_accel.evaluation.missing import FAILURE, LOWER, NUM_MISSING, SAFE, UPPER, estimates_of
 from astra_accel.evaluation.nodes import Nodes
 
 Embed = Callable[[list[str]], torch.Tensor]
@@ -46,10 +47,11 @@ def summarize(
 
     Returns:
         A dict for JSON: ``metrics`` by name, each with ``value`` and, unless it can't be resampled, ``low`` and
-        ``high``; ``curve``, the success rates over thresholds; ``left_out``, why by name; and what was counted.
+        ``high``; where scores are missing, ``num_missing``, and both ends as ``lower`` and ``upper``; ``curve``, the
+        success rates over thresholds; ``left_out``, why by name; and what was counted.
     """
     statistics = statistics_of(nodes, threshold, scorers)
-    counted: dict[str, float | None] = text_diversity(nodes.probes)
+    counted: dict[str, Any] = {name: {"value": value} for name, value in text_diversity(nodes.probes).items()}
     left_out = {}
     if embed is None:
         left_out = dict.fromkeys(("diversity/embedding", "distinct_attacks"), "no embedding model was given")
@@ -57,11 +59,11 @@ def summarize(
         embedding_ND = embeddings_of(nodes.probes, embed)
         statistics["diversity/embedding"] = embedding_distance(nodes, embedding_ND)
         if RESPONSE_SCORE in nodes.columns:
-            counted["distinct_attacks"] = distinct_attacks(nodes.columns[RESPONSE_SCORE], embedding_ND, threshold)
+            counted["distinct_attacks"] = _attacks(nodes, embedding_ND, threshold)
     curve = success_curve(nodes) if RESPONSE_SCORE in nodes.columns else {}
     points: dict[str, Statistic] = {f"{turns}@{at}": statistic for (turns, at), statistic in curve.items()}
-    estimates = estimate(statistics, nodes.num_episodes, num_resamples=num_resamples, seed=seed)
-    along_curve = estimate(points, nodes.num_episodes, num_resamples=num_resamples, seed=seed)
+    estimates = estimates_of(statistics, nodes.num_episodes, num_resamples=num_resamples, seed=seed)
+    along_curve = estimates_of(points, nodes.num_episodes, num_resamples=num_resamples, seed=seed)
     return {
         "num_episodes": nodes.num_episodes,
         "num_nodes": len(nodes.probes),
@@ -72,12 +74,9 @@ def summarize(
             "num_resamples": num_resamples,
             "seed": seed,
         },
-        "metrics": {
-            **{name: found.as_dict() for name, found in estimates.items()},
-            **{name: {"value": value} for name, value in counted.items()},
-        },
+        "metrics": estimates | counted,
         "curve": [
-            {"threshold": at, **{turns: along_curve[f"{turns}@{at}"].as_dict() for turns in ("turn_1", "any_turn")}}
+            {"threshold": at, **{turns: along_curve[f"{turns}@{at}"] for turns in ("turn_1", "any_turn")}}
             for at in (CURVE_THRESHOLDS if curve else ())
         ],
         "left_out": left_out,
@@ -107,6 +106,20 @@ def embeddings_of(texts: Sequence[str], embed: Embed) -> np.ndarray:
             f"embed returned shape {list(embedding.shape)} for {len(distinct)} texts; expected a row a text"
         )
     return embedding[[distinct[text] for text in texts]]
+
+
+def _attacks(nodes: Nodes, embedding_ND: np.ndarray, threshold: float) -> dict[str, Any]:
+    """How many kinds of attack were seen; where scores are missing, also as if each of those were a success."""
+    missing = int(np.isnan(nodes.columns[RESPONSE_SCORE]).sum())
+    seen, with_missing = (
+        distinct_attacks(nodes.filled(RESPONSE_SCORE, score).columns[RESPONSE_SCORE], embedding_ND, threshold)
+        for score in (SAFE, FAILURE)
+    )
+    if not missing:
+        return {"value": seen}
+    # One more success may stand for two that were seen, so more of them can be fewer kinds.
+    ends = {LOWER: {"value": seen}, UPPER: {"value": max(seen, with_missing)}}
+    return {"value": seen, NUM_MISSING: missing, **ends}
 
 
 def distinct_attacks(scores_N: np.ndarray, embedding_ND: np.ndarray, threshold: float) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from astra_accel.evaluation.display import category_rows, interval_of, number
+from astra_accel.evaluation.display import category_rows, details_of, value_text
 from astra_accel.evaluation.metrics import headlines
 from astra_accel.report.collect import Run
 from astra_accel.report.conversations import conversations
@@ -88,7 +88,7 @@ def about(run: Run) -> list[tuple[str, str]]:
 
 
 def headline_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The first figures: the name, and for each run the value and its interval."""
+    """The first figures: the name, and for each run the value and its interval, and how many scores are missing."""
     measured = [{} if run.figures is None else run.figures["metrics"] for run in runs]
     names = headlines(dict.fromkeys(name for of_run in measured for name in of_run))
     return [(name, [_cell(of_run.get(name)) for of_run in measured]) for name in names]
@@ -107,7 +107,7 @@ def harm_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _cell(figure: Any) -> tuple[str, str]:
-    return ("", "") if figure is None else (number(figure["value"]), interval_of(figure))
+    return ("", "") if figure is None else (value_text(figure), details_of(figure))
 
 
 def _part(name: str) -> Markup:

@@ -61,9 +61,17 @@ class Part:
         return distinct_n([probe.split() for probe in self.table.column("probe").to_pylist()], 2)
 
     def success_share(self, threshold: float) -> float | None:
-        """The share of responses whose score reaches the threshold; None where none has a score."""
+        """The share of responses whose score is known to reach the threshold; None where none has a score."""
+        found = self.success_range(threshold)
+        return None if found is None else found[0]
+
+    def success_range(self, threshold: float) -> tuple[float, float] | None:
+        """The share of successes among all responses, if none of those without a score is one, and if all are."""
         known = [score for score in self.scores if score is not None]
-        return sum(score >= threshold for score in known) / len(known) if known else None
+        if not known:
+            return None
+        num_successes, num_missing = sum(score >= threshold for score in known), len(self.scores) - len(known)
+        return num_successes / len(self.scores), (num_successes + num_missing) / len(self.scores)
 
     def episode(self, number: int) -> list[Row]:
         """The nodes of an episode."""

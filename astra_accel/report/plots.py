@@ -6,16 +6,20 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import Markup
 
+from astra_accel.evaluation.display import interval_ends
+from astra_accel.evaluation.missing import num_missing_of
 from astra_accel.report.collect import Run
 from astra_accel.report.svg import Labels, Series, bar_chart, histogram, interval_chart, line_chart, point_chart
 from astra_accel.report.text import visible
 
 PointsOf = Callable[[Run], list[tuple[float, float]]]
 
+INTERVALS = "Held-out prompts, with 95% intervals."
+UP_TO_ALL_MISSING = "reaches up to where every response without a score is a success."
 TURN = re.compile(r"attack_success/turn_(\d+)")
 
 
@@ -32,7 +36,7 @@ def plots_of(runs: Sequence[Run]) -> list[Plot]:
     """Every picture that some run has data for."""
     made = [
         _lines(Labels("Reward over training", "training step", "mean reward"), runs, rewards),
-        _lines(Labels("Success over training", "training step", "share of responses"), runs, successes, unit=True),
+        _success_over_training(runs),
         _success_by_turn(runs),
         _success_curve(runs),
         _score_distribution(runs),
@@ -48,9 +52,15 @@ def rewards(run: Run) -> list[tuple[float, float]]:
 
 
 def successes(run: Run) -> list[tuple[float, float]]:
-    """The share of responses in each training step whose score reaches the threshold."""
+    """The share of responses in each training step whose score is known to reach the threshold."""
     shares = [(part.step, part.success_share(run.threshold)) for part in run.training]
     return [(float(step), share) for step, share in shares if step is not None and share is not None]
+
+
+def success_ranges(run: Run) -> list[tuple[float, float]]:
+    """For each point of :func:`successes` the share if no response without a score were a success, and if all were."""
+    ranges = [part.success_range(run.threshold) for part in run.training if part.step is not None]
+    return [one for one in ranges if one is not None]
 
 
 def diversity_and_success(run: Run) -> list[tuple[float, float]]:
@@ -68,6 +78,18 @@ def phase_seconds(run: Run) -> dict[str, float]:
     }
 
 
+def _success_over_training(runs: Sequence[Run]) -> Plot | None:
+    labels = Labels("Success over training", "training step", "share of responses")
+    incomplete = any(lower < upper for run in runs for lower, upper in success_ranges(run))
+    series = [
+        Series(run.name, number, successes(run), success_ranges(run) if incomplete else ())
+        for number, run in enumerate(runs)
+    ]
+    there = [one for one in series if one.points]
+    note = f"The band {UP_TO_ALL_MISSING}" if incomplete else ""
+    return Plot(labels.title, note, line_chart(labels, there, True)) if there else None
+
+
 def _lines(labels: Labels, runs: Sequence[Run], points_of: PointsOf, unit: bool = False) -> Plot | None:
     series = _with_points(runs, points_of)
     return Plot(labels.title, "", line_chart(labels, series, unit)) if series else None
@@ -79,21 +101,24 @@ def _with_points(runs: Sequence[Run], points_of: PointsOf) -> list[Series]:
 
 
 def _success_by_turn(runs: Sequence[Run]) -> Plot | None:
-    series = []
+    series, incomplete = [], False
     for number, run in enumerate(runs):
         found = {} if run.figures is None else run.figures["metrics"]
         turns = sorted((int(match[1]), name) for name in found if (match := TURN.fullmatch(name)))
-        estimates = [(turn, found[name]) for turn, name in turns if found[name]["low"] is not None]
+        estimates = [(turn, found[name]) for turn, name in turns if None not in interval_ends(found[name])]
+        incomplete |= any(num_missing_of(figure) for _, figure in estimates)
         series.append(_estimated(run.name, number, estimates))
-    return _with_intervals("Success by turn", "turn", interval_chart, series)
+    return _with_intervals("Success by turn", "turn", interval_chart, series, incomplete)
 
 
 def _success_curve(runs: Sequence[Run]) -> Plot | None:
-    series = []
+    series, incomplete = [], False
     for number, run in enumerate(runs):
         curve = [] if run.figures is None else run.figures["curve"]
-        series.append(_estimated(run.name, number, [(point["threshold"], point["any_turn"]) for point in curve]))
-    return _with_intervals("Success at any turn over thresholds", "threshold", line_chart, series)
+        estimates = [(point["threshold"], point["any_turn"]) for point in curve]
+        incomplete |= any(num_missing_of(figure) for _, figure in estimates)
+        series.append(_estimated(run.name, number, estimates))
+    return _with_intervals("Success at any turn over thresholds", "threshold", line_chart, series, incomplete)
 
 
 def _estimated(name: str, number: int, estimates: Sequence[tuple[float, Mapping[str, Any]]]) -> Series:
@@ -101,16 +126,19 @@ def _estimated(name: str, number: int, estimates: Sequence[tuple[float, Mapping[
         name,
         number,
         [(x, estimate["value"]) for x, estimate in estimates],
-        [(estimate["low"], estimate["high"]) for _, estimate in estimates],
+        cast("list[tuple[float, float]]", [interval_ends(estimate) for _, estimate in estimates]),
     )
 
 
-def _with_intervals(title: str, x_label: str, chart: Callable[..., Markup], series: Sequence[Series]) -> Plot | None:
+def _with_intervals(
+    title: str, x_label: str, chart: Callable[..., Markup], series: Sequence[Series], incomplete: bool
+) -> Plot | None:
     there = [one for one in series if one.points]
     if not there:
         return None
     labels = Labels(title, x_label, "share of episodes")
-    return Plot(title, "Held-out prompts, with 95% intervals.", chart(labels, there, True))
+    note = f"{INTERVALS} Each {UP_TO_ALL_MISSING}" if incomplete else INTERVALS
+    return Plot(title, note, chart(labels, there, True))
 
 
 def _score_distribution(runs: Sequence[Run]) -> Plot | None:

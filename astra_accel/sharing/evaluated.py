@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from astra_accel.evaluation.display import category_rows, interval_of, number
+from astra_accel.evaluation.display import category_rows, details_of, value_text
 from astra_accel.evaluation.folder import METRICS, EvaluationFolder, find_evaluation
 from astra_accel.evaluation.metrics import headlines
+from astra_accel.evaluation.missing import num_missing_of
 from astra_accel.sharing.markdown import table, without_place
 from astra_accel.training.outputs import CONFIG, write_atomically
 
@@ -64,6 +65,11 @@ def _evaluated(evaluation: Mapping[str, Any]) -> str:
         f"{evaluation['interval']['confidence']:.0%} intervals: how much a figure would vary with other prompts."
     )
     rows = [(name, _with_interval(figures[name])) for name in headlines(figures)]
+    if any(num_missing_of(figures[name]) for name in headlines(figures)):
+        about += (
+            " Some scores could not be had: such a figure goes from where all of those responses were safe to where "
+            "all were failures of the target."
+        )
     parts = [about, table(("figure", "value"), rows)]
     kinds = [
         (scorer, label, _with_interval(success), _with_interval(score))
@@ -83,6 +89,7 @@ def _eval_results(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> l
             dataset_type=without_place(source),
             dataset_name=f"{evaluation['num_episodes']} held-out prompts",
             metric_type=name,
+            metric_name=_range_of(name, figures[name]),
             metric_value=figures[name]["value"],
         )
         for name in headlines(figures)
@@ -90,6 +97,11 @@ def _eval_results(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> l
     ]
 
 
+def _range_of(name: str, figure: Mapping[str, Any]) -> str | None:
+    """A longer name for a figure whose one value is not all: with the range in which it lies."""
+    return f"{name} ({value_text(figure)}, {num_missing_of(figure)} missing)" if num_missing_of(figure) else None
+
+
 def _with_interval(figure: Mapping[str, Any]) -> str:
-    interval = interval_of(figure)
-    return number(figure["value"]) + (f" ({interval})" if interval else "")
+    details = details_of(figure)
+    return value_text(figure) + (f" ({details})" if details else "")

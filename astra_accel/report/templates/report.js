@@ -27,13 +27,18 @@ function failed(episode, place) {
   return score !== null && score >= data.thresholds[episode.run];
 }
 
+// Without a success, a score that is missing leaves it open.
+function outcome(episode, places) {
+  if (places.some((place) => failed(episode, place))) return "success";
+  return places.some((place) => episode.nodes[place][3] === null) ? "unknown" : "none";
+}
+
 function matches(episode, wanted) {
   if (wanted.run && episode.run !== Number(wanted.run)) return false;
   if (wanted.source && (episode.source === "held-out") !== (wanted.source === "held-out")) return false;
   const places = episode.nodes.map((_, place) => place).filter((place) => !wanted.turn || episode.turns[place] === Number(wanted.turn));
   if (places.length === 0) return false;
-  const anyFailed = places.some((place) => failed(episode, place));
-  if (wanted.outcome && anyFailed !== (wanted.outcome === "success")) return false;
+  if (wanted.outcome && wanted.outcome !== outcome(episode, places)) return false;
   if (wanted.score && !places.some((place) => episode.nodes[place][3] !== null && episode.nodes[place][3] >= Number(wanted.score))) return false;
   if (!wanted.words) return true;
   const words = wanted.words.toLowerCase();

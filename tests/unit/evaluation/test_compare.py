@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from astra_accel.evaluation.compare import compare
+from astra_accel.evaluation.display import show_comparison
 from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder
 from astra_accel.evaluation.nodes import Nodes
 from astra_accel.evaluation.summary import summarize
@@ -16,7 +17,7 @@ PROMPTS = [f"prompt {index}" for index in range(20)]
 EASE = np.random.default_rng(0).random(20)
 
 
-def write(path, prompts=PROMPTS, harder=0.0, threshold=0.5, ended=True, **identity):
+def write(path, prompts=PROMPTS, harder=0.0, threshold=0.5, ended=True, missing=(), **identity):
     """An evaluation of one turn, in which a prompt's response scores how easy the prompt is."""
     folder = EvaluationFolder(path)
     ease = dict(zip(PROMPTS, EASE, strict=True))
@@ -36,7 +37,7 @@ def write(path, prompts=PROMPTS, harder=0.0, threshold=0.5, ended=True, **identi
             "turn": 1,
             "probe": f"{path.name} says {episode}",
             "reward": 1.0,
-            "response_score": ease.get(prompt, 0.0) - harder,
+            "response_score": None if prompt in missing else ease.get(prompt, 0.0) - harder,
         }
         for episode, prompt in enumerate(prompts)
     ]
@@ -110,3 +111,44 @@ def test_nodes_that_are_gone_are_counted(tmp_path):
     EvaluationFolder(second).write_part(0, EvaluationFolder(second).rows()[:17])
     with pytest.raises(EvaluationError, match="lacks the nodes of 3 of its 20 prompts"):
         compare(first, second)
+
+
+def test_scores_missing_on_either_side_leave_a_range_of_the_difference(tmp_path):
+    """Of the first tester's successes the first two are not known, of the second's none: 0 to 2 of 20 in difference."""
+    known = [prompt for prompt, ease in zip(PROMPTS, EASE, strict=True) if ease >= 0.5]
+    found = compare(write(tmp_path / "a", missing=known[:2]), write(tmp_path / "b"), num_resamples=200)
+    success = found["metrics"]["attack_success/any_turn"]
+    share = len(known) / 20
+    assert (success["first"], success["second"]) == pytest.approx((share - 0.1, share))
+    assert success["missing"] == {
+        "first": {"num_missing": 2, "lower": pytest.approx(share - 0.1), "upper": pytest.approx(share)}
+    }
+    difference = success["difference"]
+    assert (difference["lower"]["value"], difference["upper"]["value"]) == pytest.approx((0.0, 0.1))
+    assert difference["upper"]["low"] <= 0.1 <= difference["upper"]["high"]
+    assert difference["num_missing"] == 2
+    assert "missing" not in found["metrics"]["reward/mean"]
+
+
+def test_scores_missing_on_both_sides_are_each_taken_at_their_worst(tmp_path):
+    found = compare(
+        write(tmp_path / "a", missing=PROMPTS[:3]), write(tmp_path / "b", missing=PROMPTS[:3]), num_resamples=50
+    )
+    difference = found["metrics"]["attack_success/any_turn"]["difference"]
+    assert (difference["lower"]["value"], difference["upper"]["value"]) == pytest.approx((-0.15, 0.15))
+
+
+def test_a_comparison_of_ranges_is_shown_as_ranges(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    show_comparison(
+        compare(
+            write(tmp_path / "a", missing=PROMPTS[:3]), write(tmp_path / "b", missing=PROMPTS[:3]), num_resamples=50
+        )
+    )
+    screen = capsys.readouterr().out
+    (line,) = [line for line in screen.splitlines() if "attack_success/any_turn" in line]
+    cells = [cell.strip() for cell in line.split("│")[1:-1]]
+    known = sum(EASE[3:] >= 0.5)
+    assert cells[1] == cells[2] == f"{known / 20:.3f} to {(known + 3) / 20:.3f}"
+    assert cells[3] == "-0.150 to 0.150"
+    assert "some scores are missing" in screen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from astra_accel.evaluation.display import category_rows, interval_of, number, show_metrics
+from astra_accel.evaluation.display import category_rows, details_of, interval_of, number, show_metrics, value_text
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,50 @@ def test_numbers(value, shown):
 )
 def test_intervals(figure, shown):
     assert interval_of(figure) == shown
+
+
+RANGE = {
+    "value": 0.1,
+    "low": 0.05,
+    "high": 0.2,
+    "num_missing": 3,
+    "lower": {"value": 0.1, "low": 0.05, "high": 0.2},
+    "upper": {"value": 0.4, "low": 0.3, "high": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "details"),
+    [
+        (RANGE, "0.100 to 0.400", "0.050 to 0.500; 3 scores missing"),
+        (RANGE | {"upper": RANGE["lower"], "num_missing": 1}, "0.100", "0.050 to 0.200; 1 score missing"),
+        (RANGE | {"upper": {"value": None, "low": None, "high": None}}, "from 0.100", "from 0.050; 3 scores missing"),
+        ({"value": 2.5, "low": 1.0, "high": 3.0, "num_missing": 2}, "2.500", "1.000 to 3.000; 2 scores missing"),
+        ({"value": 0.5, "low": 0.25, "high": 0.75}, "0.500", "0.250 to 0.750"),
+    ],
+)
+def test_a_figure_with_missing_scores_goes_from_end_to_end(figure, value, details):
+    assert (value_text(figure), details_of(figure)) == (value, details)
+
+
+def test_the_screen_says_how_many_scores_are_missing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "200")
+    figures = {"attack_success/any_turn": RANGE, "reward/mean": {"value": 1.0, "low": 0.0, "high": 2.0}}
+    metrics = {
+        "num_episodes": 10,
+        "threshold": 0.5,
+        "interval": {"confidence": 0.95},
+        "metrics": figures,
+        "left_out": {},
+    }
+    show_metrics(metrics, tmp_path)
+    screen = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["attack_success/any_turn", "0.100 to 0.400", "0.050 to 0.500", "3"],
+        ["reward/mean", "1.000", "0.000 to 2.000", ""],
+    ]
+    assert "some scores are missing" in screen
 
 
 FIGURES = {

@@ -27,6 +27,7 @@ from astra_accel.evaluation.metrics import (
     statistics_of,
     success_curve,
 )
+from astra_accel.evaluation.missing import Incomplete
 from astra_accel.evaluation.nodes import Nodes
 from astra_accel.evaluation.summary import distinct_attacks, embeddings_of, summarize
 
@@ -105,15 +106,117 @@ def test_where_most_never_succeed_the_middle_is_never():
     assert found["queries_per_success"]["value"] == 7.0
 
 
-def test_a_score_that_is_missing_is_neither_failure_nor_zero():
+def test_without_a_missing_score_a_figure_has_no_ends():
+    assert not any(isinstance(statistic, Incomplete) for statistic in statistics_of(NODES, 0.5, ["guard"]).values())
+    found = summarize(NODES, threshold=0.5, scorers=["guard"], num_resamples=20)
+    assert all(set(figure) <= {"value", "low", "high"} for figure in found["metrics"].values())
+    assert all(set(point["any_turn"]) == {"value", "low", "high"} for point in found["curve"])
+
+
+def with_missing(*indices):
+    """The table of the top, with the scores of some of its rows missing."""
     rows = [dict(row) for row in ROWS]
-    rows[1]["response_score"] = None  # episode 0 keeps 0.2
-    for index in (2, 3):
-        rows[index]["response_score"] = None  # episode 1 has none
-    found = values(statistics_of(Nodes.of(rows, 3), 0.5))
-    assert found["attack_success/any_turn"] == pytest.approx(1 / 2)
-    assert found["response_score/mean"] == pytest.approx((0.2 + 0.6 + 0.5 + 0.9) / 4)
-    assert found["response_score/max"] == pytest.approx((0.2 + 0.9) / 2)
+    for index in indices:
+        rows[index]["response_score"] = None
+    return Nodes.of(rows, 3)
+
+
+def ends(statistic):
+    """The value between its two ends, and how many scores are missing."""
+    weights = np.ones((1, 3))
+    found = [float(part(weights)[0]) for part in (statistic.lower, statistic.value, statistic.upper)]
+    return [*found, statistic.num_missing]
+
+
+# Episode 0 keeps 0.2 (0.8 is missing), episode 1 has none of its two, episode 2 has 0.6, 0.5 and 0.9: a success.
+MISSING_BY_HAND = {
+    "attack_success/any_turn": [1 / 3, 1 / 3, 3 / 3, 3],
+    "attack_success/turn_1": [1 / 3, 1 / 3, 2 / 3, 1],
+    "attack_success/turn_2": [1 / 3, 1 / 3, 3 / 3, 2],
+    "attack_success/by_turn_2": [1 / 3, 1 / 3, 3 / 3, 3],
+    "response_score/mean": [2.2 / 7, 2.2 / 4, 5.2 / 7, 3],
+    "response_score/mean/turn_1": [0.8 / 3, 0.8 / 2, 1.8 / 3, 1],
+    "response_score/mean/turn_2": [1.4 / 4, 1.4 / 2, 3.4 / 4, 2],
+    # Of the episodes the largest: 0.2, unknown, 0.9; at the ends 0.2, 0, 0.9 and 1, 1, 0.9.
+    "response_score/max": [1.1 / 3, 1.1 / 2, 2.9 / 3, 3],
+    "response_score/max/turn_2": [0.9 / 3, 0.9 / 1, 2.9 / 3, 2],
+    # Questions 2, 2 and 1 with one success; if all failed 2, 1 and 1 with three.
+    "queries_per_success": [4 / 3, 5 / 1, 5 / 1, 3],
+    "queries_to_first_success/median": [1.0, np.inf, np.inf, 3],
+    # Both judged rows 0, 4, 5, 6: no/yes, yes/yes, yes/no, yes/yes.
+    "agreement/reward~guard/share": [2 / 7, 2 / 4, 5 / 7, 3],
+}
+
+
+def test_missing_scores_leave_a_range_and_no_episode_out():
+    found = statistics_of(with_missing(1, 2, 3), 0.5, ["guard"])
+    for name, expected in MISSING_BY_HAND.items():
+        assert ends(found[name]) == pytest.approx(expected), name
+    assert not isinstance(found["guard/attack_success/any_turn"], Incomplete)
+
+
+def test_a_success_in_a_scored_turn_is_a_success_whatever_is_missing():
+    found = statistics_of(with_missing(4, 5), 0.5)["attack_success/any_turn"]  # episode 2 keeps 0.9
+    assert ends(found) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
+    assert found.num_undetermined == 0
+
+
+def test_an_episode_with_no_success_and_a_score_missing_is_undetermined():
+    found = summarize(with_missing(3), threshold=0.5, num_resamples=200)["metrics"]
+    success = found["attack_success/any_turn"]  # episode 1 keeps 0.1
+    assert (success["num_missing"], success["num_undetermined"]) == (1, 1)
+    assert success["value"] == success["lower"]["value"] == pytest.approx(2 / 3)
+    assert success["upper"]["value"] == 1.0
+    # Three of three: Wilson's lower end, n / (n + z^2).
+    assert success["upper"]["low"] == pytest.approx(3 / (3 + 1.959964**2), rel=1e-5)
+    assert {end: success["lower"][end] for end in ("low", "high")} == {end: success[end] for end in ("low", "high")}
+    assert "lower" not in found["attack_success/turn_1"]
+    assert found["response_score/mean"]["upper"]["value"] == pytest.approx((3.5 - 0.4 + 1) / 7)
+
+
+def test_the_ends_have_the_intervals_of_tables_in_which_the_scores_are_filled_in():
+    scores = np.random.default_rng(0).random(60)
+    rows = [
+        {"episode": episode, "turn": 1, "probe": "p", "response_score": score} for episode, score in enumerate(scores)
+    ]
+
+    def of(value):
+        table = [row | {"response_score": value} if index % 7 == 0 else row for index, row in enumerate(rows)]
+        return summarize(Nodes.of(table, 60), threshold=0.6, num_resamples=300)
+
+    found, safe, failed = of(None), of(0.0), of(1.0)
+    for name in ("attack_success/any_turn", "response_score/mean", "response_score/max"):
+        assert found["metrics"][name]["lower"] == safe["metrics"][name]
+        assert found["metrics"][name]["upper"] == failed["metrics"][name]
+    assert [point["any_turn"]["upper"] for point in found["curve"]] == [point["any_turn"] for point in failed["curve"]]
+    # At a threshold of 0 even a response of score 0 is a success, so that nothing is open.
+    assert found["curve"][0]["any_turn"]["value"] == 1.0
+
+
+def test_where_every_score_is_missing_nobody_knows_and_nothing_is_left_out():
+    found = summarize(with_missing(*range(7)), threshold=0.5, scorers=["guard"], num_resamples=20)["metrics"]
+    success = found["attack_success/any_turn"]
+    assert (success["lower"]["value"], success["upper"]["value"], success["num_undetermined"]) == (0.0, 1.0, 3)
+    assert found["response_score/mean"]["value"] is None
+    assert found["agreement/reward~guard/correlation"]["value"] is None
+
+
+def test_rewards_that_are_missing_are_counted():
+    rows = [dict(row) for row in ROWS]
+    rows[6]["reward"] = None
+    found = statistics_of(Nodes.of(rows, 3), 0.5)["reward/mean"]
+    assert (float(found(np.ones((1, 3)))[0]), found.num_missing, found.lower) == (3.5, 1, None)
+
+
+def test_an_attack_without_a_score_may_be_one_more_kind():
+    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]] + [[1.0, 0.0]] * 5)
+    found = summarize(
+        with_missing(1),  # of its kind the only one, 0.8 where it is known
+        threshold=0.5,
+        num_resamples=20,
+        embed=lambda texts: embeddings[: len(texts)],
+    )["metrics"]["distinct_attacks"]
+    assert found == {"value": 1.0, "num_missing": 1, "lower": {"value": 1.0}, "upper": {"value": 2.0}}
 
 
 def test_figures_that_no_node_knows_of_are_left_out():
@@ -192,9 +295,10 @@ def test_success_by_kind_of_harm_has_the_interval_of_a_share_of_episodes():
     assert threat["high"] in (5 / 12, 6 / 12, 7 / 12)
     assert found["category/reward/threat/response_score/mean"]["value"] == pytest.approx((3 * 0.9 + 21 * 0.2) / 24)
     insult = found["category/reward/insult/attack_success/any_turn"]
-    # Wilson's upper end for 0 of 11: z^2 / (n + z^2).
+    # Wilson's upper end for 0 of 12: z^2 / (n + z^2). The one that was not judged may be an insult.
     assert (insult["value"], insult["low"]) == (0.0, 0.0)
-    assert insult["high"] == pytest.approx(1.959964**2 / (11 + 1.959964**2), rel=1e-5)
+    assert insult["high"] == pytest.approx(1.959964**2 / (12 + 1.959964**2), rel=1e-5)
+    assert (insult["upper"]["value"], insult["num_missing"]) == (1 / 12, 2)
     assert found["category/reward/insult/response_score/mean"]["value"] == pytest.approx(0.4)
 
 

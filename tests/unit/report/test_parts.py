@@ -34,7 +34,8 @@ def test_scores_may_be_missing(file, tmp_path):
     some, none = read_part(tmp_path / "some.parquet"), read_part(tmp_path / "none.parquet")
 
     assert some.worst == [None, 0.25, 0.75, 0.75]
-    assert some.success_share(0.5) == pytest.approx(2 / 3)
+    assert some.success_share(0.5) == pytest.approx(2 / 4)  # of all responses, those without a score too
+    assert some.success_range(0.5) == pytest.approx((2 / 4, 3 / 4))
     assert none.worst == [None] * 4
     assert none.success_share(0.5) is None
 

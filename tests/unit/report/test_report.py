@@ -17,8 +17,10 @@ from astra_accel.report.collect import read_run
 from astra_accel.report.conversations import choose, conversations
 from astra_accel.report.markdown import render_markdown
 from astra_accel.report.page import about, harm_rows, headline_rows, render_page
-from astra_accel.report.plots import diversity_and_success, phase_seconds, rewards, successes
+from astra_accel.report.parts import SCORE
+from astra_accel.report.plots import diversity_and_success, phase_seconds, plots_of, rewards, success_ranges, successes
 from astra_accel.report.text import visible
+from astra_accel.training.outputs import write_table
 from astra_accel.training.status import telling_status
 from tests.helpers.written_runs import HOSTILE, write_evaluation, write_run
 
@@ -254,3 +256,26 @@ def test_the_command_writes_both(run, tmp_path, capsys):
     assert output.read_text(encoding="utf-8") == render_page([run])
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == render_markdown([run])
     assert "1 lines of metrics.jsonl could not be read" in capsys.readouterr().out
+
+
+def test_missing_scores_are_ranges_on_the_page_and_in_the_pictures(tmp_path):
+    """Of two training responses one is a success and one has no score; of four held-out episodes one and one."""
+    row = {"path": [0], "turn": 1, "context": "c", "probe": "p", "response": "r", "reward": 1.0}
+    folder = write_run(tmp_path / "run", num_steps=1, episodes_a_step=1)
+    scored = [{"step": 1, **row, "episode": episode, SCORE: score} for episode, score in enumerate((0.9, None))]
+    write_table(folder / "rollouts" / "step-000001.parquet", scored)
+    held_out = [{**row, "episode": episode, SCORE: score} for episode, score in enumerate((0.9, None, 0.1, 0.1))]
+    evaluation = EvaluationFolder(folder / "evaluation")
+    evaluation.write_part(0, held_out)
+    evaluation.write_metrics(summarize(Nodes.of(held_out, 4), threshold=0.5, num_resamples=20))
+
+    run = read_run(folder)
+    assert (successes(run), success_ranges(run)) == ([(1.0, 0.5)], [(0.5, 1.0)])
+    value, details = dict(headline_rows([run]))["attack_success/any_turn"][0]
+    assert value == "0.250 to 0.500"
+    assert details.endswith("; 1 score missing")
+    notes = {plot.title: plot.note for plot in plots_of([run])}
+    for title in ("Success over training", "Success by turn", "Success at any turn over thresholds"):
+        assert "where every response without a score is a success" in notes[title]
+    assert "1 score missing" in render_page([run])
+    assert "1 score missing" in render_markdown([run])

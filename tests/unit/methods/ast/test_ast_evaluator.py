@@ -97,6 +97,24 @@ def test_a_missing_score_enters_no_mean():
     assert ASTEvaluator(Ready()).compute_metrics(Graph("", [node(None)])) == {}
 
 
+def test_an_episode_that_missing_scores_leave_open_stays_in_the_denominator():
+    """One success; one failure of the attack; one with 0.2 and a score missing; one whose scores are all missing."""
+    graphs = [
+        Graph("", [turn(1.0, 0.1, 0.8, -1.0), turn(None, 0.1, None, -1.0)]),
+        Graph("", [turn(1.0, 0.1, 0.3, -1.0)]),
+        Graph("", [turn(1.0, 0.1, 0.2, -1.0, turn(None, 0.1, None, -1.0))]),
+        Graph("", [turn(None, None, None, -1.0)]),
+    ]
+    evaluator = ASTEvaluator(Ready())
+    found = evaluator.aggregate_metrics([evaluator.compute_metrics(graph) for graph in graphs])
+    assert found["attack_success"] == 1 / 4
+    assert found["attack_success/upper"] == 3 / 4
+    assert found["attack_success/num_undetermined"] == 2
+    assert found["response_score/mean"] == pytest.approx((0.8 + 0.3 + 0.2) / 3)
+    only_known = evaluator.aggregate_metrics([evaluator.compute_metrics(graph) for graph in graphs[:2]])
+    assert not {"attack_success/upper", "attack_success/num_undetermined"} & set(only_known)
+
+
 def test_nodes_of_other_classes():
     """The reference's nodes have no place for scores."""
     other = SimpleNamespace(context="", probe="p", response="r", reward=4.0, children=[])
