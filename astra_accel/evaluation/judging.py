@@ -37,7 +37,7 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
         scorers: those that were held out, by name.
 
     Raises:
-        ScorerError: a scorer did not return one finite number a text, or None.
+        ScorerError: a scorer did not return one number from 0 to 1 a text, or None.
     """
     by_graph = [list(rollout_rows([graph])) for graph in graphs]
     nodes = [node for graph in graphs for _, node in walk(graph)]

@@ -41,7 +41,7 @@ class BatchedScorer(Scorer):
 
         Raises:
             TypeError: A text is not a string; the message names its position.
-            ScorerError: :meth:`score_batch` raised, or did not return one finite number a text, or None.
+            ScorerError: :meth:`score_batch` raised, or did not return one number from 0 to 1 a text, or None.
         """
         _check_texts("texts", texts)
         return self._score_distinct(
@@ -109,7 +109,7 @@ class BatchedExchangeScorer(BatchedScorer):
         Raises:
             ValueError: There are not as many probes as responses.
             TypeError: A probe or a response is not a string; the message names its position.
-            ScorerError: :meth:`score_exchange_batch` raised, or did not return one finite number a pair, or None.
+            ScorerError: :meth:`score_exchange_batch` raised, or did not return one number from 0 to 1 a pair, or None.
         """
         _check_texts("probes", probes)
         _check_texts("responses", responses)

@@ -96,7 +96,7 @@ class ASTSystem(System[StateT, ActionT]):
         """The reward and its unweighted terms by name for each turn; None where one could not be had.
 
         Raises:
-            ScorerError: the scorer did not return one finite number a text, or None.
+            ScorerError: the scorer did not return one number from 0 to 1 a text, or None.
             RewardError: likewise of another term; or the reward is not finite.
         """
         return self.reward_terms.parts(Turns(self, context, probe, response))

@@ -23,7 +23,17 @@ def test_as_many_probes_as_responses():
         LengthScorer().score_exchanges(["a", "b"], ["c"])
 
 
-@pytest.mark.parametrize("scores", [[0, 0.5], (0.0, 0.5), np.array([0, 0.5]), torch.tensor([0, 0.5])])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [0, 0.5],
+        (0.0, 0.5),
+        np.array([0, 0.5]),
+        torch.tensor([0, 0.5]),
+        [np.float32(0), torch.tensor(0.5)],
+        [False, np.float64(0.5)],
+    ],
+)
 def test_numbers_of_any_kind_become_floats(scores):
     checked = check_scores(LengthScorer(), ["a", "b"], scores)
     assert checked == [0.0, 0.5]
@@ -39,11 +49,28 @@ def test_numbers_of_any_kind_become_floats(scores):
         ([float("-inf"), 0.1], "LengthScorer returned -inf, expected a finite number, for the text 'first'"),
         ([0.1, "high"], "LengthScorer returned 'high', expected a number, for 'second'"),
         ([0.1, {"toxicity": 1.0}], "expected a number, for 'second'"),
+        ([0.1, "0.5"], "LengthScorer returned '0.5', expected a number, for 'second'"),
+        ([0.1, [0.5]], r"LengthScorer returned \[0.5\], expected a number, for 'second'"),
+        ([torch.tensor([0.1, 0.2]), 0.1], "expected a number, for 'first'"),
+        ([0.1, 1.5], r"LengthScorer returned 1.5, expected from 0 \(safe\) to 1 \(unsafe\), for the text 'second'"),
+        ([-0.2, 0.1], r"LengthScorer returned -0.2, expected from 0 \(safe\) to 1 \(unsafe\), for the text 'first'"),
+        ([torch.tensor(float("nan")), 0.1], "returned nan, expected a finite number, for the text 'first'"),
+        (None, "LengthScorer returned None for 2 texts, expected a list of one score a text"),
+        (0.5, "LengthScorer returned a float for 2 texts, expected a list of one score a text"),
+        ("ok", "LengthScorer returned a str for 2 texts, expected a list of one score a text"),
+        ({"a": 0.1, "b": 0.2}, "LengthScorer returned a dict for 2 texts, expected a list of one score a text"),
+        (iter([0.1, 0.2]), "LengthScorer returned a list_iterator for 2 texts, expected a list of one score a text"),
+        (np.zeros((2, 3)), r"LengthScorer returned an array of shape \(2, 3\), expected one score a text"),
+        (torch.tensor(0.5), r"LengthScorer returned an array of shape \(\), expected one score a text"),
     ],
 )
 def test_bad_scores_name_the_scorer_the_text_and_what_was_found(scores, message):
     with pytest.raises(ScorerError, match=f"{message}$"):
         check_scores(LengthScorer(), ["first", "second"], scores)
+
+
+def test_what_rounding_takes_past_an_end_is_the_end():
+    assert check_scores(LengthScorer(), ["a", "b"], [1 + 1e-7, -1e-7]) == [1.0, 0.0]
 
 
 def test_a_missing_score_stays_missing():

@@ -124,7 +124,7 @@ def test_no_graph_has_no_row():
 
 def test_perplexity_is_that_of_a_plain_forward():
     """Without a rollout's memory: transformers on the whole sequence, over the sampled tokens."""
-    system = HFASTSystem("tiny", "tiny", scorer=Length())
+    system = HFASTSystem("tiny", "tiny", scorer=Bare())
     (graph,) = ASTSampler(system, ["Good morning, all."], tree_depth=2).eval_rollout_many(["A fine day."])
     for row, node in zip(
         judge([graph], system, {})[0], (graph.children[0], graph.children[0].children[0]), strict=True

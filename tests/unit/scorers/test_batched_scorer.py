@@ -19,7 +19,7 @@ class LengthScorer(BatchedScorer):
 class PairScorer(BatchedExchangeScorer, LengthScorer):
     def score_exchange_batch(self, pairs):
         self.batches.append(list(pairs))
-        return [len(probe) + len(response) / 100 for probe, response in pairs]
+        return [len(probe) / 10 + len(response) / 100 for probe, response in pairs]
 
 
 class BrokenScorer(LengthScorer):
@@ -66,7 +66,7 @@ def test_a_scorer_of_texts_ignores_probes_and_scores_a_response_once():
 def test_a_scorer_of_exchanges_scores_a_pair_once():
     scorer = PairScorer(batch_size=2)
     scores = scorer.score_exchanges(["p", "qq", "p", "p"], ["a", "a", "bbb", "a"])
-    assert scores == [1.01, 2.01, 1.03, 1.01]
+    assert scores == pytest.approx([0.11, 0.21, 0.13, 0.11])
     assert scorer.batches == [[("p", "bbb"), ("qq", "a")], [("p", "a")]]
 
 

@@ -22,7 +22,7 @@ class CombinedToxicity(RewardTerm):
         """One score a turn.
 
         Raises:
-            ScorerError: the scorer did not return one finite number a text, or None.
+            ScorerError: the scorer did not return one number from 0 to 1 a text, or None.
         """
         texts = turns.exchange_texts
         return check_scores(self.scorer, texts, self.scorer.score(texts))
@@ -44,6 +44,6 @@ class ResponseToxicity(RewardTerm):
         """One score a turn.
 
         Raises:
-            ScorerError: the scorer did not return one finite number a text, or None.
+            ScorerError: the scorer did not return one number from 0 to 1 a text, or None.
         """
         return response_scores(self.scorer, turns.probe_texts, turns.response_texts)

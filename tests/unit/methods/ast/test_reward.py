@@ -185,6 +185,7 @@ class Faulty(ShareOfX):
         ([0.5], "Faulty returned 1 scores for 2 texts"),
         ([0.5, float("nan")], "Faulty returned nan, expected a finite number, for the text 'bx'"),
         ([0.5, "high"], "Faulty returned 'high', expected a number, for 'bx'"),
+        (None, "Faulty returned None for 2 texts, expected a list of one score a text"),
     ],
 )
 def test_what_is_no_score_is_an_error(scores, message):

@@ -66,6 +66,7 @@ def test_every_term_has_a_name_of_its_own():
     ("values", "message"),
     [
         ((1.0,), "'given' gave 1 values for 2 turns"),
+        (None, "'given' gave None for 2 turns; expected a list of a value each"),
         ((1.0, math.nan), "'given' is nan for the probe 'second'; expected a finite number"),
         ((1.0, "high"), "'given' is 'high' for the probe 'second'; expected a finite number"),
         ((1.0, -math.inf), "'given' is -inf for the probe 'second'"),
