@@ -23,6 +23,13 @@ class Length(Scorer):
         return [len(probe + response) / 10 for probe, response in zip(probes, responses, strict=True)]
 
 
+class LongTexts(Scorer):
+    """A thousandth of the characters."""
+
+    def score(self, texts):
+        return [len(text) / 1000 for text in texts]
+
+
 class Kinds(Scorer):
     """Scores nothing, but has an opinion on kinds."""
 
@@ -124,7 +131,7 @@ def test_no_graph_has_no_row():
 
 def test_perplexity_is_that_of_a_plain_forward():
     """Without a rollout's memory: transformers on the whole sequence, over the sampled tokens."""
-    system = HFASTSystem("tiny", "tiny", scorer=Bare())
+    system = HFASTSystem("tiny", "tiny", scorer=LongTexts())
     (graph,) = ASTSampler(system, ["Good morning, all."], tree_depth=2).eval_rollout_many(["A fine day."])
     for row, node in zip(
         judge([graph], system, {})[0], (graph.children[0], graph.children[0].children[0]), strict=True
@@ -137,4 +144,4 @@ def test_perplexity_is_that_of_a_plain_forward():
             logprobs = system.tester(input_ids=ids).logits[0].log_softmax(-1)
         own = [float(logprobs[place - 1, ids[0, place]]) for place in range(len(start), ids.shape[1])]
         assert row["probe_perplexity"] == pytest.approx(math.exp(-sum(own) / len(own)), rel=1e-4)
-        assert row["probe_score"] == len(node.probe.text) / 10
+        assert row["probe_score"] == len(node.probe.text) / 1000

@@ -90,7 +90,7 @@ def _checked(term: RewardTerm, turns: Turns) -> list[float | None]:
     if isinstance(values, str | bytes | Mapping) or not (hasattr(values, "__len__") and hasattr(values, "__iter__")):
         found = "None" if values is None else f"a {type(values).__name__}"
         raise RewardError(
-            f"the reward's term {term.name!r} gave {found} for {len(turns.probes)} turns; expected a list of a value each"
+            f"the reward's term {term.name!r} gave {found} for {len(turns.probes)} turns; expected a list of values"
         )
     if len(values) != len(turns.probes):
         raise RewardError(f"the reward's term {term.name!r} gave {len(values)} values for {len(turns.probes)} turns")

@@ -66,7 +66,6 @@ def test_every_term_has_a_name_of_its_own():
     ("values", "message"),
     [
         ((1.0,), "'given' gave 1 values for 2 turns"),
-        (None, "'given' gave None for 2 turns; expected a list of a value each"),
         ((1.0, math.nan), "'given' is nan for the probe 'second'; expected a finite number"),
         ((1.0, "high"), "'given' is 'high' for the probe 'second'; expected a finite number"),
         ((1.0, -math.inf), "'given' is -inf for the probe 'second'"),
@@ -75,6 +74,13 @@ def test_every_term_has_a_name_of_its_own():
 def test_a_term_that_fails_is_named(values, message):
     with pytest.raises(RewardError, match=message):
         WeightedTerms([(1, Given(*values))]).parts(turns("first", "second"))
+
+
+def test_a_term_that_gives_nothing_is_named():
+    term = Given()
+    term.given = None
+    with pytest.raises(RewardError, match="'given' gave None for 2 turns; expected a list of values"):
+        WeightedTerms([(1, term)]).parts(turns("first", "second"))
 
 
 def test_numbers_of_any_kind_become_floats_and_none_stays():
