@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,19 +20,25 @@ def load_attribute(module: str, name: str, locations: Mapping[str, str]) -> Any:
     return load(locations[name])
 
 
-def load_named(registry: Mapping[str, str], name: str, what: str, options: Mapping[str, Any]) -> Any:
+def load_named(
+    registry: Mapping[str, str], name: str, what: str, options: Mapping[str, Any], field: str | None = None
+) -> Any:
     """The class that a registry has under a name, once it is sure to take the options.
 
+    Args:
+        registry: locations by name.
+        name: to be looked up.
+        what: the registry holds.
+        options: arguments for the class.
+        field: where the options stand in a configuration; None is ``<what>.options``.
+
     Raises:
-        ValueError: no such name, or the class takes no such option; says what there is.
+        ValueError: no such name, or the class takes no such option, or not with such a value; says what there is.
     """
     if name not in registry:
         raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(registry)}")
     cls = load(registry[name])
-    accepted = [parameter for parameter in inspect.signature(cls).parameters if parameter != "system"]
-    unknown = [option for option in options if option not in accepted]
-    if unknown:
-        raise ValueError(
-            f"{what} {name!r} takes no option {', '.join(map(repr, unknown))}; expected {', '.join(accepted)}"
-        )
+    from astra_accel.arguments import check_options  # pydantic takes a while to import
+
+    check_options(cls, options, f"{what} {name!r}", field or f"{what}.options")
     return cls

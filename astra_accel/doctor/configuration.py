@@ -56,7 +56,7 @@ def _checks(config: RunConfiguration) -> Iterator[Check]:
     scorers = {"scorer": config.scorer}
     scorers |= {f"evaluation.scorers.{name}": scorer for name, scorer in config.evaluation.scorers.items()}
     for what, scorer in scorers.items():
-        yield _look(what, partial(_scorer, scorer))
+        yield _look(what, partial(_scorer, scorer, what))
     yield _look("reward", partial(_novelty, config.reward))
     yield _look("algorithm", partial(_algorithm, config))
     if config.training.log_with:
@@ -105,12 +105,11 @@ def _prompts(source: PromptSource, name: str, loaded: dict[str, list[str]]) -> s
     return f"{len(loaded[name])} prompts of {source.source}, split {source.split}"
 
 
-def _scorer(scorer: ScorerConfiguration) -> str:
+def _scorer(scorer: ScorerConfiguration, field: str) -> str:
     """Not made, since that may load its weights: its class, its options, and the packages of its extra."""
-    from astra_accel.lazy import load_named
-    from astra_accel.scorers import SCORERS
+    from astra_accel.scorers import check_scorer
 
-    load_named(SCORERS, scorer.name, "scorer", scorer.options)
+    check_scorer(scorer.name, scorer.options, field)
     _check_extra(scorer.name, scorer.name)
     return f"{scorer.name} takes these options and has what it needs"
 

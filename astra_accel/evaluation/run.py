@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from astra_accel.algorithms import build_algorithm
 from astra_accel.config import ConfigurationError, RunConfiguration
 from astra_accel.evaluation.display import show_metrics
 from astra_accel.evaluation.diversity import tokenize
@@ -19,12 +20,12 @@ from astra_accel.evaluation.loop import check_seeds
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
 from astra_accel.methods.ast.evaluator import ASTEvaluator, check_scorer_names
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
-from astra_accel.scorers import build_scorer
+from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.evaluated import update_card
 from astra_accel.sharing.folders import README
 from astra_accel.training.distributed import end_together, make_accelerator
 from astra_accel.training.outputs import TESTER
-from astra_accel.training.run import MISTAKES, Prompts, build_sampler
+from astra_accel.training.run import MISTAKES, Prompts, build_sampler, check_models
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,13 @@ def build_evaluator(
     """
     check_scorer_names(config.evaluation.scorers)
     tokenize([])  # sacrebleu is asked for now, not after the rollouts
+    # All mistakes come before the first weights, those of scorers too.
+    build_algorithm(config.algorithm.name, None, **config.algorithm.options)
+    check_scorer(config.scorer.name, config.scorer.options)
+    for name, scorer in config.evaluation.scorers.items():
+        check_scorer(scorer.name, scorer.options, f"evaluation.scorers.{name}")
+    evaluated = with_tester(config, tester)
+    files = check_models(evaluated, prompts)
     scorers = {
         name: build_scorer(scorer.name, **{"device": accelerator.device, **scorer.options})
         for name, scorer in config.evaluation.scorers.items()
@@ -68,7 +76,7 @@ def build_evaluator(
         if model is None
         else SentenceEmbedder(model, device=accelerator.device, field="evaluation.embedding_model")
     )
-    sampler = build_sampler(with_tester(config, tester), accelerator.device, prompts)
+    sampler = build_sampler(evaluated, accelerator.device, prompts, files)
     sampler.eval_width = config.evaluation.tree_width
     return ASTEvaluator(
         sampler,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from astra_accel.lazy import load_attribute, load_named
@@ -23,6 +24,7 @@ __all__ = [
     "LlamaGuardScorer",
     "ProfanityScorer",
     "build_scorer",
+    "check_scorer",
 ]
 
 SCORERS: dict[str, str] = {
@@ -43,16 +45,31 @@ def build_scorer(name: str, *, device: str | torch.device, **options: Any) -> Sc
         options: The scorer's other arguments, by name.
 
     Raises:
-        ValueError: No scorer of that name, an option that it does not have, or one that it needs is missing.
+        ValueError: As :func:`check_scorer`.
     """
-    scorer_class = load_named(SCORERS, name, "scorer", options)
-    parameters = inspect.signature(scorer_class).parameters
-    if "device" in parameters:
+    scorer_class = check_scorer(name, options)
+    if "device" in inspect.signature(scorer_class).parameters:
         options["device"] = device
-    for option, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and option not in options:
-            raise ValueError(f"scorer {name!r} needs the option {option!r}")
     return scorer_class(**options)
+
+
+def check_scorer(name: str, options: Mapping[str, Any], field: str = "scorer") -> type[Scorer]:
+    """The class of a scorer, once it is sure to take the options. None is made, since that may load its weights.
+
+    Args:
+        name: A key of :data:`SCORERS`.
+        options: Its arguments, by name.
+        field: Where it stands in a configuration, for messages.
+
+    Raises:
+        ValueError: No scorer of that name, an option that it does not have or of another type, or one that it needs is
+            missing; names the field.
+    """
+    scorer_class = load_named(SCORERS, name, "scorer", options, f"{field}.options")
+    for option, parameter in inspect.signature(scorer_class).parameters.items():
+        if parameter.default is inspect.Parameter.empty and option not in options:
+            raise ValueError(f"{field}.options: scorer {name!r} needs the option {option!r}")
+    return scorer_class
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from astra_accel.config import TrainingConfiguration
+from astra_accel.config import ConfigurationError, TrainingConfiguration
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -24,6 +25,34 @@ def build_optimizer(config: TrainingConfiguration, parameters: Iterable[torch.nn
     """torch's optimizer of that name, with its own defaults for all that the configuration leaves open."""
     options: dict[str, Any] = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
     return OPTIMIZERS[config.optimizer](parameters, lr=config.lr, **options)
+
+
+def check_schedule(config: TrainingConfiguration) -> None:
+    """Find arguments that the learning rate's schedule does not take, or not with such values, before models load.
+
+    Raises:
+        ConfigurationError: names ``training.lr_scheduler_kwargs``.
+    """
+    nothing = torch.optim.SGD([torch.zeros(1)], lr=config.lr)
+    try:
+        schedule = LearningRate(config, nothing).scheduler
+        # Some arguments are first used behind the warm-up, or at the end.
+        middle = (config.warmup_steps + config.training_steps) // 2
+        steps = [0, config.warmup_steps, middle, config.training_steps]
+        rates = [rate(step) for rate in getattr(schedule, "lr_lambdas", ()) for step in steps]
+    except ConfigurationError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise _refused(config, error) from error
+    if not all(isinstance(rate, int | float) and math.isfinite(rate) for rate in rates):
+        raise _refused(config, f"at steps {steps} the learning rates are {rates} times training.lr")
+
+
+def _refused(config: TrainingConfiguration, why: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"training.lr_scheduler {config.lr_scheduler!r} does not take "
+        f"training.lr_scheduler_kwargs {config.lr_scheduler_kwargs}: {why}"
+    )
 
 
 class LearningRate:
@@ -44,10 +73,7 @@ class LearningRate:
                 scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs),
             )
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"training.lr_scheduler {config.lr_scheduler!r} does not take "
-                f"training.lr_scheduler_kwargs {config.lr_scheduler_kwargs}: {error}"
-            ) from error
+            raise _refused(config, error) from error
         self._optimizer = optimizer
 
     @property

@@ -29,11 +29,12 @@ from astra_accel.methods.ast.sampler import ASTSampler
 from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.embedded import EmbeddedModelError
-from astra_accel.models.roles import find_roles
-from astra_accel.scorers import build_scorer
+from astra_accel.models.roles import RoleFiles, find_roles
+from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.push import check_push
 from astra_accel.training.checkpoint import CheckpointError, newest_checkpoint, verify_checkpoint
 from astra_accel.training.distributed import RankError, end_together, make_accelerator, on_main
+from astra_accel.training.optim import check_schedule
 from astra_accel.training.outputs import CHECKPOINTS, OutputFolderError, check_output_dir
 from astra_accel.training.trainer import AccelTrainer
 
@@ -67,11 +68,11 @@ class Prompts:
             check_disjoint(self.train, held_out, ("train", name))
 
 
-def build_sampler(config: RunConfiguration, device: torch.device, prompts: Prompts) -> ASTSampler:
-    """The models, the scorer and the sampler of a configuration. Mistakes are found before weights load.
+def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
+    """The models of a configuration before their weights load, once they are sure to fit the prompts.
 
     Raises:
-        FileNotFoundError, ValueError: a model, a prompt, a limit or a scorer that does not fit; names the field.
+        FileNotFoundError, ValueError: a model, a prompt or a limit that does not fit; names the field.
     """
     files = find_roles(config.tester, config.target, config.baseline, config.lora)
     views = Views.of(files, config.rollout)
@@ -80,6 +81,25 @@ def build_sampler(config: RunConfiguration, device: torch.device, prompts: Promp
             check_prompts(texts, views, config.rollout, what=f"prompts.{name}")
     if config.rollout.tree_depth > 1:
         check_later_turns(views, config.rollout)
+    return files
+
+
+def build_sampler(
+    config: RunConfiguration, device: torch.device, prompts: Prompts, files: RoleFiles | None = None
+) -> ASTSampler:
+    """The models, the scorer and the sampler of a configuration. Mistakes are found before weights load.
+
+    Args:
+        config: the whole run.
+        device: of models and scorer.
+        prompts: of the configuration.
+        files: what :func:`check_models` found already, if it was asked.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`check_models`, or a scorer that does not fit; names the field.
+    """
+    if files is None:
+        files = check_models(config, prompts)
     scorer = build_scorer(config.scorer.name, **{"device": device, **config.scorer.options})
     system = system_class(config).of(
         files, scorer, device, config.rollout, reward=config.reward, compute=config.compute, seed=config.training.seed
@@ -121,6 +141,8 @@ def build_trainer(
         raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
     # Made once without a system, only to find a bad option, or trees that don't fit, before weights load.
     build_algorithm(config.algorithm.name, None, **config.algorithm.options).check_sampler(config.rollout)
+    check_scorer(config.scorer.name, config.scorer.options)
+    check_schedule(config.training)
     if accelerator is None:
         accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
     on_main(accelerator, lambda: check_push(config.training))

@@ -101,7 +101,26 @@ MISTAKES = {
     "scorer": (_fixed("--scorer.name", "perspective"), ["scorer.name", "perspective", "profanity", "llama_guard"]),
     "scorer option": (_fixed("--scorer.options", '{"colour": "red"}'), ["profanity", "colour"]),
     "algorithm": (_fixed("--algorithm.name", "dpoo"), ["algorithm.name", "'dpoo'", "dpo"]),
-    "algorithm option": (_fixed("--algorithm.options", '{"betta": 1}'), ["'betta'", "beta"]),
+    "algorithm option": (
+        _fixed("--algorithm.options", '{"betta": 1}'),
+        ["algorithm.options", "'betta'", "did you mean 'beta'?"],
+    ),
+    "algorithm option of another type": (
+        _fixed("--algorithm.options", '{"beta": "0.1"}'),
+        ["algorithm.options.beta", "'0.1'", "number"],
+    ),
+    "algorithm option without a value": (
+        _fixed("--algorithm.options", '{"beta": null}'),
+        ["algorithm.options.beta", "None", "number"],
+    ),
+    "scorer option of another type": (
+        _fixed("--scorer.options", '{"batch_size": "x"}'),
+        ["scorer.options.batch_size", "'x'", "integer"],
+    ),
+    "schedule": (
+        _fixed("--training.lr_scheduler", "cosine", "--training.lr_scheduler_kwargs", '{"num_cycles": "x"}'),
+        ["training.lr_scheduler_kwargs", "num_cycles", "'x'"],
+    ),
     "algorithm value": (_fixed("--algorithm.options", '{"beta": -1}'), ["beta is -1"]),
     "reward term": (
         _config("reward: {novel_weight: 1}\n"),

@@ -6,7 +6,8 @@ import torch
 from transformers import optimization
 
 from astra_accel.config import NO_WARMUP, Optimizer, Scheduler, TrainingConfiguration
-from astra_accel.training.optim import OPTIMIZERS, LearningRate, build_optimizer
+from astra_accel.errors import ConfigurationError
+from astra_accel.training.optim import OPTIMIZERS, LearningRate, build_optimizer, check_schedule
 
 STEPS, WARMUP, LR = 12, 3, 0.5
 
@@ -168,3 +169,31 @@ class TestLearningRate:
     def test_arguments_that_the_scheduler_does_not_take_are_named(self, name, options):
         with pytest.raises(ValueError, match=rf"lr_scheduler '{name}' does not take .*lr_scheduler_kwargs {options}"):
             build(name, lr_scheduler_kwargs=options)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULES)
+def test_a_schedule_that_works_is_found_to(scheduler):
+    _, options = SCHEDULES[scheduler]
+    check_schedule(
+        TrainingConfiguration(
+            lr=LR, training_steps=STEPS, lr_scheduler=scheduler, warmup_steps=WARMUP, lr_scheduler_kwargs=options
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options"),
+    [
+        ("cosine", {"num_cycles": "x"}),
+        ("cosine", {"cycles": 1}),
+        ("polynomial", {"power": None}),
+        ("polynomial", {"lr_end": 9.0}),
+        ("cosine_with_min_lr", {}),
+        ("reduce_lr_on_plateau", {"factor": "x"}),
+        ("warmup_stable_decay", {}),
+    ],
+)
+def test_arguments_that_a_schedule_does_not_take_are_found_before_the_first_step(scheduler, options):
+    config = TrainingConfiguration(training_steps=STEPS, lr_scheduler=scheduler, lr_scheduler_kwargs=options)
+    with pytest.raises(ConfigurationError, match=rf"'{scheduler}' does not take training.lr_scheduler_kwargs"):
+        check_schedule(config)
