@@ -9,12 +9,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from astra_accel.models.output_layer import capped, find_output_layer
 from astra_accel.models.segment_sum import segment_sum
 from astra_accel.models.support import UnsupportedModelError
 
@@ -40,24 +41,24 @@ class Head:
         linear: the layer.
         scale: its output is multiplied by this.
         softcap: ``softcap * tanh(output / softcap)`` after that (Gemma 2, https://arxiv.org/abs/2408.00118).
+        num_logits: tokens that count, the layer's first; those behind fill its size up. None counts all.
         chunk_bytes: logits made at once, in bytes of float32.
     """
 
     linear: torch.nn.Linear
     scale: float = 1.0
     softcap: float | None = None
+    num_logits: int | None = None
     chunk_bytes: int = CHUNK_BYTES
 
     @classmethod
     def of(cls, model: Any) -> Head | None:
-        """The head of a transformers model; None where it is not a plain linear layer."""
-        linear = model.get_output_embeddings()
-        if type(linear) is not torch.nn.Linear:
-            return None
-        config = model.config.get_text_config()
-        # Cohere multiplies by the one, Granite divides by the other.
-        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        return cls(linear, scale, getattr(config, "final_logit_softcapping", None))
+        """The head of a transformers model; None where its logits are not those of a plain linear layer.
+
+        What the model does to them is found out by one forward (:mod:`astra_accel.models.output_layer`).
+        """
+        found = find_output_layer(model)
+        return None if found.form is None else cls(cast("torch.nn.Linear", found.layer), *found.form)
 
     def logits(self, hidden: torch.Tensor, *, called: bool = True) -> torch.Tensor:
         """Float32 logits ``[..., vocabulary]`` of the body's output ``[..., hidden]``.
@@ -67,10 +68,10 @@ class Head:
             called: whether the layer is called, with what is hooked on that, or its weights are used as they are.
         """
         linear = self.linear if called else partial(F.linear, weight=self.linear.weight, bias=self.linear.bias)
-        logits = linear(hidden).float()
+        logits = linear(hidden)[..., : self.num_logits].float()
         if self.scale != 1:
             logits = logits * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return capped(logits, self.softcap)
 
     def logprobs(self, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor) -> torch.Tensor:
         """Log-prob of each token at a row of ``hidden_RH``, float32 ``[E]``; several tokens may ask for one row.
@@ -96,8 +97,7 @@ class Head:
         return torch.cat(parts)
 
     def _chunk_entropies(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        logprobs_RV = self.logits(hidden_RH).log_softmax(-1)
-        return -(logprobs_RV.exp() * logprobs_RV).sum(-1)
+        return _entropies(self.logits(hidden_RH))
 
     def chunks(self, num_rows: int) -> list[slice]:
         """The rows, in slices whose logits take about ``chunk_bytes``."""
@@ -121,15 +121,34 @@ class Head:
         return logits_RV[rows_E, tokens_E] - logits_RV.logsumexp(-1)[rows_E]
 
 
+@dataclass(frozen=True)
+class GivenLogits:
+    """Logits that a model made itself, read as a :class:`Head` is: for models of which there is none.
+
+    Attributes:
+        logits_RV: ``[rows, vocabulary]``, any float type.
+    """
+
+    logits_RV: torch.Tensor
+
+    def logprobs(self, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """See :meth:`Head.logprobs`."""
+        return token_logprobs(self.logits_RV[rows_E], tokens_E)
+
+    def entropies(self, hidden_RH: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """See :meth:`Head.entropies`."""
+        return _entropies(self.logits_RV.float())
+
+
 def head_of(model: Any) -> Head:
     """The head of a transformers model.
 
     Raises:
-        UnsupportedModelError: it is not a plain linear layer.
+        UnsupportedModelError: its logits are not those of a plain linear layer, or become others in an unknown way.
     """
     head = Head.of(model)
     if head is None:
-        raise UnsupportedModelError("its output layer is not a plain linear layer")
+        raise UnsupportedModelError(find_output_layer(model).reason)
     return head
 
 
@@ -192,7 +211,7 @@ class _FrozenHead(torch.autograd.Function):
             return logprobs_E, slope_E, None
         if slope_CV is not None:
             exp_CV *= slope_CV
-        weight_VH = head.linear.weight
+        weight_VH = head.linear.weight[: head.num_logits]
         return logprobs_E, slope_E, (exp_CV.to(weight_VH.dtype) @ weight_VH).float() / sum_C[:, None]
 
     @staticmethod
@@ -220,6 +239,12 @@ def _whole(linear: torch.nn.Linear) -> AbstractContextManager[None]:
 
 def _is_spread(linear: torch.nn.Linear) -> bool:
     return hasattr(linear.weight, "ds_id")
+
+
+def _entropies(logits_RV: torch.Tensor) -> torch.Tensor:
+    logprobs_RV = logits_RV.log_softmax(-1)
+    # A token that a model rules out has a log-prob of -inf, and no part in the entropy.
+    return -(logprobs_RV.exp() * logprobs_RV.clamp(min=torch.finfo(logprobs_RV.dtype).min)).sum(-1)
 
 
 def _edges_in(chunk: slice, rows_E: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,8 @@ from astra_accel.models.batching import (
     positions,
 )
 from astra_accel.models.flex_layout import tree_layout
-from astra_accel.models.head import head_of, token_logprobs
+from astra_accel.models.head import GivenLogits, Head, head_of, token_logprobs
+from astra_accel.models.output_layer import LayerInput, output_layer_of
 from astra_accel.models.prefix_tree import Pack, pack_sequences
 from astra_accel.models.reading import packed_hidden
 from astra_accel.models.rereading import takes_padding
@@ -40,6 +41,12 @@ Switch = Callable[[], AbstractContextManager[None]]
 Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """What is wanted at scored positions, ``[tokens, ...]``: of the body's output ``[rows, hidden]``, and for each token of
 the row that predicts it and the token itself. ``Head.logprobs`` is one."""
+
+ReadGiven = Callable[[GivenLogits, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""The same of the logits that the model makes of those rows, for models whose head can't be run apart."""
+
+ReadRows = Callable[[Sequence[Ids], Sequence[Ids]], Sequence[torch.Tensor]]
+"""What is wanted of each continuation, given contexts and continuations of one batch."""
 
 TOKEN_BUDGET = 1024
 
@@ -92,13 +99,16 @@ def sequence_readings(
     continuations: Sequence[Ids],
     read: Read | None,
     *,
+    read_given: ReadGiven | None = None,
     packing: Packing = "auto",
     token_budget: int = TOKEN_BUDGET,
     activation_checkpointing: bool = False,
 ) -> list[torch.Tensor]:
     """What ``read`` makes of every token of each continuation (None: its log-prob), ``[tokens, ...]`` each.
 
-    See :func:`sequence_logprobs` for the rest. A continuation without a token gives a vector of none.
+    Where ``read_given`` is there it is asked instead: the model then makes its logits itself, unpacked, and what it
+    makes them of comes along. See :func:`sequence_logprobs` for the rest. A continuation without a token gives a vector
+    of none.
     """
     if len(contexts) != len(continuations):
         raise ValueError(f"{len(contexts)} contexts and {len(continuations)} continuations: expected as many of each")
@@ -112,10 +122,12 @@ def sequence_readings(
         if not (contexts and torch.is_grad_enabled()):
             return results
         # Processes wait for one another's gradients, and layers: a step that scores nothing depends on the weights too.
-        (unasked,) = sequence_readings(model, contexts[:1], [contexts[0][-1:]], read, packing=packing)
+        (unasked,) = sequence_readings(
+            model, contexts[:1], [contexts[0][-1:]], read, read_given=read_given, packing=packing
+        )
         return [result + 0 * unasked.sum() for result in results]
     model = transformers_model(model)
-    packed = packing != "none" and can_pack(model, required=packing == "prefix_tree")
+    packed = packing != "none" and read_given is None and can_pack(model, required=packing == "prefix_tree")
     if torch.is_grad_enabled() and is_sharded(model):
         token_budget = sum(map(len, contexts)) + sum(map(len, continuations))
         if not packed and not takes_padding(model):
@@ -129,7 +141,7 @@ def sequence_readings(
         of_pack = partial(_pack_readings, model, read or head_of(model).logprobs, switch)
         found = _packed(of_pack, contexts, continuations, token_budget)
     else:
-        of_rows = partial(_padded_readings, model, read, switch) if read else partial(_padded_logprobs, model, switch)
+        of_rows = _rows_reader(model, read, read_given, switch)
         found = _padded(model, of_rows, contexts, continuations, token_budget)
     for index, values in found.items():
         results[index] = values
@@ -156,6 +168,28 @@ def _check_packing(model: Any) -> None:
     (pack,) = pack_sequences(contexts, continuations, TOKEN_BUDGET)
     edges_E = pack_logprobs(model, pack)
     found = [edges_E[pack.sequences[index]] for index in range(len(contexts))]
+    assert_same(found, plain_logprobs(model, contexts, continuations), model.dtype)
+
+
+def check_readings(model: Any) -> None:
+    """Find a transformers model that gives no right log-probs beside the states that values are read from.
+
+    Raises:
+        UnsupportedModelError: says what is wrong.
+    """
+    supports(model, "log-probs and values from one forward", _check_readings, "", required=True)
+
+
+def _check_readings(model: Any) -> None:
+    contexts, continuations = check_sequences(model)
+    head = Head.of(model)
+    reader = _rows_reader(
+        model,
+        None if head is None else head.logprobs,
+        GivenLogits.logprobs if head is None else None,
+        nullcontext,
+    )
+    found = [reader([context], [ids])[0] for context, ids in zip(contexts, continuations, strict=True)]
     assert_same(found, plain_logprobs(model, contexts, continuations), model.dtype)
 
 
@@ -194,7 +228,7 @@ def _pack_readings(model: Any, read: Read, switch: Switch, pack: Pack) -> torch.
 
 def _padded(
     model: Any,
-    forward: Callable[[Sequence[Ids], Sequence[Ids]], Sequence[torch.Tensor]],
+    forward: ReadRows,
     contexts: Sequence[Ids],
     continuations: Sequence[Ids],
     token_budget: int,
@@ -219,6 +253,12 @@ def _padded(
     return results
 
 
+def _rows_reader(model: Any, read: Read | None, read_given: ReadGiven | None, switch: Switch) -> ReadRows:
+    if read_given is not None:
+        return partial(_given_readings, model, read_given, switch)
+    return partial(_padded_logprobs, model, switch) if read is None else partial(_padded_readings, model, read, switch)
+
+
 def _padded_logprobs(
     model: Any, switch: Switch, contexts: Sequence[Ids], continuations: Sequence[Ids]
 ) -> list[torch.Tensor]:
@@ -239,9 +279,33 @@ def _padded_readings(
     with switch():
         hidden_BTH = forward_hidden(model, **inputs)
     lengths = list(map(len, continuations))
-    hidden_RH = torch.cat([row[-length - 1 : -1] for row, length in zip(hidden_BTH, lengths, strict=True)])
     tokens_R = torch.cat([row[-length:] for row, length in zip(inputs["input_ids"], lengths, strict=True)])
-    return read(hidden_RH, torch.arange(len(tokens_R), device=model.device), tokens_R).split(lengths)
+    rows_R = torch.arange(len(tokens_R), device=tokens_R.device)
+    return read(_predicting(hidden_BTH, lengths), rows_R, tokens_R).split(lengths)
+
+
+def _given_readings(
+    model: Any, read: ReadGiven, switch: Switch, contexts: Sequence[Ids], continuations: Sequence[Ids]
+) -> Sequence[torch.Tensor]:
+    """One forward of the whole model likewise; what is read of its own logits, and of what it made them of."""
+    inputs = _padded_inputs(model, contexts, continuations)
+    lengths = list(map(len, continuations))
+    got = LayerInput()
+    with switch(), got.watched(output_layer_of(model)):
+        logits_BSV = forward_logits(model, max(lengths) + 1, **inputs)
+    if got.states_BTH is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not call its output layer, which values are read from"
+        )
+    tokens_R = torch.cat([row[-length:] for row, length in zip(inputs["input_ids"], lengths, strict=True)])
+    rows_R = torch.arange(len(tokens_R), device=tokens_R.device)
+    given = GivenLogits(_predicting(logits_BSV, lengths))
+    return read(given, _predicting(got.states_BTH, lengths), rows_R, tokens_R).split(lengths)
+
+
+def _predicting(values_BTX: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """What stands where each row's last tokens are predicted, all rows behind one another."""
+    return torch.cat([row[-length - 1 : -1] for row, length in zip(values_BTX, lengths, strict=True)])
 
 
 def _padded_inputs(model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> dict[str, Any]:

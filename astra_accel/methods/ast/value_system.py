@@ -12,8 +12,8 @@ import torch
 from astra_accel.core.system import ValueFunctionSystem
 from astra_accel.methods.ast.hf_system import HFASTSystem, within
 from astra_accel.methods.ast.transcript import Segment, Transcript
-from astra_accel.models.head import Head, head_of
-from astra_accel.models.logprobs import pad_logprobs, sequence_readings
+from astra_accel.models.head import GivenLogits, Head
+from astra_accel.models.logprobs import check_readings, pad_logprobs, sequence_readings
 from astra_accel.models.support import transformers_model
 from astra_accel.models.value_head import ValueHead
 
@@ -29,7 +29,10 @@ class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
 
     def _load(self, files: Any, *args: Any) -> None:
         super()._load(files, *args)
-        self.value_head = ValueHead(transformers_model(self.tester))
+        # Found out here, since later the weights may be spread over processes that are not all at this point.
+        model = transformers_model(self.roles.tester.model)
+        self.value_head = ValueHead(model)
+        check_readings(model)
         tester = files.configurations["tester"]
         self.value_head.load(tester.adapter or tester.path)
 
@@ -54,12 +57,15 @@ class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
         """
         tester = self.roles.tester
         model = transformers_model(tester.model)
+        head = Head.of(model)
+        read = partial(self._read, names)
         with tester.switch():
             rows = sequence_readings(
                 model,
                 self._policy_contexts(context),
                 [self._probe(probe).sampled_ids for probe in continuation],
-                partial(self._read, head_of(model), names),
+                None if head is None else partial(read, head),
+                read_given=read if head is None else None,
                 packing=tester.compute.packing,
                 token_budget=tester.compute.token_budget,
                 activation_checkpointing=tester.compute.activation_checkpointing,
@@ -73,7 +79,12 @@ class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
         self.value_head.save(folder, None if state_dict is None else within(state_dict, "value_head"))
 
     def _read(
-        self, head: Head, names: Sequence[str], hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor
+        self,
+        names: Sequence[str],
+        head: Head | GivenLogits,
+        hidden_RH: torch.Tensor,
+        rows_E: torch.Tensor,
+        tokens_E: torch.Tensor,
     ) -> torch.Tensor:
         read = {
             "logprobs": lambda: head.logprobs(hidden_RH, rows_E, tokens_E),
