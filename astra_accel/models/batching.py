@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from astra_accel.models.length_regimes import without_earlier_lengths
+
 
 def by_length(lengths: Sequence[int], max_rows: int, max_tokens: int | None = None) -> Iterator[list[int]]:
     """Indices in groups of similar length: at most ``max_rows``, and ``max_tokens`` with padding (one row fits)."""
@@ -91,13 +93,21 @@ def forward_logits(model: Any, num_last: int, **inputs: Any) -> torch.Tensor:
         inputs["logits_to_keep"] = num_last
     if "cache_params" in accepted and "past_key_values" in inputs:
         inputs["cache_params"] = inputs.pop("past_key_values")  # what Mamba calls it
-    return model(**_without_positions(inputs, accepted)).logits[:, -num_last:]
+    with without_earlier_lengths(inner):
+        return model(**_without_positions(inputs, accepted)).logits[:, -num_last:]
 
 
 def forward_hidden(model: Any, **inputs: Any) -> torch.Tensor:
     """What a transformers model's body gives its head, ``[batch, tokens, hidden]``; positions as in the above."""
-    body = model.base_model
-    return body(**_without_positions(inputs, _accepted(type(body).forward)))[0]
+    body = body_of(model)
+    with without_earlier_lengths(model):
+        return body(**_without_positions(inputs, _accepted(type(body).forward)))[0]
+
+
+def body_of(model: Any) -> Any:
+    """The part of a transformers model below its head."""
+    # Llama 4's text model gives itself for its base.
+    return getattr(model, "model", model) if model.base_model is model else model.base_model
 
 
 def _without_positions(inputs: dict[str, Any], accepted: frozenset[str]) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from astra_accel.models.batching import cheapest_groups
 from astra_accel.models.few_rows import for_few_rows
 from astra_accel.models.head import head_of
 from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache
+from astra_accel.models.length_regimes import length_regimes
 from astra_accel.models.reading import Question, Scored, Start, match, read, starts
 from astra_accel.models.rereading import reread, takes_padding
 from astra_accel.models.row_layout import feed
@@ -31,6 +31,7 @@ from astra_accel.models.support import (
     supports,
     transformers_model,
 )
+from astra_accel.models.turn_plan import Generated, Task, TurnPlan
 
 Ids = tuple[int, ...]
 
@@ -39,20 +40,6 @@ BIN_PRICE = 2048
 
 PREFIX_PRICE = 2
 """What a token of a prefix costs that several rows read together, in tokens that each row reads alone."""
-
-
-class Generated(NamedTuple):
-    """What came of one row.
-
-    Attributes:
-        ids: the sampled tokens; the last one ends the turn unless the length limit cut it.
-        logprobs: the log-prob of each under the whole distribution, at temperature 1.
-        scored: the log-probs that were asked for; None where none were, or the model can't give them on the way.
-    """
-
-    ids: Ids
-    logprobs: tuple[float, ...]
-    scored: tuple[float, ...] | None = None
 
 
 # no_grad and not inference_mode: models keep tensors that they make in a forward (rotary tables that grow), and
@@ -85,49 +72,37 @@ def generate(
         scored: for each row the tokens of its context whose log-probs are wanted too.
     """
     model = transformers_model(model)
-    questions = [
-        Question(tuple(context), None if scored is None else scored[row]) for row, context in enumerate(contexts)
-    ]
-    lengths = [len(question.context) for question in questions]
+    plan = TurnPlan(
+        length_regimes(model), contexts, uniforms, sampling, frozenset(end_ids), scored, exact_device(model.device)
+    )
     carried = carries(model)
     # Rows of one length share a forward where the model can't do more; else as many as may, neighbours in length.
     price = inf if carried or takes_padding(model) else 0.0
-    groups = cheapest_groups(lengths, questions, batch_rows, price)
-    results: dict[int, Generated] = {}
-    read_now: list[CachedRow] = []
-    for number, group in enumerate(groups):
-        uniforms_BT = torch.from_numpy(np.stack([uniforms[row] for row in group])).to(exact_device(model.device))
-        task = _Task([questions[row] for row in group], uniforms_BT, sampling, frozenset(end_ids))
-        if carried:
-            later = [questions[row] for later_group in groups[number + 1 :] for row in later_group]
-            generated, rows = _decode_carried(model, task, memory or PrefixCache(), later)
-            read_now += rows if memory is not None and remember else []
-        else:
-            generated = _decode_reread(model, task)
-        results.update(zip(group, generated, strict=True))
+    known = PrefixCache() if memory is None else memory
+    read_now: dict[int, list[CachedRow]] = {}
+    while tasks := plan.next_tasks(batch_rows, price):
+        for number, task in enumerate(tasks):
+            if carried:
+                later = [ask for other in tasks[number + 1 :] if other.regime == task.regime for ask in other.questions]
+                generated, rows = _decode_carried(model, task, known.of_regime(task.regime), later)
+                read_now.setdefault(task.regime, []).extend(rows if memory is not None and remember else [])
+            else:
+                generated = _decode_reread(model, task)
+            plan.add(task, generated)
+        known = PrefixCache()  # what goes on in another regime is read anew
     if memory is not None:
-        memory.replace(read_now)
-    return [results[row] for row in range(len(questions))]
+        memory.replace_regimes(read_now)
+    return plan.results
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Rows to decode together: their questions, numbers ``[rows, tokens]``, and how to draw."""
-
-    questions: Sequence[Question]
-    uniforms_BT: torch.Tensor
-    sampling: SamplingConfiguration
-    end_ids: frozenset[int]
-
-
-def _decode_reread(model: Any, task: _Task) -> list[Generated]:
+def _decode_reread(model: Any, task: Task) -> list[Generated]:
     contexts = [question.context for question in task.questions]
     sampled = reread(model, contexts, task.uniforms_BT, task.sampling, task.end_ids)
     return [Generated(tuple(ids), tuple(logprobs)) for ids, logprobs in sampled]
 
 
 def _decode_carried(
-    model: Any, task: _Task, memory: PrefixCache, later: Sequence[Question]
+    model: Any, task: Task, memory: PrefixCache, later: Sequence[Question]
 ) -> tuple[list[Generated], list[CachedRow]]:
     """What came of each row, and the rows that have read it; ``later`` questions will be looked up in the memory."""
     needed = {id(found.row.bin) for question in later if (found := match(question, memory)) is not None}
@@ -173,7 +148,7 @@ def _forked(rows: Sequence[CachedRow], num_new: int) -> Bin:
 
 
 def _sample_turn(
-    model: Any, bins: Sequence[Bin], order: Sequence[int], hidden_BH: torch.Tensor, task: _Task
+    model: Any, bins: Sequence[Bin], order: Sequence[int], hidden_BH: torch.Tensor, task: Task
 ) -> list[tuple[list[int], list[float]]]:
     """The ids and log-probs of every row's turn, one forward a token over the rows that go on.
 
@@ -223,10 +198,21 @@ def carries(model: Any) -> bool:
 def _check_caches(model: Any) -> None:
     """Read contexts packed, go on from parts of them in pieces of different lengths, and compare all log-probs."""
     contexts, continuations = check_sequences(model)
+    regimes = length_regimes(model)
+    by_regime: dict[int, list[int]] = {}
+    for index, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+        regime = regimes.of(len(context))
+        if regime == regimes.of(len(context) + len(continuation)):  # no row goes on from one regime into the next
+            by_regime.setdefault(regime, []).append(index)
+    for rows in by_regime.values():
+        _check_rows(model, [contexts[row] for row in rows], [continuations[row] for row in rows])
+
+
+def _check_rows(model: Any, contexts: Sequence[list[int]], continuations: Sequence[list[int]]) -> None:
     memory = PrefixCache()
     known = {Question((*context, ids[0])) for context, ids in zip(contexts, continuations, strict=True)}
     begun = starts(known, memory)
-    in_bins = [{question: begun[question] for question in sorted(known)[at::2]} for at in (0, 1)]
+    in_bins = [{question: begun[question] for question in sorted(known)[at::2]} for at in range(min(2, len(known)))]
     memory.replace([each.row for reads in read(model, in_bins, 1) for each in reads.values()])
     wanted = [
         Question((*context, *continuation), Scored(len(context), (*continuation, 0)))

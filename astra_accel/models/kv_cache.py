@@ -9,7 +9,7 @@ gaps, a row can be cut back to any prefix, and who sees whom follows from positi
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from astra_accel.models.kv_slots import Slots, Source
@@ -123,10 +123,19 @@ class CachedRow:
 
 
 class PrefixCache:
-    """The rows that a model has read lately, to be found by what they begin with."""
+    """The rows that a model has read lately, to be found by what they begin with.
+
+    Where its frequencies depend on the length (:mod:`astra_accel.models.length_regimes`), rows of each regime lie in a
+    cache of their own, since their keys differ.
+    """
 
     def __init__(self) -> None:
         self._rows: list[CachedRow] = []
+        self._longer: dict[int, PrefixCache] = {}
+
+    def of_regime(self, regime: int) -> PrefixCache:
+        """The rows of a regime; this one holds those of the first."""
+        return self if regime == 0 else self._longer.get(regime, PrefixCache())
 
     def longest(self, ids: Ids) -> tuple[CachedRow | None, int]:
         """The row that shares the longest prefix with some ids, and how long that is."""
@@ -146,3 +155,12 @@ class PrefixCache:
     def replace(self, rows: Sequence[CachedRow]) -> None:
         """Forget all rows but these."""
         self._rows = sorted(rows, key=lambda row: row.ids)
+        self._longer = {}
+
+    def replace_regimes(self, rows_of: Mapping[int, Sequence[CachedRow]]) -> None:
+        """Forget all rows but these, by regime."""
+        self.replace(rows_of.get(0, []))
+        for regime, rows in rows_of.items():
+            if regime != 0:
+                self._longer[regime] = PrefixCache()
+                self._longer[regime].replace(rows)

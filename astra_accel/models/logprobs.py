@@ -21,6 +21,7 @@ from astra_accel.models.batching import (
 )
 from astra_accel.models.flex_layout import tree_layout
 from astra_accel.models.head import GivenLogits, Head, head_of, token_logprobs
+from astra_accel.models.length_regimes import Piece, length_regimes, split_by_regime
 from astra_accel.models.output_layer import LayerInput, output_layer_of
 from astra_accel.models.prefix_tree import Pack, pack_sequences
 from astra_accel.models.reading import packed_hidden
@@ -49,6 +50,8 @@ ReadRows = Callable[[Sequence[Ids], Sequence[Ids]], Sequence[torch.Tensor]]
 """What is wanted of each continuation, given contexts and continuations of one batch."""
 
 TOKEN_BUDGET = 1024
+UNASKED = -1
+"""In place of a sequence's number, where a forward is made for other processes' sake."""
 
 
 def sequence_logprobs(
@@ -122,14 +125,16 @@ def sequence_readings(
         if not (contexts and torch.is_grad_enabled()):
             return results
         # Processes wait for one another's gradients, and layers: a step that scores nothing depends on the weights too.
-        (unasked,) = sequence_readings(
+        (one_token,) = sequence_readings(
             model, contexts[:1], [contexts[0][-1:]], read, read_given=read_given, packing=packing
         )
-        return [result + 0 * unasked.sum() for result in results]
+        return [result + 0 * one_token.sum() for result in results]
     model = transformers_model(model)
     packed = packing != "none" and read_given is None and can_pack(model, required=packing == "prefix_tree")
+    groups = list(split_by_regime(length_regimes(model), contexts, continuations).values())
     if torch.is_grad_enabled() and is_sharded(model):
         token_budget = sum(map(len, contexts)) + sum(map(len, continuations))
+        groups = _as_many_for_all(model, groups)
         if not packed and not takes_padding(model):
             raise UnsupportedModelError(
                 f"{type(model).__name__} takes no padding, so each process has a forward for every length, and would "
@@ -139,12 +144,13 @@ def sequence_readings(
     switch = partial(checkpointed, model) if activation_checkpointing and torch.is_grad_enabled() else nullcontext
     if packed:
         of_pack = partial(_pack_readings, model, read or head_of(model).logprobs, switch)
-        found = _packed(of_pack, contexts, continuations, token_budget)
+        found = _packed(of_pack, groups, token_budget)
     else:
-        of_rows = _rows_reader(model, read, read_given, switch)
-        found = _padded(model, of_rows, contexts, continuations, token_budget)
-    for index, values in found.items():
-        results[index] = values
+        found = _padded(model, _rows_reader(model, read, read_given, switch), groups, token_budget)
+    unasked = found.pop(UNASKED, [])
+    for index, pieces in found.items():
+        whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        results[index] = whole + 0 * torch.cat(unasked).sum() if unasked else whole
     return results
 
 
@@ -165,10 +171,10 @@ def can_pack(model: Any, *, required: bool = False) -> bool:
 
 def _check_packing(model: Any) -> None:
     contexts, continuations = check_sequences(model)
-    (pack,) = pack_sequences(contexts, continuations, TOKEN_BUDGET)
-    edges_E = pack_logprobs(model, pack)
-    found = [edges_E[pack.sequences[index]] for index in range(len(contexts))]
-    assert_same(found, plain_logprobs(model, contexts, continuations), model.dtype)
+    groups = list(split_by_regime(length_regimes(model), contexts, continuations).values())
+    found = _packed(partial(pack_logprobs, model), groups, TOKEN_BUDGET)
+    expected = plain_logprobs(model, contexts, continuations)
+    assert_same([torch.cat(found[index]) for index in range(len(contexts))], expected, model.dtype)
 
 
 def check_readings(model: Any) -> None:
@@ -189,27 +195,56 @@ def _check_readings(model: Any) -> None:
         GivenLogits.logprobs if head is None else None,
         nullcontext,
     )
-    found = [reader([context], [ids])[0] for context, ids in zip(contexts, continuations, strict=True)]
-    assert_same(found, plain_logprobs(model, contexts, continuations), model.dtype)
+    found: Readings = {}
+    for pieces in split_by_regime(length_regimes(model), contexts, continuations).values():
+        for piece in pieces:
+            found.setdefault(piece.sequence, []).extend(reader([piece.context], [piece.continuation]))
+    expected = plain_logprobs(model, contexts, continuations)
+    assert_same([torch.cat(found[index]) for index in range(len(contexts))], expected, model.dtype)
 
 
-def _packed(
-    forward: Callable[[Pack], torch.Tensor],
-    contexts: Sequence[Ids],
-    continuations: Sequence[Ids],
-    token_budget: int,
-) -> dict[int, torch.Tensor]:
-    """The readings by sequence, a forward for each pack."""
-    all_packs = pack_sequences(contexts, continuations, token_budget)
-    results = {}
-    for number, pack in enumerate(all_packs):
+Readings = dict[int, list[torch.Tensor]]
+"""By sequence what was read of its pieces, in order."""
+
+
+def _as_many_for_all(model: Any, groups: list[list[Piece]]) -> list[list[Piece]]:
+    """Groups for as many forwards as every process makes, whatever lengths it has.
+
+    Raises:
+        UnsupportedModelError: nobody can say how many those are.
+    """
+    count = length_regimes(model).count
+    if count is None:
+        if len(groups) == 1 and groups[0][0].regime == 0:
+            return groups
+        raise UnsupportedModelError(
+            f"{type(model).__name__} reads every length beyond its limit in another way (dynamic rotary scaling), so "
+            f"processes would have to make different numbers of forwards, which sharded weights forbid; expected "
+            f"shorter contexts, or a launch by DDP or ZeRO-2"
+        )
+    first = groups[0][0]
+    return [*groups, *[[Piece(UNASKED, first.context[:1], first.continuation[:1], 0)]] * (count - len(groups))]
+
+
+def _packed(forward: Callable[[Pack], torch.Tensor], groups: Sequence[Sequence[Piece]], token_budget: int) -> Readings:
+    """The readings of pieces that may share a pack where they share a group, a forward for each pack."""
+    all_packs = [
+        (pieces, pack)
+        for pieces in groups
+        for pack in pack_sequences(
+            [piece.context for piece in pieces], [piece.continuation for piece in pieces], token_budget
+        )
+    ]
+    results: Readings = {}
+    for number, (pieces, pack) in enumerate(all_packs):
         # The graph of the last pack is kept, since the backward pass begins with it.
         if torch.is_grad_enabled() and number + 1 < len(all_packs):
             edges_E = checkpoint(forward, pack, use_reentrant=False, preserve_rng_state=False)
         else:
             edges_E = forward(pack)
         for index, edges in pack.sequences.items():
-            results[index] = edges_E[torch.tensor(edges, device=edges_E.device)]
+            of_piece = edges_E[torch.tensor(edges, device=edges_E.device)]
+            results.setdefault(pieces[index].sequence, []).append(of_piece)
     return results
 
 
@@ -229,27 +264,27 @@ def _pack_readings(model: Any, read: Read, switch: Switch, pack: Pack) -> torch.
 def _padded(
     model: Any,
     forward: ReadRows,
-    contexts: Sequence[Ids],
-    continuations: Sequence[Ids],
+    groups: Sequence[Sequence[Piece]],
     token_budget: int,
-) -> dict[int, torch.Tensor]:
-    """The readings by sequence, from padded batches of whole sequences.
+) -> Readings:
+    """The readings of pieces from padded batches of whole sequences, which share a batch only within their group.
 
-    With gradients there is one forward, where the model takes padding: the graphs of several would be kept all the
-    same.
+    With gradients a group takes one forward, where the model takes padding: the graphs of several would be kept all
+    the same.
     """
-    scored = [index for index, continuation in enumerate(continuations) if len(continuation) > 0]
-    lengths = [len(contexts[index]) + len(continuations[index]) for index in scored]
-    if takes_padding(model):
-        max_tokens = None if torch.is_grad_enabled() else token_budget
-        groups = list(by_length(lengths, max_rows=len(scored), max_tokens=max_tokens))
-    else:
-        groups = cheapest_groups(lengths, scored, max_rows=len(scored), price=0.0)
-    results: dict[int, torch.Tensor] = {}
-    for group in groups:
-        rows = [scored[index] for index in group]
-        values = forward([contexts[row] for row in rows], [continuations[row] for row in rows])
-        results.update(zip(rows, values, strict=True))
+    results: Readings = {}
+    for pieces in groups:
+        lengths = [len(piece.context) + len(piece.continuation) - 1 for piece in pieces]
+        if takes_padding(model):
+            max_tokens = None if torch.is_grad_enabled() else token_budget
+            batches = list(by_length(lengths, max_rows=len(pieces), max_tokens=max_tokens))
+        else:
+            batches = cheapest_groups(lengths, range(len(pieces)), max_rows=len(pieces), price=0.0)
+        for batch in batches:
+            rows = [pieces[index] for index in batch]
+            values = forward([row.context for row in rows], [row.continuation for row in rows])
+            for row, row_values in zip(rows, values, strict=True):
+                results.setdefault(row.sequence, []).append(row_values)
     return results
 
 
@@ -262,12 +297,13 @@ def _rows_reader(model: Any, read: Read | None, read_given: ReadGiven | None, sw
 def _padded_logprobs(
     model: Any, switch: Switch, contexts: Sequence[Ids], continuations: Sequence[Ids]
 ) -> list[torch.Tensor]:
-    """One forward for all rows. Left padding lines the continuations up at the end, where the head runs."""
+    """One forward for all rows. Left padding lines the scored positions up at the end, where the head runs."""
     num_scored = max(map(len, continuations))
     inputs = _padded_inputs(model, contexts, continuations)
     with switch():
-        logits_BSV = forward_logits(model, num_scored + 1, **inputs)[:, :-1]
-    logprobs_BS = token_logprobs(logits_BSV, inputs["input_ids"][:, -num_scored:])
+        logits_BSV = forward_logits(model, num_scored, **inputs)
+    tokens_BS, _ = left_padded(continuations, model.device)
+    logprobs_BS = token_logprobs(logits_BSV, tokens_BS)
     return [row[num_scored - len(continuation) :] for row, continuation in zip(logprobs_BS, continuations, strict=True)]
 
 
@@ -279,8 +315,7 @@ def _padded_readings(
     with switch():
         hidden_BTH = forward_hidden(model, **inputs)
     lengths = list(map(len, continuations))
-    tokens_R = torch.cat([row[-length:] for row, length in zip(inputs["input_ids"], lengths, strict=True)])
-    rows_R = torch.arange(len(tokens_R), device=tokens_R.device)
+    rows_R, tokens_R = _rows_and_tokens(model, continuations)
     return read(_predicting(hidden_BTH, lengths), rows_R, tokens_R).split(lengths)
 
 
@@ -292,24 +327,30 @@ def _given_readings(
     lengths = list(map(len, continuations))
     got = LayerInput()
     with switch(), got.watched(output_layer_of(model)):
-        logits_BSV = forward_logits(model, max(lengths) + 1, **inputs)
+        logits_BSV = forward_logits(model, max(lengths), **inputs)
     if got.states_BTH is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not call its output layer, which values are read from"
         )
-    tokens_R = torch.cat([row[-length:] for row, length in zip(inputs["input_ids"], lengths, strict=True)])
-    rows_R = torch.arange(len(tokens_R), device=tokens_R.device)
     given = GivenLogits(_predicting(logits_BSV, lengths))
+    rows_R, tokens_R = _rows_and_tokens(model, continuations)
     return read(given, _predicting(got.states_BTH, lengths), rows_R, tokens_R).split(lengths)
 
 
 def _predicting(values_BTX: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """What stands where each row's last tokens are predicted, all rows behind one another."""
-    return torch.cat([row[-length - 1 : -1] for row, length in zip(values_BTX, lengths, strict=True)])
+    """What stands where each row's tokens are predicted, all rows behind one another."""
+    return torch.cat([row[-length:] for row, length in zip(values_BTX, lengths, strict=True)])
+
+
+def _rows_and_tokens(model: Any, continuations: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of all continuations behind one another, and a row for each."""
+    tokens_R = torch.tensor([token for continuation in continuations for token in continuation], device=model.device)
+    return torch.arange(len(tokens_R), device=model.device), tokens_R
 
 
 def _padded_inputs(model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> dict[str, Any]:
-    sequences = [[*context, *continuation] for context, continuation in zip(contexts, continuations, strict=True)]
+    # The last token of each is only predicted.
+    sequences = [[*context, *continuation[:-1]] for context, continuation in zip(contexts, continuations, strict=True)]
     ids_BT, mask_BT = left_padded(sequences, model.device)
     return {
         "input_ids": ids_BT,

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 
 from astra_accel.models.attention import attending
+from astra_accel.models.batching import body_of
 from astra_accel.models.flex_layout import FlexLayout, tree_layout
 from astra_accel.models.head import head_of
 from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache, SharedPrefixes
 from astra_accel.models.kv_slots import Slots
+from astra_accel.models.length_regimes import without_earlier_lengths
 from astra_accel.models.prefix_tree import Pack, pack_sequences, shared_prefixes
 from astra_accel.models.row_layout import feed
 from astra_accel.models.tree_attention import TreeLayout
@@ -111,7 +113,8 @@ def read(
 
     Args:
         model: a model that takes packs and carried caches.
-        groups: the contexts, by the bin that they come to; none twice.
+        groups: the contexts, by the bin that they come to; none twice. Where the model's frequencies depend on the
+            length, the contexts and what will follow are of one regime.
         num_new: tokens that will follow.
         last_use: bins that nobody copies from afterwards.
     """
@@ -254,5 +257,5 @@ def packed_hidden(model: Any, pack: Pack, layout: TreeLayout | FlexLayout) -> to
     ids_1N, positions_1N = (
         torch.tensor([values], device=model.device) for values in (pack.input_ids, pack.position_ids)
     )
-    with attending(model, layout):
-        return model.base_model(input_ids=ids_1N, position_ids=positions_1N, use_cache=False)[0][0]
+    with attending(model, layout), without_earlier_lengths(model):
+        return body_of(model)(input_ids=ids_1N, position_ids=positions_1N, use_cache=False)[0][0]

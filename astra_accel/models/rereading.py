@@ -11,8 +11,9 @@ from transformers import DynamicCache
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.batching import forward_logits, left_padded, positions
 from astra_accel.models.head import token_logprobs
+from astra_accel.models.length_regimes import length_regimes
 from astra_accel.models.sampling import sample
-from astra_accel.models.support import assert_same, check_sequences, plain_logprobs, supports
+from astra_accel.models.support import CHECK_LENGTH, assert_same, check_sequences, plain_logprobs, supports
 
 Ids = tuple[int, ...]
 
@@ -105,13 +106,27 @@ class _Padded:
 
 def _check_padding(model: Any) -> None:
     contexts, continuations = check_sequences(model)
-    _check_decoding(model, contexts, [continuation[:2] for continuation in continuations])
+    pairs = [continuation[:2] for continuation in continuations]
+    regimes = length_regimes(model)
+    by_regime: dict[tuple[int, int], list[int]] = {}
+    for index, context in enumerate(contexts):
+        by_regime.setdefault((regimes.of(len(context)), regimes.of(len(context) + 1)), []).append(index)
+    for (first, second), rows in by_regime.items():
+        if first == second:  # no row is decoded from one regime into the next
+            _check_decoding(model, [contexts[row] for row in rows], [pairs[row] for row in rows])
 
 
 def _check_cache(model: Any) -> None:
+    """Decode up to a length at which something may change, and beyond it where nothing is known to."""
     contexts, continuations = check_sequences(model)
-    shortest = min(map(len, contexts))
-    _check_decoding(model, [context[:shortest] for context in contexts], [ids[:2] for ids in continuations])
+    sequences = [ids for ids in map(_joined, contexts, continuations) if len(ids) >= CHECK_LENGTH + 2]
+    regimes = length_regimes(model)
+    begin = CHECK_LENGTH - int(regimes.of(CHECK_LENGTH) != regimes.of(CHECK_LENGTH + 1))
+    _check_decoding(model, [ids[:begin] for ids in sequences], [ids[begin : begin + 2] for ids in sequences])
+
+
+def _joined(context: list[int], continuation: list[int]) -> list[int]:
+    return [*context, *continuation]
 
 
 def _check_decoding(model: Any, contexts: Sequence[list[int]], pairs: Sequence[list[int]]) -> None:

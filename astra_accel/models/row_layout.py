@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from astra_accel.models.attention import Part, Rule, added_mask, attending, attention_part, joined
+from astra_accel.models.batching import body_of
 from astra_accel.models.kv_cache import Bin
+from astra_accel.models.length_regimes import without_earlier_lengths
 
 
 class RowLayout:
@@ -151,7 +153,7 @@ def feed(model: Any, bins: Sequence[Bin], tokens: Sequence[Sequence[int]]) -> to
         means nothing.
     """
     layout = RowLayout(bins, tokens, model.device)
-    with attending(model, layout):
-        hidden_BTH = model.base_model(input_ids=layout.input_ids, position_ids=layout.position_BT, use_cache=False)[0]
+    with attending(model, layout), without_earlier_lengths(model):
+        hidden_BTH = body_of(model)(input_ids=layout.input_ids, position_ids=layout.position_BT, use_cache=False)[0]
     layout.finish()
     return hidden_BTH

@@ -11,9 +11,23 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from astra_accel.models.length_regimes import length_regimes, rotary_parameters, without_earlier_lengths
+
 logger = logging.getLogger(__name__)
 
-CHECK_WINDOW = 8
+CHECK_LENGTH = 8
+"""Windows, chunks and limits of lengths are no longer than this in a check, and its sequences go beyond it."""
+
+LIMITS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "original_max_position_embeddings",
+    "original_max_seq_len",
+    "max_seq_len_cached",
+    "floor_scale",
+)
+"""What configurations and layers call a length at which something changes."""
+
 # Nats, relative to the larger of 1 and the log-prob. A mask or a position that a model does not obey changes far more.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -47,7 +61,7 @@ def supports(model: Any, feature: str, check: Callable[[Any], None], otherwise: 
     key = (feature, str(model.config.get_text_config()._attn_implementation))
     if key not in reasons:
         # In the weights' own precision: in mixed precision what is the same twice differs by more than the tolerance.
-        with torch.no_grad(), _narrow_window(model), torch.autocast(model.device.type, enabled=False):
+        with torch.no_grad(), _short_limits(model), torch.autocast(model.device.type, enabled=False):
             reasons[key] = _reason(check, model)
         if reasons[key] is not None and not required:
             logger.warning("%s can't do %s (%s): %s.", type(model).__name__, feature, reasons[key], otherwise)
@@ -69,24 +83,42 @@ def assert_same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor],
 
 
 def check_sequences(model: Any) -> tuple[list[list[int]], list[list[int]]]:
-    """Contexts and continuations that share prefixes, branch within continuations, and differ in length."""
+    """Contexts and continuations that share prefixes, branch within continuations, and differ in length.
+
+    Some are longer than ``CHECK_LENGTH`` from their first predicted token on, one stays below it, and one begins below
+    it and ends beyond.
+    """
     draw = random.Random(0)
     vocabulary = model.config.get_text_config().vocab_size
     root, branch, leaf, other = ([draw.randrange(vocabulary) for _ in range(length)] for length in (9, 5, 4, 3))
-    contexts = [root, root, [*root, *branch], [*root, *branch], other]
-    continuations = [[*branch, *leaf], branch[:2] + other, leaf, other, leaf[:2]]
+    contexts = [root, root, [*root, *branch], [*root, *branch], other, other]
+    continuations = [[*branch, *leaf], branch[:2] + other, leaf, other, leaf[:2], [*leaf, *branch]]
     return contexts, continuations
 
 
 def plain_logprobs(model: Any, contexts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[torch.Tensor]:
-    """One forward a sequence: no mask, no padding, no cache, a whole log-softmax."""
+    """One forward a sequence: no mask, no padding, no cache, a whole log-softmax.
+
+    Where a sequence comes to a length at which a model may change, there is one forward a token: over the tokens
+    before it.
+    """
+    regimes = length_regimes(model)
     results = []
     for context, continuation in zip(contexts, continuations, strict=True):
-        ids_1T = torch.tensor([[*context, *continuation]], device=model.device)
-        logprobs_TV = model(input_ids=ids_1T, use_cache=False).logits[0].float().log_softmax(-1)
-        place_S = torch.arange(len(continuation), device=model.device) + len(context) - 1
-        results.append(logprobs_TV[place_S, ids_1T[0, len(context) :]])
+        ids, first, last = [*context, *continuation], len(context), len(context) + len(continuation) - 1
+        changes = first <= CHECK_LENGTH < last or regimes.of(first) != regimes.of(last)
+        lengths = range(first, last + 1) if changes else [last]
+        logits_SV = torch.cat([_plain_logits(model, ids[:length], -1 if changes else first - 1) for length in lengths])
+        token_S1 = torch.tensor(continuation, device=model.device)[:, None]
+        results.append(logits_SV.log_softmax(-1).gather(-1, token_S1).squeeze(-1))
     return results
+
+
+def _plain_logits(model: Any, ids: Sequence[int], start: int) -> torch.Tensor:
+    """The logits from a place on, ``[tokens, vocabulary]``, float32."""
+    ids_1T = torch.tensor([ids], device=model.device)
+    with without_earlier_lengths(model):
+        return model(input_ids=ids_1T, use_cache=False).logits[0, start:].float()
 
 
 def _reason(check: Callable[[Any], None], model: Any) -> str | None:
@@ -102,15 +134,26 @@ def _reason(check: Callable[[Any], None], model: Any) -> str | None:
 
 
 @contextmanager
-def _narrow_window(model: Any) -> Iterator[None]:
-    """Let a sliding window be shorter than the sequences of a check, so that the check says something about it."""
+def _short_limits(model: Any) -> Iterator[None]:
+    """Let windows, chunks and limits of lengths be shorter than the sequences of a check.
+
+    What a model does beyond them is out of the check's reach otherwise: a window of 4096, rotary factors that change
+    there, queries that are scaled by their position in steps of 8192.
+    """
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    if window is None:
-        yield
-        return
-    config.sliding_window = min(window, CHECK_WINDOW)
+    holders = [vars(each) for each in (config, *model.modules())] + rotary_parameters(config)
+    limits = [(holder, name) for holder in holders for name in LIMITS if _is_longer(holder.get(name))]
+    if length_regimes(model).grows_beyond is not None:
+        limits.append((vars(config), "max_position_embeddings"))
+    before = [holder[name] for holder, name in limits]
     try:
+        for holder, name in limits:
+            holder[name] = type(holder[name])(CHECK_LENGTH)
         yield
     finally:
-        config.sliding_window = window
+        for (holder, name), value in zip(limits, before, strict=True):
+            holder[name] = value
+
+
+def _is_longer(limit: Any) -> bool:
+    return isinstance(limit, int | float) and limit > CHECK_LENGTH

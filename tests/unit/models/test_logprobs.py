@@ -81,11 +81,11 @@ def test_the_budget_bounds_each_forward(model, packing):
     score()  # the model's checks
     shapes = sorted(shapes_of(model.get_input_embeddings(), score))
     if packing == "none":
-        # 303 tokens alone, 128 alone; the others are of 2, 6, 8, 14 and 45 tokens, and a continuation without tokens
-        # needs no forward.
-        assert shapes == [(1, 45), (1, 128), (1, 303), (4, 14)]
+        # The last token of each is only predicted: 302 tokens alone, 127 alone; the others are of 1, 5, 7, 13 and 44
+        # tokens, and a continuation without tokens needs no forward.
+        assert shapes == [(1, 44), (1, 127), (1, 302), (4, 13)]
         return
-    # The one sequence that is longer than the budget stands alone; the last token of each is only predicted.
+    # The one sequence that is longer than the budget stands alone.
     assert {num_rows for num_rows, _ in shapes} == {1}
     assert shapes[-1] == (1, 302)
     assert shapes[-2][1] <= 130
@@ -111,7 +111,7 @@ def test_the_head_runs_at_the_scored_positions_alone(model, packing):
             sequence_logprobs(model, contexts, continuations, packing=packing)
 
     score()  # the model's checks
-    expected = {"prefix_tree": (2 + 4, 48), "none": (2, 5)}[packing]
+    expected = {"prefix_tree": (2 + 4, 48), "none": (2, 4)}[packing]
     assert shapes_of(model.get_output_embeddings(), score) == [expected]
 
 
@@ -125,7 +125,7 @@ def test_without_packing_gradients_take_one_forward(model):
     sequence_logprobs(model, contexts, continuations, **options)  # the model's checks
     embeddings = model.get_input_embeddings()
     (shape,) = shapes_of(embeddings, lambda: sequence_logprobs(model, contexts, continuations, **options))
-    assert shape == (sum(1 for continuation in continuations if continuation), 303)
+    assert shape == (sum(1 for continuation in continuations if continuation), 302)
 
 
 def kept_bytes(model, contexts, continuations, **options) -> int:
