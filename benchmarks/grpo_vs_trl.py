@@ -31,7 +31,6 @@ import torch
 from common import build_system, device, first_prompts, interleaved, medians, parse, report, seconds
 
 from astra_accel.config import LoRAConfiguration
-from astra_accel.models.sampling import uniforms
 
 LR = 1e-5
 MAX_GRAD_NORM = 1.0
@@ -93,9 +92,9 @@ class GRPO:
 
     def _sample(self, contexts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         config = self._system.rollout_config
-        numbers = [uniforms((self._num_steps, row), config.tester.max_new_tokens) for row in range(self._batch)]
+        seeds = [(self._num_steps, row) for row in range(self._batch)]
         with self._system.rolling_out():
-            rows = self._system.roles.tester.generate(contexts, numbers, config.tester, config.batch_rows)
+            rows = self._system.roles.tester.generate(contexts, seeds, config.tester, config.batch_rows)
         return [row.ids for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Decoding: what is drawn depends on a row's context and its own random numbers alone.
+"""Decoding: what is drawn depends on a row's context and its own seed alone.
 
 Every distinct context is read once, what was read in an earlier turn not at all, and rows that have ended are fed no
 more. The log-probs that come along the way are handed out, so that nobody has to compute them again.
@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import Any
 
-import numpy as np
 import torch
 
 from astra_accel.config import SamplingConfiguration
@@ -23,7 +22,7 @@ from astra_accel.models.length_regimes import length_regimes
 from astra_accel.models.reading import Question, Scored, Start, match, read, starts
 from astra_accel.models.rereading import reread, takes_padding
 from astra_accel.models.row_layout import feed
-from astra_accel.models.sampling import exact_device, sample
+from astra_accel.models.sampling import Seed, check_finite, draw, noise_keys
 from astra_accel.models.support import (
     assert_same,
     check_sequences,
@@ -48,7 +47,7 @@ PREFIX_PRICE = 2
 def generate(
     model: Any,
     contexts: Sequence[Ids],
-    uniforms: Sequence[np.ndarray],
+    seeds: Sequence[Seed],
     sampling: SamplingConfiguration,
     *,
     end_ids: Collection[int],
@@ -62,7 +61,7 @@ def generate(
     Args:
         model: a causal language model of transformers, in eval mode.
         contexts: token ids, at least one each. Rows with the same context read it once.
-        uniforms: for each row ``max_new_tokens`` numbers in [0, 1), one a token.
+        seeds: of each row, ints in [0, 2**64), from which its random numbers follow.
         sampling: temperature, top-k, top-p and the most tokens.
         end_ids: tokens that end a turn.
         batch_rows: rows decoded together at most.
@@ -70,11 +69,13 @@ def generate(
             afterwards. None reads every context from its beginning.
         remember: whether there will be another call; the memory is emptied otherwise.
         scored: for each row the tokens of its context whose log-probs are wanted too.
+
+    Raises:
+        NonFiniteLogitsError: the model's logits hold nan or inf.
     """
     model = transformers_model(model)
-    plan = TurnPlan(
-        length_regimes(model), contexts, uniforms, sampling, frozenset(end_ids), scored, exact_device(model.device)
-    )
+    keys = [noise_keys(seed, sampling.max_new_tokens) for seed in seeds]
+    plan = TurnPlan(length_regimes(model), contexts, keys, sampling, frozenset(end_ids), scored, model.device)
     carried = carries(model)
     # Rows of one length share a forward where the model can't do more; else as many as may, neighbours in length.
     price = inf if carried or takes_padding(model) else 0.0
@@ -97,7 +98,7 @@ def generate(
 
 def _decode_reread(model: Any, task: Task) -> list[Generated]:
     contexts = [question.context for question in task.questions]
-    sampled = reread(model, contexts, task.uniforms_BT, task.sampling, task.end_ids)
+    sampled = reread(model, contexts, task.keys_BT2, task.sampling, task.end_ids)
     return [Generated(tuple(ids), tuple(logprobs)) for ids, logprobs in sampled]
 
 
@@ -117,6 +118,8 @@ def _decode_carried(
     hidden_BH = torch.stack([was_read[task.questions[row]].hidden_H for row in order])
     with for_few_rows(model):
         sampled = _sample_turn(model, bins, order, hidden_BH, task)
+    for reads in was_read.values():
+        check_finite(reads.scored or ())
     generated = [
         Generated(tuple(ids), tuple(logprobs), was_read[question].scored)
         for (ids, logprobs), question in zip(sampled, task.questions, strict=True)
@@ -163,10 +166,8 @@ def _sample_turn(
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.questions]
     active = list(order)
     for step in range(task.sampling.max_new_tokens):
-        logits_BV = head.logits(hidden_BH).to(task.uniforms_BT.device)
-        tokens_B, logprobs_B = sample(logits_BV, task.uniforms_BT[active, step], task.sampling)
-        tokens = tokens_B.tolist()
-        for row, token, logprob in zip(active, tokens, logprobs_B.tolist(), strict=True):
+        tokens, logprobs = draw(head.logits(hidden_BH), task.keys_BT2[active, step], task.sampling)
+        for row, token, logprob in zip(active, tokens, logprobs, strict=True):
             results[row][0].append(token)
             results[row][1].append(logprob)
         ended = [token in task.end_ids for token in tokens]

@@ -12,7 +12,7 @@ from astra_accel.config import SamplingConfiguration
 from astra_accel.models.batching import forward_logits, left_padded, positions
 from astra_accel.models.head import token_logprobs
 from astra_accel.models.length_regimes import length_regimes
-from astra_accel.models.sampling import sample
+from astra_accel.models.sampling import draw
 from astra_accel.models.support import CHECK_LENGTH, assert_same, check_sequences, plain_logprobs, supports
 
 Ids = tuple[int, ...]
@@ -21,7 +21,7 @@ Ids = tuple[int, ...]
 def reread(
     model: Any,
     contexts: Sequence[Ids],
-    uniforms_BT: torch.Tensor,
+    keys_BT2: torch.Tensor,
     sampling: SamplingConfiguration,
     end_ids: frozenset[int],
 ) -> list[tuple[list[int], list[float]]]:
@@ -40,9 +40,8 @@ def reread(
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
     active = list(range(len(contexts)))
     for step in range(sampling.max_new_tokens):
-        tokens_B, logprobs_B = sample(logits_BV.to(uniforms_BT.device), uniforms_BT[active, step], sampling)
-        tokens = tokens_B.tolist()
-        for row, token, logprob in zip(active, tokens, logprobs_B.tolist(), strict=True):
+        tokens, logprobs = draw(logits_BV, keys_BT2[active, step], sampling)
+        for row, token, logprob in zip(active, tokens, logprobs, strict=True):
             results[row][0].append(token)
             results[row][1].append(logprob)
         keep = [index for index, token in enumerate(tokens) if token not in end_ids]

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
 from peft.utils import load_peft_weights
@@ -28,6 +27,7 @@ from astra_accel.models.merging import merged_adapter
 from astra_accel.models.quantization import check_device, check_quantization
 from astra_accel.models.reading import Scored
 from astra_accel.models.recall import Recall
+from astra_accel.models.sampling import Seed
 
 Ids = tuple[int, ...]
 
@@ -82,7 +82,7 @@ class LanguageModel:
     def generate(
         self,
         contexts: Sequence[Ids],
-        uniforms: Sequence[np.ndarray],
+        seeds: Sequence[Seed],
         sampling: SamplingConfiguration,
         batch_rows: int,
         scored: Sequence[Scored] | None = None,
@@ -92,7 +92,7 @@ class LanguageModel:
             generated = generate(
                 self.model,
                 contexts,
-                uniforms,
+                seeds,
                 sampling,
                 end_ids=self.files.end_ids,
                 batch_rows=batch_rows,

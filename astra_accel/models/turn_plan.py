@@ -33,14 +33,14 @@ class Generated(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Rows to decode together: their questions, numbers ``[rows, tokens]``, and how to draw.
+    """Rows to decode together: their questions, the keys of their noise ``[rows, tokens, 2]``, and how to draw.
 
     Everything that is read for them is of one regime of lengths (:mod:`astra_accel.models.length_regimes`).
     """
 
     rows: Sequence[int]
     questions: Sequence[Question]
-    uniforms_BT: torch.Tensor
+    keys_BT2: torch.Tensor
     sampling: SamplingConfiguration
     end_ids: frozenset[int]
     regime: int
@@ -56,7 +56,7 @@ class TurnPlan:
 
     regimes: LengthRegimes
     contexts: Sequence[Ids]
-    uniforms: Sequence[np.ndarray]
+    keys: Sequence[np.ndarray]
     sampling: SamplingConfiguration
     end_ids: frozenset[int]
     scored: Sequence[Scored] | None
@@ -110,10 +110,10 @@ class TurnPlan:
         return left if longest is None else min(left, longest + 1 - length)
 
     def _task(self, rows: Sequence[int], questions: Sequence[Question], regime: int, num_new: int) -> Task:
-        numbers = []
+        keys = []
         for row in rows:
             begun = len(self.results[row].ids)
-            numbers.append(self.uniforms[row][begun : begun + num_new])
+            keys.append(self.keys[row][begun : begun + num_new])
         sampling = self.sampling.model_copy(update={"max_new_tokens": num_new})
-        uniforms_BT = torch.from_numpy(np.stack(numbers)).to(self.device)
-        return Task(rows, questions, uniforms_BT, sampling, self.end_ids, regime)
+        keys_BT2 = torch.from_numpy(np.stack(keys)).to(self.device)
+        return Task(rows, questions, keys_BT2, sampling, self.end_ids, regime)

@@ -1,9 +1,13 @@
-"""An update whose loss or gradient is not finite is not made, and what it was made of is kept."""
+"""An update whose loss or gradient is not finite is not made, and what it was made of is kept.
+
+Nor is an experience of models whose logits are not finite.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +19,20 @@ if TYPE_CHECKING:
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a gradient is not finite; the optimizer did not step."""
+    """A loss, a gradient or what a model computes in a rollout is not finite; the optimizer did not step."""
+
+
+@contextmanager
+def naming_step(when: str) -> Iterator[None]:
+    """Say when a model computed what is not finite.
+
+    Raises:
+        NonFiniteError: in place of a ``FloatingPointError``, which systems raise then.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise NonFiniteError(f"{when}: {error}") from error
 
 
 def check_finite(trainer: AccelTrainer, loss: float, grad_norm: float, shards: Sequence[Shard]) -> None:

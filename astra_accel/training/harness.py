@@ -14,6 +14,7 @@ from astra_accel.core.sampler import Graph, rewarded_trees
 from astra_accel.core.seeding import derive_seed, seeded
 from astra_accel.training.distributed import on_every_rank
 from astra_accel.training.experience import Experience
+from astra_accel.training.finite import naming_step
 
 EPISODE_STREAM = 0
 
@@ -59,8 +60,16 @@ class Harness:
         """Experience number ``index``. All processes together; each gets the whole of it.
 
         An error on one process is an error on all of them.
+
+        Raises:
+            NonFiniteError: a model computed nan or inf.
         """
-        graphs = self.spread(self._episodes(index), self._rollouts)
+
+        def rollouts(episodes: Sequence[tuple[int, int]]) -> Sequence[Graph]:
+            with naming_step(f"training step {index + 1}"):
+                return self._rollouts(episodes)
+
+        graphs = self.spread(self._episodes(index), rollouts)
         self._observe(graphs, index)
         by_graph = [
             [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
@@ -150,6 +159,7 @@ class Harness:
         return graphs
 
     @torch.no_grad()
+    @naming_step("evaluation")
     def _eval_rollouts(self, seeds: Sequence[Any]) -> Sequence[Graph]:
         if not seeds:
             return []

@@ -18,7 +18,6 @@ from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.logprobs import can_pack, sequence_logprobs, sequence_readings
 from astra_accel.models.reading import Scored
 from astra_accel.models.rereading import takes_padding
-from astra_accel.models.sampling import uniforms
 from astra_accel.models.support import UnsupportedModelError
 from tests.helpers.architectures import VOCABULARY
 from tests.helpers.long_range import ALL, DYNAMIC, LIMIT, LONGROPE, build_long_range, growing_logprobs
@@ -105,10 +104,10 @@ def two_turns(model, rows: list[int], memory: PrefixCache | None, batch_rows: in
     contexts = [CONTEXTS[row] for row in rows]
     said = []
     for turn in range(2):
-        numbers = [uniforms([row, turn], SAMPLING.max_new_tokens) for row in rows]
+        seeds = [[row, turn] for row in rows]
         scored = [Scored(len(context) - 4, (*context[-4:], 7)) for context in contexts]
         options = {"end_ids": END_IDS, "batch_rows": batch_rows, "memory": memory, "scored": scored}
-        generated = generate(model, contexts, numbers, SAMPLING, **options)
+        generated = generate(model, contexts, seeds, SAMPLING, **options)
         said += zip(contexts, generated, strict=True)
         contexts = [(*context, *row.ids, *range(10, 14)) for context, row in zip(contexts, generated, strict=True)]
     return said
@@ -142,7 +141,7 @@ def test_greedy_across_the_limit_is_the_generate_of_transformers(name: str) -> N
     """Which drops the cache of these models at the limit, and reads everything anew."""
     model = build_long_range(name)
     sampling = SamplingConfiguration(temperature=0, max_new_tokens=16)
-    found = generate(model, CONTEXTS, [uniforms([0], 16)] * len(CONTEXTS), sampling, end_ids=END_IDS)
+    found = generate(model, CONTEXTS, [[0]] * len(CONTEXTS), sampling, end_ids=END_IDS)
     for context, row in zip(CONTEXTS, found, strict=True):
         whole = model.generate(
             torch.tensor([context]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,9 @@ from astra_accel.models.logprobs import can_pack, pad_logprobs
 from astra_accel.models.prefix_tree import num_distinct_tokens
 from astra_accel.models.reading import Scored
 from astra_accel.models.roles import TESTER_ADAPTER, LanguageModel, RoleFiles, find_roles, load_roles
-from astra_accel.models.sampling import uniforms
+from astra_accel.models.sampling import NonFiniteLogitsError, Seed, check_finite
 from astra_accel.models.support import transformers_model
 
-Seed = Sequence[int]
 TESTER_STREAM, TARGET_STREAM, ADAPTER_STREAM = 0, 1, 2
 
 
@@ -197,22 +196,28 @@ class HFASTSystem(ASTSystem[Any, Any]):
             prompt: the states.
             seeds: non-negative ints for each row, from which its random numbers follow; None draws them from
                 torch's global generator.
+
+        Raises:
+            NonFiniteLogitsError: the tester's logits hold nan or inf.
         """
         sampling = self.rollout_config.tester
-        contexts = [self.views.tester.own_turn(self._state(state), sampling.max_new_tokens) for state in prompt]
-        sampled = self._generate(self.roles.tester, contexts, sampling, seeds, stream=TESTER_STREAM)
+        states = [self._state(state) for state in prompt]
+        contexts = [self.views.tester.own_turn(state, sampling.max_new_tokens) for state in states]
+        with _naming_role("tester", states):
+            sampled = self._generate(self.roles.tester, contexts, sampling, seeds, stream=TESTER_STREAM)
         return [self.views.probe(row.ids, self.roles.tester.files.end_ids, row.logprobs) for row in sampled]
 
     def rollout_prompt_with_target(
         self, prompt: Sequence[Transcript | str], *, seeds: Sequence[Seed] | None = None
     ) -> list[Segment]:
-        """A response for each state that ends with a probe; seeds as for the tester."""
+        """A response for each state that ends with a probe; seeds and errors as for the tester."""
         sampling = self.rollout_config.target
         states = [self._state(state) for state in prompt]
         contexts = [self.views.target.own_turn(state, sampling.max_new_tokens) for state in states]
         in_rollout = self.roles.target.memory is not None
         scored = [self._heard(*pair) for pair in zip(states, contexts, strict=True)] if in_rollout else None
-        sampled = self._generate(self.roles.target, contexts, sampling, seeds, stream=TARGET_STREAM, scored=scored)
+        with _naming_role("target", states):
+            sampled = self._generate(self.roles.target, contexts, sampling, seeds, stream=TARGET_STREAM, scored=scored)
         return [self.views.response(row.ids, self.roles.target.files.end_ids, row.logprobs) for row in sampled]
 
     def get_tester_logprobs(
@@ -261,6 +266,9 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """The log-prob of each token of a probe's content under a model, ``[tokens]`` a probe, on the CPU.
 
         The end of the turn is no content: an empty probe has no token, however likely its end.
+
+        Raises:
+            NonFiniteLogitsError: the model's logits hold nan or inf.
         """
         probes = [self._probe(item) for item in probe]
         if model == "target":
@@ -270,6 +278,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
             logprobs_BT = self.get_baseline_logprobs(context, probes).cpu()
             counts = [len(item.tester_ids) for item in probes]
             self._recall_baseline(context, probes, logprobs_BT)
+        with _naming_role(model, [self._state(state) + item for state, item in zip(context, probes, strict=True)]):
+            check_finite(logprobs_BT.flatten().tolist())
         return [row[:count] for row, count in zip(logprobs_BT, counts, strict=True)]
 
     def _recall_baseline(
@@ -332,8 +342,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
     ) -> list[Generated]:
         if seeds is None:
             seeds = [(int(number),) for number in torch.randint(2**62, (len(contexts),))]
-        numbers = [uniforms((*seed, stream), sampling.max_new_tokens) for seed in seeds]
-        return role.generate(contexts, numbers, sampling, self.rollout_config.batch_rows, scored)
+        seeds = [(*seed, stream) for seed in seeds]
+        return role.generate(contexts, seeds, sampling, self.rollout_config.batch_rows, scored)
 
     def _state(self, state: Transcript | str) -> Transcript:
         return self.start(state) if isinstance(state, str) else state
@@ -346,6 +356,22 @@ def within(state_dict: Mapping[str, torch.Tensor], name: str) -> dict[str, torch
     """The part of a system's weights that is one attribute's, by the names that they have in it."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+
+
+@contextmanager
+def _naming_role(role: str, states: Sequence[Transcript]) -> Iterator[None]:
+    """Say of logits that are not finite whose they are, when, and what may help."""
+    try:
+        yield
+    except NonFiniteLogitsError as error:
+        turns = sorted({1 + (len(state.segments) - 1) // 2 for state in states})
+        when = f"turn {turns[0]}" if len(turns) == 1 else f"turns {turns[0]} to {turns[-1]}"
+        cause = "overflowed in training" if role == "tester" else "are damaged"
+        remedy = "a lower training.lr, a training.max_grad_norm" if role == "tester" else "whole files"
+        raise NonFiniteLogitsError(
+            f"the {role}'s {error} in {when} of a rollout: its weights {cause}, or its precision can't hold what it "
+            f"computes. Try {remedy}, or {role}.dtype bfloat16 or float32 in place of float16"
+        ) from error
 
 
 def _model(model: str | Path | ModelConfiguration | None, name: str) -> ModelConfiguration:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import PreTrainedModel
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.generation import generate
 from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.reading import Scored
-from astra_accel.models.sampling import uniforms
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
+from tests.helpers.noise import drawn, warped_logprobs
 
 SAMPLINGS = [
     SamplingConfiguration(max_new_tokens=12),
@@ -38,30 +37,24 @@ def contexts_of(lengths: list[int]) -> list[tuple[int, ...]]:
     return [tuple(draw.randrange(250) for _ in range(length)) for length in lengths]
 
 
-def numbers_of(rows: int, tokens: int = 12) -> list[np.ndarray]:
-    return [uniforms((9, row), tokens) for row in range(rows)]
+def seeds_of(rows: int) -> list[tuple[int, ...]]:
+    return [(9, row) for row in range(rows)]
 
 
-def ids_of(model, contexts, numbers, sampling, **options) -> list[tuple[int, ...]]:
-    return [row.ids for row in generate(model, contexts, numbers, sampling, **options)]
+def ids_of(model, contexts, seeds, sampling, **options) -> list[tuple[int, ...]]:
+    return [row.ids for row in generate(model, contexts, seeds, sampling, **options)]
 
 
-def plain(model, context, numbers, sampling, end_ids) -> tuple[int, ...]:
-    """The ids; moves each number to the middle of its token's share, so that no rounding error decides a test."""
+def plain(model, context, seed, sampling, end_ids) -> tuple[int, ...]:
+    """The ids; no draw is so close that rounding could decide it."""
     sampled: list[int] = []
-    for step, number in enumerate(numbers[: sampling.max_new_tokens]):
+    for step in range(sampling.max_new_tokens):
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([[*context, *sampled]])).logits[:, -1].double()
-        logits = TemperatureLogitsWarper(sampling.temperature)(None, logits)
-        if sampling.top_k:
-            logits = TopKLogitsWarper(sampling.top_k)(None, logits)
-        if sampling.top_p < 1:
-            logits = TopPLogitsWarper(sampling.top_p)(None, logits)
-        cumulated = logits.softmax(-1)[0].cumsum(-1).numpy()
-        token = int(np.argmax(cumulated > number))
-        numbers[step] = (cumulated[token] + (cumulated[token - 1] if token else 0.0)) / 2
+            logits_1V = model(input_ids=torch.tensor([[*context, *sampled]])).logits[:, -1]
+        token, margin = drawn(warped_logprobs(logits_1V, sampling), seed, step)
+        assert margin > 1e-4, "a close draw: take other seeds"
         sampled.append(token)
-        if sampled[-1] in end_ids:
+        if token in end_ids:
             break
     return tuple(sampled)
 
@@ -73,10 +66,10 @@ DIFFERENT_ORDER = random.Random(2).sample(range(len(CONTEXTS)), len(CONTEXTS))
 
 
 @pytest.fixture(scope="module", params=SAMPLINGS, ids=["all tokens", "filtered"])
-def expected(request, model) -> tuple[SamplingConfiguration, list[np.ndarray], list[tuple[int, ...]]]:
-    sampling, numbers = request.param, numbers_of(len(CONTEXTS))
-    rows = zip(CONTEXTS, numbers, strict=True)
-    return sampling, numbers, [plain(model, *row, sampling, END_IDS) for row in rows]
+def expected(request, model) -> tuple[SamplingConfiguration, list[tuple[int, ...]], list[tuple[int, ...]]]:
+    sampling, seeds = request.param, seeds_of(len(CONTEXTS))
+    rows = zip(CONTEXTS, seeds, strict=True)
+    return sampling, seeds, [plain(model, *row, sampling, END_IDS) for row in rows]
 
 
 def test_the_cases_are_worth_it(expected):
@@ -89,16 +82,16 @@ def test_the_cases_are_worth_it(expected):
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 64])
 def test_any_batch_gives_the_plain_ids(model, expected, batch_rows):
-    sampling, numbers, rows = expected
+    sampling, seeds, rows = expected
     options = {"end_ids": END_IDS, "batch_rows": batch_rows}
-    assert ids_of(model, CONTEXTS, numbers, sampling, **options) == rows
-    shuffled = [CONTEXTS[row] for row in DIFFERENT_ORDER], [numbers[row] for row in DIFFERENT_ORDER]
+    assert ids_of(model, CONTEXTS, seeds, sampling, **options) == rows
+    shuffled = [CONTEXTS[row] for row in DIFFERENT_ORDER], [seeds[row] for row in DIFFERENT_ORDER]
     assert ids_of(model, *shuffled, sampling, **options) == [rows[row] for row in DIFFERENT_ORDER]
 
 
 def test_a_row_ends_with_an_end_token_or_at_the_limit(model, expected):
-    sampling, numbers, _ = expected
-    for row in ids_of(model, CONTEXTS, numbers, sampling, end_ids=END_IDS):
+    sampling, seeds, _ = expected
+    for row in ids_of(model, CONTEXTS, seeds, sampling, end_ids=END_IDS):
         assert all(type(token) is int for token in row)
         assert not END_IDS.intersection(row[:-1])
         assert row[-1] in END_IDS or len(row) == sampling.max_new_tokens
@@ -106,21 +99,21 @@ def test_a_row_ends_with_an_end_token_or_at_the_limit(model, expected):
 
 def test_without_end_tokens_every_row_is_full(model):
     sampling = SamplingConfiguration(max_new_tokens=5)
-    rows = ids_of(model, CONTEXTS, numbers_of(len(CONTEXTS), 5), sampling, end_ids=())
+    rows = ids_of(model, CONTEXTS, seeds_of(len(CONTEXTS)), sampling, end_ids=())
     assert [len(row) for row in rows] == [5] * len(CONTEXTS)
 
 
 def test_one_token(model):
     sampling = SamplingConfiguration(max_new_tokens=1)
-    numbers = numbers_of(len(CONTEXTS), 1)
-    expected = [plain(model, *row, sampling, ()) for row in zip(CONTEXTS, numbers, strict=True)]
-    assert ids_of(model, CONTEXTS, numbers, sampling, end_ids=()) == expected
+    seeds = seeds_of(len(CONTEXTS))
+    expected = [plain(model, *row, sampling, ()) for row in zip(CONTEXTS, seeds, strict=True)]
+    assert ids_of(model, CONTEXTS, seeds, sampling, end_ids=()) == expected
 
 
 def test_greedy_is_the_generate_of_transformers(model):
     contexts = contexts_of([4, 60, 11, 11, 2])
     sampling = SamplingConfiguration(temperature=0, max_new_tokens=20)
-    found = ids_of(model, contexts, numbers_of(5, 20), sampling, end_ids=END_IDS)
+    found = ids_of(model, contexts, seeds_of(5), sampling, end_ids=END_IDS)
     for context, ids in zip(contexts, found, strict=True):
         whole = model.generate(
             torch.tensor([context]),
@@ -149,27 +142,27 @@ def fed_by(model, *arguments, **options) -> list[tuple[int, ...]]:
 def test_a_context_is_read_once_however_many_rows_share_it(model):
     contexts = [context for context in contexts_of([5, 3]) for _ in range(4)]
     sampling = SamplingConfiguration(max_new_tokens=2)
-    assert fed_by(model, contexts, numbers_of(8, 2), sampling, end_ids=()) == [(1, 5 + 3), (8, 1)]
+    assert fed_by(model, contexts, seeds_of(8), sampling, end_ids=()) == [(1, 5 + 3), (8, 1)]
 
 
 def test_what_contexts_share_is_read_once(model):
     """Siblings of 7 and 9 tokens on a context of 20, which is asked for as well."""
     root, one, other = contexts_of([20, 7, 9])
     contexts, sampling = [(*root, *one), root, (*root, *other)], SamplingConfiguration(max_new_tokens=1)
-    assert fed_by(model, contexts, numbers_of(3, 1), sampling, end_ids=()) == [(1, 36)]
+    assert fed_by(model, contexts, seeds_of(3), sampling, end_ids=()) == [(1, 36)]
 
 
 def test_ended_rows_are_fed_no_more(model, expected):
-    sampling, numbers, rows = expected
-    fed = [num_rows for num_rows, _ in fed_by(model, CONTEXTS, numbers, sampling, end_ids=END_IDS)]
+    sampling, seeds, rows = expected
+    fed = [num_rows for num_rows, _ in fed_by(model, CONTEXTS, seeds, sampling, end_ids=END_IDS)]
     # After the contexts, step t feeds the rows that go on to a token t + 1.
     assert fed[1:] == [sum(len(row) > step for row in rows) for step in range(1, max(map(len, rows)))]
 
 
 def test_log_probs_are_those_of_the_whole_distribution(model, expected):
     """Whatever is drawn from: against a forward of context and turn."""
-    sampling, numbers, _ = expected
-    for context, row in zip(CONTEXTS, generate(model, CONTEXTS, numbers, sampling, end_ids=END_IDS), strict=True):
+    sampling, seeds, _ = expected
+    for context, row in zip(CONTEXTS, generate(model, CONTEXTS, seeds, sampling, end_ids=END_IDS), strict=True):
         with torch.no_grad():
             logprobs = model(torch.tensor([[*context, *row.ids]])).logits[0, len(context) - 1 : -1].log_softmax(-1)
         expected_logprobs = logprobs[torch.arange(len(row.ids)), list(row.ids)].tolist()
@@ -184,15 +177,15 @@ def test_a_memory_holds_what_the_last_call_read(model):
     """Of a turn the last token is not fed; of a context all is fed but what a row of the memory begins with."""
     one, other = contexts_of([50, 40])
     sampling, options = SamplingConfiguration(max_new_tokens=4), {"end_ids": (), "memory": PrefixCache()}
-    said = ids_of(model, [one, other], numbers_of(2, 4), sampling, **options)
+    said = ids_of(model, [one, other], seeds_of(2), sampling, **options)
     longer = [(*one, *said[0], 7, 8, 9), (*other, *said[1], 6, 5, 4)]
-    assert fed_by(model, longer, numbers_of(2, 4), sampling, **options)[0] == (2, 1 + 3)
+    assert fed_by(model, longer, seeds_of(2), sampling, **options)[0] == (2, 1 + 3)
     # Cut back to where a row goes another way.
-    assert fed_by(model, [(*one, 99)], numbers_of(1, 4), sampling, **options)[0] == (1, 1)
+    assert fed_by(model, [(*one, 99)], seeds_of(1), sampling, **options)[0] == (1, 1)
     # Cut back to within what was the whole of a context.
-    assert fed_by(model, [(*one[:40], 99)], numbers_of(1, 4), sampling, **options)[0] == (1, 1)
+    assert fed_by(model, [(*one[:40], 99)], seeds_of(1), sampling, **options)[0] == (1, 1)
     # What was not in the last call is forgotten.
-    assert fed_by(model, [other], numbers_of(1, 4), sampling, **options)[0] == (1, 40)
+    assert fed_by(model, [other], seeds_of(1), sampling, **options)[0] == (1, 40)
 
 
 def test_what_rows_begin_with_is_held_once(model):
@@ -200,9 +193,9 @@ def test_what_rows_begin_with_is_held_once(model):
     prompts, sampling, memory = contexts_of([50, 20]), SamplingConfiguration(max_new_tokens=4), PrefixCache()
     contexts = [prompt for prompt in prompts for _ in range(4)]
     for _ in range(3):
-        numbers = numbers_of(8, 4)
-        said = ids_of(model, contexts, numbers, sampling, end_ids=(), memory=memory)
-        assert said == ids_of(model, contexts, numbers, sampling, end_ids=())
+        seeds = seeds_of(8)
+        said = ids_of(model, contexts, seeds, sampling, end_ids=(), memory=memory)
+        assert said == ids_of(model, contexts, seeds, sampling, end_ids=())
         assert sorted(ids for rows in memory.bins() for ids in rows.prefixes.ids) == sorted(prompts)
         for rows in memory.bins():
             longest = max(map(len, rows.prefixes.ids))
@@ -217,19 +210,19 @@ def test_the_prompt_that_contexts_of_a_turn_share_is_held_once(model):
     (prompt, *probes), memory = contexts_of([50, 6, 6, 9]), PrefixCache()
     contexts, sampling = [(*prompt, *probe) for probe in probes], SamplingConfiguration(max_new_tokens=4)
     for _ in range(2):
-        said = ids_of(model, contexts, numbers_of(3, 4), sampling, end_ids=(), memory=memory)
-        assert said == ids_of(model, contexts, numbers_of(3, 4), sampling, end_ids=())
+        said = ids_of(model, contexts, seeds_of(3), sampling, end_ids=(), memory=memory)
+        assert said == ids_of(model, contexts, seeds_of(3), sampling, end_ids=())
         assert [rows.prefixes.ids for rows in memory.bins()] == [(prompt,)]
         contexts = [(*context, *ids) for context, ids in zip(contexts, said, strict=True)]
 
 
 def test_memories_do_not_mix(model):
     contexts, sampling = contexts_of([30, 20]), SamplingConfiguration(max_new_tokens=4)
-    expected = ids_of(model, contexts, numbers_of(2, 4), sampling, end_ids=())
+    expected = ids_of(model, contexts, seeds_of(2), sampling, end_ids=())
     memory = PrefixCache()
     for _ in range(3):
-        assert ids_of(model, contexts, numbers_of(2, 4), sampling, end_ids=(), memory=memory) == expected
-        assert ids_of(model, contexts[:1], numbers_of(1, 4), sampling, end_ids=(), memory=PrefixCache()) == expected[:1]
+        assert ids_of(model, contexts, seeds_of(2), sampling, end_ids=(), memory=memory) == expected
+        assert ids_of(model, contexts[:1], seeds_of(1), sampling, end_ids=(), memory=PrefixCache()) == expected[:1]
 
 
 @pytest.mark.parametrize("carried", [False, True])
@@ -247,12 +240,12 @@ def test_tokens_of_a_context_are_scored_on_the_way(model, carried):
     memory = PrefixCache() if carried else None
     sampling = SamplingConfiguration(max_new_tokens=3)
     if carried:
-        generate(model, [context[:27]], numbers_of(1, 3), sampling, end_ids=(), memory=memory)
+        generate(model, [context[:27]], seeds_of(1), sampling, end_ids=(), memory=memory)
     rows = generate(
-        model, [context] * len(asked), numbers_of(len(asked), 3), sampling, end_ids=(), memory=memory, scored=asked
+        model, [context] * len(asked), seeds_of(len(asked)), sampling, end_ids=(), memory=memory, scored=asked
     )
     assert [row.ids for row in rows] == ids_of(
-        model, [context] * len(asked), numbers_of(len(asked), 3), sampling, end_ids=()
+        model, [context] * len(asked), seeds_of(len(asked)), sampling, end_ids=()
     )
     for row, (start, ids) in zip(rows, asked, strict=True):
         (expected,) = sequence_logprobs(model, [context[:start]], [ids], packing="none")
@@ -265,9 +258,9 @@ def test_tokens_of_a_context_are_scored_on_the_way(model, carried):
 def test_up_to_the_last_position(model):
     (context,) = contexts_of([500])
     sampling = SamplingConfiguration(max_new_tokens=12)
-    (numbers,) = numbers_of(1)
-    expected = plain(model, context, numbers, sampling, ())
-    assert ids_of(model, [context], [numbers], sampling, end_ids=()) == [expected]
+    (seed,) = seeds_of(1)
+    expected = plain(model, context, seed, sampling, ())
+    assert ids_of(model, [context], [seed], sampling, end_ids=()) == [expected]
 
 
 def test_the_weights_can_be_trained_afterwards(model):
@@ -276,7 +269,7 @@ def test_the_weights_can_be_trained_afterwards(model):
     modes = set()
     trained.register_forward_hook(lambda *_: modes.add((torch.is_grad_enabled(), torch.is_inference_mode_enabled())))
     contexts = contexts_of([400, 30])
-    rows = ids_of(trained, contexts, numbers_of(2), SAMPLINGS[0], end_ids=())
+    rows = ids_of(trained, contexts, seeds_of(2), SAMPLINGS[0], end_ids=())
     assert modes == {(False, False)}
     assert torch.is_grad_enabled()
     sum(values.sum() for values in sequence_logprobs(trained, contexts, rows)).backward()
@@ -286,10 +279,10 @@ def test_the_weights_can_be_trained_afterwards(model):
 def test_the_global_generator_plays_no_part(model):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    rows = ids_of(model, CONTEXTS, numbers_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS)
+    rows = ids_of(model, CONTEXTS, seeds_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert ids_of(model, CONTEXTS, numbers_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS) == rows
+    assert ids_of(model, CONTEXTS, seeds_of(len(CONTEXTS)), SAMPLINGS[0], end_ids=END_IDS) == rows
 
 
 def test_no_rows(model):

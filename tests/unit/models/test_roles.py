@@ -20,11 +20,11 @@ from astra_accel.models.generation import generate
 from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs
 from astra_accel.models.reading import Scored
 from astra_accel.models.roles import Ids, LanguageModel, Roles, find_roles, load_roles
-from astra_accel.models.sampling import uniforms
 from astra_accel.models.tiny import build_tiny, save_tiny
 
 CONTEXTS = [(1, 2, 3), (9,), (30, 20, 10, 5, 60)]
 CONTINUATIONS = [(7, 8), (11, 12, 13, 14), (100,)]
+SEEDS = [(row,) for row in range(3)]
 LORA = LoRAConfiguration(r=4, alpha=8)
 COMPUTE = ComputeConfiguration()
 
@@ -266,7 +266,7 @@ def test_using_a_frozen_role_leaves_the_trained_weights_trained_and_the_frozen_f
         assert not any(parameter.requires_grad for parameter in frozen_parameters(roles)), name
         for role in (roles.baseline, roles.target, roles.tester, roles.baseline):
             score(role)
-            role.generate(CONTEXTS, [uniforms((row,), 2) for row in range(3)], sampling, batch_rows=2)
+            role.generate(CONTEXTS, SEEDS, sampling, batch_rows=2)
             assert trained_names(roles) == before, name
             assert not any(parameter.requires_grad for parameter in frozen_parameters(roles)), name
 
@@ -325,15 +325,14 @@ def test_every_role_generates_as_itself(tmp_path):
     mine, its = save_adapter(tmp_path / "mine", seed=1), save_adapter(tmp_path / "its", seed=2)
     roles = load(model(adapter=mine), model(adapter=its), baseline=model())
     sampling = SamplingConfiguration(max_new_tokens=6, top_k=5)
-    numbers = [uniforms((row,), 6) for row in range(3)]
     ends = roles.tester.files.end_ids
     found = []
     for role, adapter in ((roles.tester, mine), (roles.target, its), (roles.baseline, None)):
         alone = build_tiny("llama")[0]
         if adapter is not None:
             alone = PeftModel.from_pretrained(alone, adapter).merge_and_unload()
-        expected = [row.ids for row in generate(alone, CONTEXTS, numbers, sampling, end_ids=ends)]
-        assert [row.ids for row in role.generate(CONTEXTS, numbers, sampling, batch_rows=64)] == expected
+        expected = [row.ids for row in generate(alone, CONTEXTS, SEEDS, sampling, end_ids=ends)]
+        assert [row.ids for row in role.generate(CONTEXTS, SEEDS, sampling, batch_rows=64)] == expected
         found.append(expected)
     assert found[0] != found[1] != found[2] != found[0]
 
@@ -358,10 +357,10 @@ def test_a_rollout_speaks_with_the_weights_as_they_are_and_leaves_them_alone(tmp
     compute = ComputeConfiguration(merge_adapter=merge_adapter)
     roles = load(model(), model(adapter=save_adapter(tmp_path)), lora=lora, compute=compute)
     every = (roles.tester, roles.target, roles.baseline)
-    sampling, numbers = SamplingConfiguration(max_new_tokens=6), [uniforms((row,), 6) for row in range(3)]
+    sampling = SamplingConfiguration(max_new_tokens=6)
 
     def said() -> list[list[tuple[int, ...]]]:
-        return [[row.ids for row in role.generate(CONTEXTS, numbers, sampling, batch_rows=64)] for role in every[:2]]
+        return [[row.ids for row in role.generate(CONTEXTS, SEEDS, sampling, batch_rows=64)] for role in every[:2]]
 
     for _ in range(2):
         train(roles)
@@ -395,7 +394,7 @@ def hear(role: LanguageModel) -> None:
     sampling = SamplingConfiguration(max_new_tokens=2)
     heard = [(*context, *ids) for context, ids in zip(CONTEXTS, CONTINUATIONS, strict=True)]
     asked = [Scored(len(context), ids) for context, ids in zip(CONTEXTS, CONTINUATIONS, strict=True)]
-    role.generate(heard, [uniforms((row,), 2) for row in range(3)], sampling, batch_rows=64, scored=asked)
+    role.generate(heard, SEEDS, sampling, batch_rows=64, scored=asked)
 
 
 def test_what_a_frozen_role_said_in_a_rollout_is_not_computed_again():
