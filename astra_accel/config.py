@@ -166,7 +166,10 @@ class LoRAConfiguration(Section):
     alpha: float = Field(32.0, gt=0)
     """The adapter's output is scaled by alpha / r."""
     target_modules: str | list[str] = "all-linear"
-    """Names of the modules to adapt, or `all-linear`: every linear layer but the head."""
+    """What to adapt: names of linear layers, or `all-linear`, every one that a forward on text calls, but for the head
+    and routers (their choices of experts have no gradient). What such a forward does not call, as a vision tower, is
+    never adapted. A list may name parameters that are no linear layer's too, such as fused experts:
+    `[all-linear, mlp.experts.gate_up_proj]`; each expert then gets an adapter of rank `r`."""
 
 
 class SamplingConfiguration(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from astra_accel.config import LoRAConfiguration, ModelConfiguration, Quantization
+from astra_accel.models.adapter_targets import ALL_LINEAR, other_parameters, unmatched
 from astra_accel.models.embedded import EMBEDDED_NAME, embedded_model_path
 from astra_accel.models.quantization import compute_alike, loading_options
+from astra_accel.models.text_forward import is_linear
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -174,28 +176,23 @@ def check_lora_targets(lora: LoRAConfiguration, files: ModelFiles) -> None:
     """Find out whether LoRA's target modules exist, from the architecture alone.
 
     Raises:
-        ValueError: a name matches no linear layer; lists those that there are.
+        ValueError: a name matches no linear layer, nor another parameter; lists those that there are.
     """
-    if lora.target_modules == "all-linear":
+    if lora.target_modules == ALL_LINEAR:
         return
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(files.config)
-    names = [name for name, module in skeleton.named_modules() if _is_linear(module)]
-    # PEFT's own rule: a string is a regular expression for the whole name, a list names the ends of names.
-    if isinstance(lora.target_modules, str):
-        missing = [lora.target_modules] if not any(re.fullmatch(lora.target_modules, name) for name in names) else []
-    else:
-        missing = [
-            target
-            for target in lora.target_modules
-            if not any(name == target or name.endswith("." + target) for name in names)
-        ]
+    layers = [name for name, module in skeleton.named_modules() if is_linear(module)]
+    parameters = other_parameters(skeleton)
+    missing = unmatched(lora.target_modules, layers)
+    if not isinstance(lora.target_modules, str):
+        missing = [name for name in unmatched(missing, parameters) if name != ALL_LINEAR]
     if missing or not lora.target_modules:
-        there_are = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
         raise ValueError(
-            f"lora.target_modules: {missing} match no linear layer of {files.source}; there are {there_are}"
+            f"lora.target_modules: {missing} match no linear layer of {files.source}; there are {_last_names(layers)}"
+            + (f", and the parameters {_last_names(parameters)}" if parameters else "")
         )
 
 
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+def _last_names(names: Iterable[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))

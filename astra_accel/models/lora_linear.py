@@ -2,6 +2,11 @@
 
 PEFT adds up the layer's output and the adapter's in steps, each of which writes a tensor of the output's size, and as
 many again on the way back. The sum can be left to the matrix product, which adds to what is there already.
+
+PEFT keeps adapters in float32 on a base of 16 bits, and there does their products in float32 too. Here they are done in
+the type of the forward, as autocast does them, and summed in float32 within the product; gradients of the adapter are
+float32. So the layer's output differs from PEFT's by the rounding of the adapter's part, which is smaller than that of
+the output itself.
 """
 
 from __future__ import annotations
@@ -11,30 +16,51 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer, ParamWrapper
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def fuse_adapters(model: Any) -> None:
     """Have the plain LoRA layers of a model compute layer and adapter together, wherever that is all they do.
 
-    Plain are those on a ``torch.nn.Linear`` (GPT-2's layers hold their weights the other way round). A layer decides at
-    each call, so what PEFT switches, and what is wrapped around the model later, is obeyed.
+    Plain are those on a ``torch.nn.Linear`` (GPT-2's layers hold their weights the other way round), whether they are
+    on the layer or on its weight by name. A layer decides at each call, so what PEFT switches, and what is wrapped
+    around the model later, is obeyed.
     """
     for module in model.modules():
-        if type(module) is LoraLinear and type(module.base_layer) is torch.nn.Linear and "forward" not in vars(module):
+        if _is_plain(module) and "forward" not in vars(module):
             module.forward = partial(_forward, module, module.forward)
 
 
-def _forward(layer: LoraLinear, usual: Any, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _is_plain(module: torch.nn.Module) -> bool:
+    if type(module) is ParamWrapper:
+        return type(module.base_layer) is torch.nn.Linear and module.parameter_name == "weight"
+    return type(module) is LoraLinear and type(module.base_layer) is torch.nn.Linear
+
+
+def _forward(layer: LoraLayer, usual: Any, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     adapter = None if args or kwargs else _only_adapter(layer)
     if adapter is None:
         return usual(states, *args, **kwargs)
     base, down, up = layer.base_layer, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    if not _frozen(base) or not _alike(states, base.weight, down, up):
-        return usual(states)
-    return _LoraLinear.apply(states, base.weight, base.bias, down, up, layer.scaling[adapter])
+    dtype = _dtype(states, base.weight, down, up)
+    if dtype is None or not _frozen(base):
+        # PEFT changes a weight that it knows by name in place of adding to the output, and has it whole for that.
+        return usual(states) if type(layer) is LoraLinear else _in_steps(layer, adapter, states)
+    with torch.autocast(states.device.type, enabled=False):
+        return _LoraLinear.apply(states, base.weight, base.bias, down, up, layer.scaling[adapter], dtype)
 
 
-def _only_adapter(layer: LoraLinear) -> str | None:
+def _in_steps(layer: LoraLayer, adapter: str, states: torch.Tensor) -> torch.Tensor:
+    """What PEFT computes on a linear layer: every part is called, so that whoever spreads weights can gather them."""
+    output: torch.Tensor = layer.base_layer(states)
+    down, up = layer.lora_A[adapter], layer.lora_B[adapter]
+    added = up(down(states.to(down.weight.dtype))) * layer.scaling[adapter]
+    return (output + added).to(output.dtype)
+
+
+def _only_adapter(layer: LoraLayer) -> str | None:
     """The one adapter that a layer adds to its output, if it adds one, in the plain way and with no dropout."""
     if layer.disable_adapters or layer.merged:
         return None
@@ -49,24 +75,33 @@ def _frozen(base: torch.nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in base.parameters())
 
 
-def _alike(states: torch.Tensor, *weights: torch.Tensor) -> bool:
-    """Whether all are plain tensors of one type at one place.
+def _dtype(states: torch.Tensor, weight: torch.Tensor, *adapter: torch.Tensor) -> torch.dtype | None:
+    """The type that a layer computes in; None where its weights are no plain tensors of float types that go together.
 
     Quantised weights are of a class of their own, and so are sharded ones outside of their forward. DeepSpeed's ZeRO-3
-    gathers them as their modules are called, which nobody does here. Autocast has a type for each operation.
+    gathers them as their modules are called, which nobody does here.
     """
-    return (
-        all(type(weight) is torch.nn.Parameter and not hasattr(weight, "ds_id") for weight in weights)
-        and all(weight.dtype == states.dtype and weight.device == states.device for weight in weights)
-        and not torch.is_autocast_enabled(states.device.type)
-    )
+    every = (weight, *adapter)
+    if not all(type(one) is torch.nn.Parameter and not hasattr(one, "ds_id") for one in every):
+        return None
+    if not all(one.is_floating_point() and one.device == states.device for one in every):
+        return None
+    if torch.is_autocast_enabled(states.device.type):
+        return torch.get_autocast_dtype(states.device.type)
+    if weight.dtype != states.dtype:
+        return None
+    if all(one.dtype == states.dtype for one in adapter):
+        return states.dtype
+    float32 = all(one.dtype == torch.float32 for one in adapter)
+    return states.dtype if float32 and states.dtype in HALVES else None
 
 
 class _LoraLinear(torch.autograd.Function):
     """``y = x W^T + b + s (x A^T) B^T`` with ``W`` and ``b`` frozen (LoRA, https://arxiv.org/abs/2106.09685, eq. 3).
 
-    With ``h = x A^T`` and the gradient ``g`` of ``y``, ``u = s g B`` is that of ``h``; that of ``x`` is ``g W + u A``,
-    of ``A`` it is ``u^T x``, and of ``B`` it is ``s g^T h``.
+    With ``h = s x A^T`` and the gradient ``g`` of ``y``, ``u = s g B`` is that of ``x A^T``; that of ``x`` is
+    ``g W + u A``, of ``A`` it is ``u^T x``, and of ``B`` it is ``g^T h``. All products are in one type. A ``W`` of
+    another type is cast anew on the way back, since to keep what it was cast to would be another copy of the model.
     """
 
     @staticmethod
@@ -78,21 +113,40 @@ class _LoraLinear(torch.autograd.Function):
         down_RI: torch.Tensor,
         up_OR: torch.Tensor,
         scale: float,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
-        states_TI = states.reshape(-1, states.shape[-1])
-        inner_TR = states_TI @ down_RI.T
-        output_TO = torch.nn.functional.linear(states_TI, weight_OI, bias_O).addmm_(inner_TR, up_OR.T, alpha=scale)
+        states_TI = states.reshape(-1, states.shape[-1]).to(dtype)
+        ctx.scale, ctx.states_dtype, ctx.adapter_dtype = scale, states.dtype, down_RI.dtype
+        down_RI, up_OR = down_RI.to(dtype), up_OR.to(dtype)
+        inner_TR = _scaled_product(states_TI, down_RI.T, scale)
+        bias_O = None if bias_O is None else bias_O.to(dtype)
+        output_TO = torch.nn.functional.linear(states_TI, weight_OI.to(dtype), bias_O).addmm_(inner_TR, up_OR.T)
         ctx.save_for_backward(states_TI, inner_TR, weight_OI, down_RI, up_OR)
-        ctx.scale = scale
         return output_TO.view(*states.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states_TI, inner_TR, weight_OI, down_RI, up_OR = ctx.saved_tensors
         gradient_TO = gradient.reshape(-1, gradient.shape[-1])
-        to_inner_TR = (gradient_TO @ up_OR).mul_(ctx.scale)
+        to_inner_TR = _scaled_product(gradient_TO, up_OR, ctx.scale)
         to_states = None
         if ctx.needs_input_grad[0]:
-            to_states = (gradient_TO @ weight_OI).addmm_(to_inner_TR, down_RI).view(*gradient.shape[:-1], -1)
-        to_up_OR = (gradient_TO.T @ inner_TR).mul_(ctx.scale)
-        return to_states, None, None, to_inner_TR.T @ states_TI, to_up_OR, None
+            to_states_TI = (gradient_TO @ weight_OI.to(gradient.dtype)).addmm_(to_inner_TR, down_RI)
+            to_states = to_states_TI.view(*gradient.shape[:-1], -1).to(ctx.states_dtype)
+        to_down_RI = _wide_product(to_inner_TR.T, states_TI, ctx.adapter_dtype)
+        to_up_OR = _wide_product(gradient_TO.T, inner_TR, ctx.adapter_dtype)
+        return to_states, None, None, to_down_RI, to_up_OR, None, None
+
+
+def _scaled_product(left_TI: torch.Tensor, right_IR: torch.Tensor, scale: float) -> torch.Tensor:
+    """A matrix product, scaled as it is computed; what it would be added to counts nothing, whatever it is."""
+    return torch.addmm(right_IR[:1, :1], left_TI, right_IR, beta=0, alpha=scale)
+
+
+def _wide_product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A matrix product in a type that may be wider than that of its factors, in which its sums are not rounded."""
+    if left.dtype == dtype:
+        return left @ right
+    if left.is_cuda and dtype == torch.float32:
+        return torch.mm(left, right, out_dtype=dtype)
+    return left.to(dtype) @ right.to(dtype)

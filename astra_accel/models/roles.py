@@ -6,28 +6,30 @@ base is the base with that adapter off, or with an adapter of its own switched o
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
-from peft.utils import load_peft_weights
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
+from astra_accel.models.adapter_files import check_adapter, load_adapter, peft_asks_by_old_names
+from astra_accel.models.adapter_targets import new_adapter_config
 from astra_accel.models.files import ModelFiles, check_lora_targets, find_model, same_tokenizer
 from astra_accel.models.generation import Generated, generate
 from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.lora_linear import fuse_adapters
 from astra_accel.models.memory import return_freed_memory
-from astra_accel.models.merging import merged_adapter
+from astra_accel.models.merging import can_merge, merged_adapter
 from astra_accel.models.quantization import check_device, check_quantization
 from astra_accel.models.reading import Scored
 from astra_accel.models.recall import Recall
 from astra_accel.models.sampling import Seed
+from astra_accel.models.text_forward import freeze_unreached
 
 Ids = tuple[int, ...]
 
@@ -111,12 +113,20 @@ class LanguageModel:
 
 @dataclass
 class Roles:
-    """The three roles, and the module that is trained (a PEFT model, or the tester itself)."""
+    """The three roles, and the module that is trained.
+
+    Attributes:
+        trained: a PEFT model, or the tester itself.
+        merges: whether the tester's adapter is merged for rollouts.
+        at_rest: makes the tester's weights that are frozen since no text reaches them, by their names in ``trained``.
+    """
 
     tester: LanguageModel
     target: LanguageModel
     baseline: LanguageModel
     trained: Any
+    merges: bool = False
+    at_rest: Callable[[], dict[str, torch.Tensor]] = dict
 
     @contextmanager
     def rolling_out(self, num_turns: int | None = None) -> Iterator[None]:
@@ -131,7 +141,7 @@ class Roles:
         for role in (self.tester, self.target):
             role.memory, role.turns_left = PrefixCache(), num_turns
         switch = self.tester.switch
-        if self.tester.compute.merge_adapter:
+        if self.merges:
             self.tester.switch = merged_adapter(self.tester.model, TESTER_ADAPTER) or switch
         try:
             yield
@@ -167,8 +177,8 @@ def find_roles(
 
     Raises:
         FileNotFoundError, ValueError: as :func:`~astra_accel.models.files.find_model`; or the baseline does not
-            share the tester's tokenizer; or LoRA's target modules match nothing; or a tester of 4 bits is to be trained
-            in full, or was quantised before.
+            share the tester's tokenizer; or LoRA's targets match nothing; or an adapter is one that can't be
+            switched off and on; or a tester of 4 bits is to be trained in full, or was quantised before.
         ImportError: a model is to be quantised, and bitsandbytes is not installed.
     """
     baseline = tester if baseline is None else baseline
@@ -180,6 +190,8 @@ def find_roles(
     files = {role: found[model.path, model.revision] for role, model in configurations.items()}
     for role, model in configurations.items():
         check_quantization(model, role, files[role].config)
+        if model.adapter is not None:
+            check_adapter(model.adapter, f"{role}.adapter")
     if tester.quantization is not None and lora is None and tester.adapter is None:
         raise ValueError(
             f"tester.quantization is {tester.quantization!r}, but lora is null, which trains all of the tester; "
@@ -209,56 +221,85 @@ def load_roles(
         check_device(model.quantization, role, device)
     tester = files.configurations["tester"]
     trained_in_full = files.lora is None and tester.adapter is None
-    bases: dict[tuple[Any, ...], _Base] = {}
+    bases: list[_Base] = []
     base = _load_base(files.tester, tester, device, in_full=trained_in_full)
     if trained_in_full:
-        base.model.requires_grad_(True)
+        base.train_all()
     else:
         base.adapt(tester.adapter, files.lora)
-        bases[_key(tester, device)] = base
+        bases.append(base)
     frozen = {}
     for role in ("baseline", "target"):
         model = files.configurations[role]
-        if _key(model, device) not in bases:
-            bases[_key(model, device)] = _load_base(getattr(files, role), model, device)
-        frozen[role] = bases[_key(model, device)].frozen_role(model, role, compute)
-    trained = base.model if trained_in_full else base.peft
-    return Roles(tester=LanguageModel(base.model, files.tester, compute=compute), trained=trained, **frozen)
+        shared = next((one for one in bases if one.takes(model, device)), None)
+        if shared is None:
+            shared = _load_base(getattr(files, role), model, device)
+            bases.append(shared)
+        frozen[role] = shared.frozen_role(model, role, compute)
+    return Roles(
+        tester=LanguageModel(base.model, files.tester, compute=compute),
+        trained=base.model if trained_in_full else base.peft,
+        merges=compute.merge_adapter and not trained_in_full and can_merge(base.model, TESTER_ADAPTER),
+        at_rest=base.at_rest,
+        **frozen,
+    )
 
 
 @dataclass
 class _Base:
-    """One copy of a model's weights, and the adapters on it."""
+    """One copy of a model's weights, and the adapters on it.
+
+    Attributes:
+        key: what was loaded, and as what.
+        trained: the names of the parameters that are trained.
+        at_rest: see :class:`Roles`.
+    """
 
     model: Any
     files: ModelFiles
+    key: tuple[Any, ...]
     peft: PeftModel | None = None
-    trains_adapter: bool = False
+    trained: frozenset[str] = frozenset()
+    at_rest: Callable[[], dict[str, torch.Tensor]] = dict
     adapters: dict[str, str] = field(default_factory=dict)
     recalls: dict[str | None, Recall] = field(default_factory=dict)
+
+    def train_all(self) -> None:
+        """Train every weight that a text reaches."""
+        self.model.requires_grad_(True)
+        idle = self._freeze_unreached(self.model)
+        if idle:
+            self.at_rest = lambda: _chosen(self.files.load(self.model.dtype).state_dict(), idle)
 
     def adapt(self, adapter: str | None, lora: LoRAConfiguration | None) -> None:
         """Put the tester's adapter on: an existing one to go on training, or a new one."""
         if adapter is not None:
-            with _peft_asks_by_old_names():
-                self.peft = PeftModel.from_pretrained(
-                    self.model, _lora_adapter(adapter), TESTER_ADAPTER, is_trainable=True
-                )
-            _check_fits(adapter, self.peft, TESTER_ADAPTER)
+            self.peft = load_adapter(self.model, None, adapter, TESTER_ADAPTER, trained=True)
         else:
             assert lora is not None
-            lora_config = LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                target_modules=lora.target_modules,
-                lora_dropout=0.0,
-                task_type="CAUSAL_LM",
-            )
-            with _peft_asks_by_old_names():
-                self.peft = get_peft_model(self.model, lora_config, TESTER_ADAPTER)
+            config = new_adapter_config(lora, self.model, self.files.source)
+            with peft_asks_by_old_names():
+                self.peft = get_peft_model(self.model, config, TESTER_ADAPTER)
+        assert self.peft is not None
         self.peft.eval()
         fuse_adapters(self.model)
-        self.trains_adapter = True
+        idle = _copied(_chosen(self.peft.state_dict(), self._freeze_unreached(self.peft)))
+        self.at_rest = lambda: idle
+
+    def takes(self, model: ModelConfiguration, device: torch.device | str) -> bool:
+        """Whether a frozen role is this base with its adapters off, or with one more on.
+
+        PEFT puts adapters on parameters of several layers (fused experts) where all of them have the same ones.
+        """
+        if self.key != _key(model, device):
+            return False
+        if model.adapter is None or model.adapter in self.adapters or self.peft is None:
+            return True
+        config = PeftConfig.from_pretrained(model.adapter)
+        convert_peft_config_for_transformers(config, self.model, None)
+        asked = set(getattr(config, "target_parameters", None) or ())
+        there = [set(getattr(one, "target_parameters", None) or ()) for one in self.peft.peft_config.values()]
+        return not asked or all(one in (set(), asked) for one in there)
 
     def frozen_role(self, model: ModelConfiguration, role: str, compute: ComputeConfiguration) -> LanguageModel:
         """A role on this base that is not trained; roles of the same weights share what they recall."""
@@ -267,15 +308,10 @@ class _Base:
             return LanguageModel(self.model, self.files, self._adapters_off, compute, recall)
         if model.adapter not in self.adapters:
             # The tester's own adapter moves on while it trains, so a frozen role on it needs a copy.
-            adapter = _lora_adapter(model.adapter)
-            with _peft_asks_by_old_names():
-                if self.peft is None:
-                    self.peft = PeftModel.from_pretrained(self.model, adapter, role)
-                else:
-                    self.peft.load_adapter(adapter, role)
-            _check_fits(adapter, self.peft, role)
+            self.peft = load_adapter(self.model, self.peft, model.adapter, role, trained=False)
             self.peft.eval()
             self.adapters[model.adapter] = role
+            self._restore_trained()
         name = self.adapters[model.adapter]
         return LanguageModel(self.model, self.files, lambda: self._adapter_on(name), compute, recall)
 
@@ -285,9 +321,7 @@ class _Base:
             with nullcontext() if self.peft is None else self.peft.disable_adapter():
                 yield
         finally:
-            if not self.trains_adapter:
-                # PEFT lets an adapter that it switches on again be trained.
-                self.model.requires_grad_(False)
+            self._restore_trained()
 
     @contextmanager
     def _adapter_on(self, name: str) -> Iterator[None]:
@@ -296,42 +330,35 @@ class _Base:
         try:
             yield
         finally:
-            if self.trains_adapter:
+            if self.trained:
                 self.peft.set_adapter(TESTER_ADAPTER)
+            self._restore_trained()
+
+    def _freeze_unreached(self, module: Any) -> frozenset[str]:
+        """Freeze what no text reaches, and take down what is trained; the names in a module of what was frozen."""
+        frozen = {id(parameter) for parameter in freeze_unreached(self.model)}
+        self.trained = frozenset(name for name, one in self.model.named_parameters() if one.requires_grad)
+        return frozenset(name for name, one in module.named_parameters(remove_duplicate=False) if id(one) in frozen)
+
+    def _restore_trained(self) -> None:
+        """PEFT lets an adapter that it switches on again be trained, all of it."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad != (name in self.trained):
+                parameter.requires_grad_(name in self.trained)
 
 
-@contextmanager
-def _peft_asks_by_old_names() -> Iterator[None]:
-    """Silence what transformers says to PEFT, not to us, about a renamed attribute."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
+def _chosen(state: Mapping[str, torch.Tensor], names: Collection[str]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if name in names}
 
 
-def _lora_adapter(adapter: str) -> str:
-    """The adapter's own name, once it is sure that it works inside the layers, as the roles' switches need."""
-    kind = PeftConfig.from_pretrained(adapter).peft_type
-    if kind != PeftType.LORA:
-        raise ValueError(f"the adapter {adapter} is of type {kind.value}; expected LORA")
-    return adapter
-
-
-def _check_fits(adapter: str, peft: PeftModel, name: str) -> None:
-    """Find an adapter of other layers: PEFT warns at most, and the model would go on without what is missing."""
-    saved = {key for key in load_peft_weights(adapter, device="cpu") if "lora_" in key}
-    there = set(get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False))
-    missing, unknown = sorted(there - saved), sorted(saved - there)
-    if missing or unknown:
-        raise ValueError(
-            f"the adapter {adapter} does not fit its model: it lacks {len(missing)} of {len(there)} tensors and has "
-            f"{len(unknown)} that have no place there, such as {(missing + unknown)[0]}"
-        )
+def _copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
 def _load_base(
     files: ModelFiles, model: ModelConfiguration, device: torch.device | str, in_full: bool = False
 ) -> _Base:
-    return _Base(files.load(_dtype(model, device, in_full), device, model.quantization), files)
+    return _Base(files.load(_dtype(model, device, in_full), device, model.quantization), files, _key(model, device))
 
 
 def _dtype(model: ModelConfiguration, device: torch.device | str, in_full: bool) -> torch.dtype | str:

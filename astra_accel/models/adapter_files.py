@@ -1,0 +1,129 @@
+"""Adapters that were saved before: which of them the roles can take, and how their weights get into a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that take a part out of the base's weights, as PEFT does again when it loads such an adapter."""
+
+
+def check_adapter(adapter: str, field: str) -> PeftConfig:
+    """The configuration of a saved adapter, once it is sure that it can be switched off and on around its base.
+
+    The roles share a base, so what an adapter changes has to be all its own. No weights are read.
+
+    Args:
+        adapter: a hub id or folder.
+        field: of the run's configuration, for messages.
+
+    Raises:
+        ValueError: there is none, or one of a kind that changes the base itself or needs more than the tokens.
+    """
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{field} is {adapter!r}, where no adapter can be read: {error}") from error
+    if config.peft_type != PeftType.LORA:
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ValueError(f"{field}: the adapter {adapter} is of type {kind}; expected LORA")
+    assert isinstance(config, LoraConfig)
+    for name, found, reason in _refused(config):
+        raise ValueError(f"{field}: the adapter {adapter} has {name} = {found!r}, {reason}")
+    return config
+
+
+def _refused(config: LoraConfig) -> Iterator[tuple[str, Any, str]]:
+    if config.bias != "none":
+        reason = "so it changes biases of its base model, which the roles share; expected 'none'"
+        yield "bias", config.bias, reason
+    if config.layer_replication:
+        reason = "which makes another model of its base, which the roles share; expected null"
+        yield "layer_replication", config.layer_replication, reason
+    if str(config.init_lora_weights).startswith(CHANGE_BASE):
+        yield (
+            "init_lora_weights",
+            config.init_lora_weights,
+            "which changes weights of its base model, which the roles share; expected it saved as a plain LoRA (PEFT: "
+            "save_pretrained with path_initial_model_for_weight_conversion)",
+        )
+    if getattr(config, "kasa_config", None):
+        yield "kasa_config", "…", "which changes weights of its base model, which the roles share; expected null"
+    for name in ("alora_invocation_tokens", "arrow_config", "monteclora_config", "megatron_config"):
+        if getattr(config, name, None):
+            yield name, "…", "with which a layer computes more than its input and weights say; expected null"
+
+
+def load_adapter(model: Any, peft: PeftModel | None, adapter: str, name: str, *, trained: bool) -> PeftModel:
+    """Put a saved adapter on a model, beside those that it has.
+
+    Args:
+        model: a transformers model.
+        peft: PEFT's wrapper of it; None where it has none yet.
+        adapter: a hub id or folder that :func:`check_adapter` let pass.
+        name: for the adapter in this model.
+        trained: whether it goes on training.
+
+    Raises:
+        ValueError: the adapter is one of other layers, or brings weights of the base that differ from the model's.
+    """
+    config = PeftConfig.from_pretrained(adapter)
+    config.inference_mode = not trained
+    base_name = config.base_model_name_or_path
+    with peft_asks_by_old_names():
+        if peft is None:
+            peft = get_peft_model(model, config, name)
+        else:
+            peft.add_adapter(name, config)
+    assert peft is not None
+    config.base_model_name_or_path = base_name
+    weights = load_peft_weights(adapter, device="cpu")
+    expected = set(get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False))
+    for key in _of_base(weights, expected, peft, adapter):
+        del weights[key]
+    lacking = [key for key in sorted(expected - set(weights)) if "lora_" not in key]
+    unknown: list[str] = []
+    if not lacking:
+        try:
+            result = set_peft_model_state_dict(peft, weights, name)
+        except RuntimeError as error:
+            raise ValueError(f"the adapter {adapter} does not fit its model: {error}") from error
+        lacking = sorted(key for key in result.missing_keys if "lora_" in key and f".{name}" in key)
+        unknown = sorted(result.unexpected_keys)
+    if lacking or unknown:
+        raise ValueError(
+            f"the adapter {adapter} does not fit its model: it lacks {len(lacking)} of {len(expected)} tensors and has "
+            f"{len(unknown)} that have no place there, such as {(lacking + unknown)[0]}"
+        )
+    return peft
+
+
+def _of_base(weights: dict[str, torch.Tensor], expected: set[str], peft: PeftModel, adapter: str) -> list[str]:
+    """The tensors of an adapter that are its base's, which PEFT saves along where embeddings were adapted."""
+    own = peft.state_dict()
+    found = [key for key in weights if key not in expected and "lora_" not in key and key in own]
+    for key in found:
+        mine, its = own[key], weights[key]
+        if mine.shape != its.shape or not torch.equal(mine.cpu(), its.to(mine.dtype)):
+            raise ValueError(
+                f"the adapter {adapter} brings weights of its base model along ({key}, {list(its.shape)}) that differ "
+                f"from the model's ({list(mine.shape)}), which the roles share; expected an adapter of this model as "
+                f"it is, with such weights in modules_to_save"
+            )
+    return found
+
+
+@contextmanager
+def peft_asks_by_old_names() -> Iterator[None]:
+    """Silence what transformers says to PEFT, and PEFT of itself, about renamed attributes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed")
+        yield
