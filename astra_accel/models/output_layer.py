@@ -1,34 +1,29 @@
 """What a model does between its body and its logits, found out from a forward of its own.
 
 The body's output is compared with what the output layer gets. In place of what that layer gives, the model is handed
-numbers of our own, in float32 and over a wide range, and what it makes of them is compared with the forms that are
-known: a factor and a soft cap whose sizes the configuration names. So neither a name, nor the precision of the weights,
-nor the size of the logits that they happen to give can mislead.
+numbers of our own, in float32 and over a wide range, and what it makes of them says what it does: whether it multiplies
+them, and by what (Cohere's ``logit_scale``; ``logits_scaling``, which HyperCLOVA X multiplies by and Granite divides
+by; Falcon-H1's ``lm_head_multiplier``), whether a soft cap follows (Gemma's, Griffin's), and which tokens count. So
+neither a name in a configuration, nor the precision of the weights, nor the size of their logits can mislead.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 
 from astra_accel.models.support import UnsupportedModelError, check_sequences
 
-Key = TypeVar("Key", bound=Hashable)
+SMALL, LARGE = 2.0**-13, 2.0**27
+"""Two of the numbers: one that a cap leaves as it is, and one of which nothing but the cap is left."""
 
-FACTOR_NAMES = re.compile(r"logit|lm_head")
-"""What a factor of the logits is called: Cohere's ``logit_scale``, Granite's, HyperCLOVA X's and MiniCPM's
-``logits_scaling``, Falcon-H1's ``lm_head_multiplier``."""
-
-CAP_NAMES = re.compile(r"logit.*cap")
-"""What a soft cap is called: Gemma's ``final_logit_softcapping``, Griffin's ``logits_soft_cap``."""
+TOLERANCE = 1e-5
+"""Of what is computed in float32 in another order, relative."""
 
 
 class OutputForm(NamedTuple):
@@ -136,10 +131,11 @@ class _Replaced:
         if not isinstance(output, torch.Tensor):
             return output
         sign, size = torch.rand(2, *output.shape, generator=torch.Generator().manual_seed(0))
-        # From a hundredth to a hundred: the slope of a cap shows as its limit does.
-        numbers = (torch.where(sign < 0.5, -1.0, 1.0) * 10 ** (4 * size - 2)).to(output.device)
-        self.given.append(numbers)
-        return numbers.clone()
+        # From a hundredth to a hundred, so that a cap shows in its slope as in its limit.
+        numbers = torch.where(sign < 0.5, -1.0, 1.0) * 10 ** (4 * size - 2)
+        numbers[..., 0], numbers[..., 1] = SMALL, LARGE
+        self.given.append(numbers.to(output.device))
+        return self.given[-1].clone()
 
 
 def _observed(model: Any) -> OutputLayer:
@@ -168,24 +164,48 @@ def _form(model: Any, layer: Any, got: LayerInput, replaced: _Replaced) -> Outpu
     ids_1T = torch.tensor(check_sequences(model)[0][:1], device=model.device)
     with got.watched(layer), _hooked(layer, replaced):
         logits_BTV = model(input_ids=ids_1T, use_cache=False).logits
+    if layer is None:
+        raise UnsupportedModelError("it names no output layer")
     if type(layer) is not torch.nn.Linear:
         raise UnsupportedModelError("its output layer is not a plain linear layer")
     if len(replaced.given) != 1 or got.states_BTH is None:
         raise UnsupportedModelError(f"its forward calls its output layer {len(replaced.given)} times")
-    config = model.config.get_text_config()
-    factors = [1.0, *(each for value in _numbers(config, FACTOR_NAMES) for each in (value, 1 / value))]
-    body_BTH = model.base_model(input_ids=ids_1T, use_cache=False)[0].float()
-    before = _nearest({factor: body_BTH * factor for factor in factors}, got.states_BTH, _distance)
-    if model.base_model is model or before is None or (before != 1 and layer.bias is not None):
+    body_BTH = model.base_model(input_ids=ids_1T, use_cache=False)[0]
+    before = None if model.base_model is model else _factor(body_BTH, got.states_BTH)
+    if before is None or (before != 1 and layer.bias is not None):
         raise UnsupportedModelError("what its output layer gets is not its body's output")
-    given_BTV = replaced.given[0][..., : logits_BTV.shape[-1]]
-    caps = [None, *_numbers(config, CAP_NAMES)]
-    made = {(factor, cap): capped(given_BTV * factor, cap) for factor, cap in product(factors, caps)}
-    after = _nearest(made, logits_BTV, _largest_error)
-    if after is None:
+    scale, softcap = _scale_and_cap(replaced.given[0][..., : logits_BTV.shape[-1]], logits_BTV)
+    return OutputForm(before * scale, softcap, logits_BTV.shape[-1])
+
+
+def _factor(body_BTH: torch.Tensor, states_BTH: torch.Tensor) -> float | None:
+    """What the body's output was multiplied by to become the output layer's input; None if it became another."""
+    if body_BTH.shape != states_BTH.shape:
+        return None
+    allowed = max(TOLERANCE, 2 * torch.finfo(states_BTH.dtype).eps)
+    body, states = body_BTH.double(), states_BTH.double()
+    for factor in (1.0, float((body * states).sum() / (body * body).sum())):
+        if (states - factor * body).norm() <= allowed * states.norm():  # NaN is not
+            return factor
+    return None
+
+
+def _scale_and_cap(given_BTV: torch.Tensor, logits_BTV: torch.Tensor) -> tuple[float, float | None]:
+    """What a model does to its output layer's numbers.
+
+    Raises:
+        UnsupportedModelError: it does neither multiply nor cap them, or more than that.
+    """
+    scale, limit = (float(value) for value in logits_BTV[0, 0, :2].double())
+    scale /= SMALL
+    softcap = None if abs(limit / LARGE - scale) <= TOLERANCE * abs(scale) else limit
+    scale = 1.0 if abs(scale - 1) <= TOLERANCE / 10 else scale
+    if logits_BTV.dtype != torch.float32 or scale == 0 or softcap == 0:
+        raise UnsupportedModelError("its logits are rounded, or do not depend on its output layer")
+    expected_BTV = capped(given_BTV * scale, softcap)
+    if not ((expected_BTV - logits_BTV).abs() <= TOLERANCE * expected_BTV.abs()).all():
         raise UnsupportedModelError("its logits are not those of its output layer, scaled and capped")
-    factor, cap = after
-    return OutputForm(before * factor, cap, logits_BTV.shape[-1])
+    return scale, softcap
 
 
 def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
@@ -203,34 +223,3 @@ def _hooked(layer: Any, hook: _Replaced) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _numbers(config: Any, names: re.Pattern[str]) -> list[float]:
-    """The positive numbers that a configuration keeps under such names, or computes."""
-    computed = [name for name in dir(type(config)) if isinstance(getattr(type(config), name), property)]
-    values = [getattr(config, name, None) for name in dict.fromkeys([*vars(config), *computed]) if names.search(name)]
-    numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    return list(dict.fromkeys(value for value in numbers if value > 0))
-
-
-def _nearest(
-    candidates: Mapping[Key, torch.Tensor],
-    found: torch.Tensor,
-    error: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> Key | None:
-    """Which candidate is what was found but for what its type rounds; None if none is."""
-    allowed = max(1e-5, 4 * torch.finfo(found.dtype).eps)
-    same_shape = {key: expected for key, expected in candidates.items() if expected.shape == found.shape}
-    errors = {key: error(expected, found.float()).item() for key, expected in same_shape.items()}
-    key = min(errors, key=lambda each: errors[each] if math.isfinite(errors[each]) else math.inf, default=None)
-    return key if key is not None and errors[key] <= allowed else None
-
-
-def _distance(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """Of two results of the same layers, whose numbers near 0 are sums that cancel."""
-    return (expected - found).norm() / expected.norm()
-
-
-def _largest_error(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """Of numbers that were computed one by one: a cap is seen in the slope of the small and the limit of the large."""
-    return ((expected - found).abs() / expected.abs()).max()

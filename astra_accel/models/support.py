@@ -89,7 +89,9 @@ def check_sequences(model: Any) -> tuple[list[list[int]], list[list[int]]]:
     it and ends beyond.
     """
     draw = random.Random(0)
-    vocabulary = model.config.get_text_config().vocab_size
+    config = model.config.get_text_config()
+    # Rows that fill a vocabulary up have no logits.
+    vocabulary = getattr(config, "unpadded_vocab_size", None) or config.vocab_size
     root, branch, leaf, other = ([draw.randrange(vocabulary) for _ in range(length)] for length in (9, 5, 4, 3))
     contexts = [root, root, [*root, *branch], [*root, *branch], other, other]
     continuations = [[*branch, *leaf], branch[:2] + other, leaf, other, leaf[:2], [*leaf, *branch]]
