@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,3 +16,22 @@ torch.set_num_threads(1)
 # A slow moment of the machine is no failure, and a failure is one everywhere.
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+BUILD = """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from astra_accel.distributed.op_builds import build_for_offload
+build_for_offload("adam")
+"""
+BUILD_SECONDS = 1800
+"""A compiler on a busy machine takes longer than a test with processes may."""
+
+
+@pytest.fixture(scope="session")
+def built_for_offload(request: pytest.FixtureRequest) -> None:
+    """What steps optimizers on the host is compiled before the time of a test runs; says what it waits for."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    with capture.global_and_fixture_disabled():
+        subprocess.run([sys.executable, "-c", BUILD], env=environment, check=True, timeout=BUILD_SECONDS)

@@ -17,10 +17,10 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
-    gather_object,
 )
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.distributed.exchange import gather_object
 from astra_accel.training.trackers import check_trackers
 
 T = TypeVar("T")
@@ -206,6 +206,11 @@ def end_together(accelerator: Accelerator) -> None:
 @contextmanager
 def naming_lost_processes(timeout: float) -> Iterator[None]:
     """Say in words when a process can't reach the others any more.
+
+    So it is on CPUs, and with NCCL in exchanges (:mod:`astra_accel.distributed.exchange`), where processes wait for
+    the slowest rollout. What NCCL itself moves, gradients and gathered weights, ends otherwise: after ``timeout`` its
+    watchdog prints which collective it waited for and aborts the process (SIGABRT), before Python hears of it. The
+    last checkpoint is whole then too.
 
     Raises:
         RankError: one of them died, or did not answer for ``timeout`` seconds.

@@ -41,9 +41,11 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights
     ],
 )
 def test_a_sharded_run_is_that_of_one_process_and_goes_on_from_any_other(
-    processes: int, kind: str, one_process: tuple[Path, Weights], tmp_path: Path
+    processes: int, kind: str, one_process: tuple[Path, Weights], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Several processes, uneven examples, batches of which the last leaves a process without one, clipped gradients."""
+    if kind in OFFLOADED:
+        request.getfixturevalue("built_for_offload")
     folder, weights = one_process
     results = run_processes(processes, _train_and_resume, tmp_path, kind, folder / "checkpoints" / "step-000003")
     for whole, resumed, from_one_process in results:
