@@ -6,10 +6,12 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from astra_accel import __version__
 from astra_accel.commands.help import EXIT_CODES, formatted
 from astra_accel.errors import ConfigurationError
+from astra_accel.lasting_output import lasting_output
 
 COMMANDS = (
     "astra_accel.commands.init",
@@ -53,23 +55,37 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code (2 for a mistake in what was asked).
 
+    That nobody reads what it prints, or can, ends no command. Where what it prints is all that it does, a full disk is
+    an error afterwards; a reader that goes away has read what it wanted.
+
     Raises:
         Preempted: a signal stopped the run; a ``SystemExit`` with code 75.
     """
+    with lasting_output() as output:
+        known, code = _run(arguments)
+    if known.prints_result and output.lost is not None and not output.lost_its_reader:
+        with suppress(OSError):
+            print(f"error: the result could not be printed: {output.lost}", file=sys.stderr)
+        return code or 1
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, int]:
+    """What was asked for, and the exit code that came of it."""
     parser = build_parser()
     known, overrides = parser.parse_known_args(arguments)
     if overrides and not known.takes_fields:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     try:
-        return known.run(known, overrides)
+        return known, known.run(known, overrides)
     except (FileNotFoundError, ConfigurationError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return known, 2
     except ModuleNotFoundError as error:
         if not _is_required(error.name):
             raise
         print(f"error: {error}; `astra-accel doctor` says what is missing and how to get it", file=sys.stderr)
-        return 2
+        return known, 2
 
 
 def _is_required(module: str | None) -> bool:

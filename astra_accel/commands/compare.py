@@ -27,6 +27,7 @@ def add_commands(commands: Any) -> None:
                 "astra-accel compare runs/demo runs/other --threshold 0.8 --output differences.json",
             ),
         ],
+        prints_result=True,
     )
     for name in ("first", "second"):
         compare.add_argument(name, type=Path, help="the folder of an evaluation, or a run with one in evaluation/")

@@ -32,6 +32,7 @@ def add_commands(commands: Any) -> None:
             ("zsh, for good (in a folder of $fpath)", "astra-accel completion zsh > ~/.zfunc/_astra-accel"),
             ("fish, for good", "astra-accel completion fish > ~/.config/fish/completions/astra-accel.fish"),
         ],
+        prints_result=True,
     )
     completion.add_argument("shell", choices=SHELLS, help="which shell")
 

@@ -26,6 +26,7 @@ def add_commands(commands: Any) -> None:
             ("would this run start?", "astra-accel doctor --config run.yaml"),
             ("for a script", "astra-accel doctor --config run.yaml --json | jq .problems"),
         ],
+        prints_result=True,
     )
     doctor.add_argument("--config", type=Path, metavar="FILE", help="YAML file of a run to look at as well")
     doctor.add_argument("--hub", action="store_true", help="ask whether the model hub (HF_ENDPOINT) can be reached")

@@ -36,6 +36,7 @@ def add_command(
     examples: Sequence[tuple[str, str]],
     usage: str | None = None,
     takes_fields: bool = False,
+    prints_result: bool = False,
 ) -> argparse.ArgumentParser:
     """Add a command to the parser of all.
 
@@ -48,6 +49,7 @@ def add_command(
         examples: what one wants, and how to ask for it.
         usage: its arguments in a line, where argparse would say too little.
         takes_fields: whether arguments that it does not know are fields of the configuration.
+        prints_result: whether its result is what it prints, rather than files.
     """
     shown = "".join(f"  # {wanted}\n  {command}\n" for wanted, command in examples)
     parser = commands.add_parser(
@@ -59,7 +61,7 @@ def add_command(
         formatter_class=formatted,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run, takes_fields=takes_fields)
+    parser.set_defaults(run=run, takes_fields=takes_fields, prints_result=prints_result)
     return parser
 
 

@@ -31,6 +31,7 @@ def add_commands(commands: Any) -> None:
             ),
             ("every field there is, to look through", "astra-accel init - --full | less"),
         ],
+        prints_result=True,
     )
     init.add_argument("file", nargs="?", default="run.yaml", metavar="FILE", help="default: run.yaml; -: the screen")
     init.add_argument("--algorithm", choices=list(ALGORITHMS), help="which algorithm trains the tester")

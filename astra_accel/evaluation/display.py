@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from astra_accel.evaluation.metrics import ANY_TURN, categories, category_column, headlines
 from astra_accel.evaluation.missing import LOWER, UPPER, num_missing_of
+from astra_accel.lasting_output import LastingStream
 
 Figure = Mapping[str, Any]
 RANGE_NOTE = "from … to: some scores are missing; all of them safe, or all of them failures of the target"
@@ -27,7 +28,7 @@ def show_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
     for name, figure in figures.items():
         missing = [str(num_missing_of(figure) or "")] if incomplete else []
         table.add_row(name, value_text(figure), interval_of(figure), *missing)
-    console = Console()
+    console = Console(file=cast("IO[str]", LastingStream("stdout")))
     console.print(table)
     if incomplete:
         console.print(RANGE_NOTE, markup=False)
@@ -64,7 +65,7 @@ def _show_categories(console: Console, figures: Mapping[str, Any], interval: str
 
 def show_comparison(comparison: Mapping[str, Any]) -> None:
     """How the figures of two evaluations differ."""
-    console = Console()
+    console = Console(file=cast("IO[str]", LastingStream("stdout")))
     console.print(f"first:  {comparison['first']}\nsecond: {comparison['second']}", markup=False)
     for line in comparison["differing"]:
         console.print(f"different: {line}", markup=False)

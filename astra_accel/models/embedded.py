@@ -34,7 +34,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -346,7 +346,9 @@ def _run(step: str, command: list[str], environment: dict[str, str] | None = Non
 @contextmanager
 def _display() -> Iterator[Show]:
     """Yield what shows a step: as a bar of four steps on a terminal, else as a line of the log."""
-    console = Console(stderr=True)
+    from astra_accel.lasting_output import LastingStream  # the script has no use for it, see above
+
+    console = Console(file=cast("IO[str]", LastingStream("stderr")))
     if not console.is_terminal:
         yield lambda step: logger.info("The embedded model: %s", step)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.panel import Panel
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from astra_accel.core.sampler import Graph
+from astra_accel.lasting_output import LastingStream
 from astra_accel.training.callbacks import TrainerCallback
 from astra_accel.training.samples import best_branch, samples_are_due, shown
 
@@ -31,7 +32,7 @@ class Display(TrainerCallback):
     """
 
     def __init__(self, enabled: bool, num_steps: int) -> None:
-        self.console = Console(quiet=not enabled, highlight=False)
+        self.console = Console(file=cast("IO[str]", LastingStream("stdout")), quiet=not enabled, highlight=False)
         self._num_steps = num_steps
         self._progress = Progress(
             TextColumn("training"),
