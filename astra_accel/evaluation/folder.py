@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from astra_accel.config import ConfigurationError
+from astra_accel.files.removal import empty
 from astra_accel.training.outputs import environment, write_atomically, write_table
 
 EVALUATION = "evaluation"
@@ -28,6 +28,8 @@ EVALUATION_UNTRAINED = "evaluation_untrained"
 """Likewise of its tester as it was before."""
 IDENTITY, NODES, LINES, METRICS = "evaluation.json", "nodes", "nodes.jsonl", "metrics.json"
 FILES = (IDENTITY, NODES, LINES, METRICS)
+FIELD = "--output"
+"""What a person names the folder of an evaluation by."""
 
 
 class EvaluationError(ConfigurationError):
@@ -58,8 +60,7 @@ class EvaluationFolder:
         """
         if overwrite:
             for name in FILES:
-                target = self.path / name
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                empty(self.path / name)
         self.check(identity)
         if not (self.path / IDENTITY).exists():
             self.path.mkdir(parents=True, exist_ok=True)

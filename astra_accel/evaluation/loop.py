@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from astra_accel.evaluation.folder import EvaluationFolder
+from astra_accel.evaluation.folder import FIELD, EvaluationFolder
+from astra_accel.files.run_lock import RunLock
 from astra_accel.training.distributed import on_main
 from astra_accel.training.harness import Harness
+from astra_accel.training.outputs import holding
 
 
 def evaluate_to(
@@ -24,6 +27,7 @@ def evaluate_to(
     episodes_at_once: int = 64,
     jsonl: bool = False,
     overwrite: bool = False,
+    lock: RunLock | None = None,
 ) -> dict[str, Any]:
     """Roll out on all of an evaluator's seeds, judge every node, and write nodes and figures to a folder.
 
@@ -40,8 +44,11 @@ def evaluate_to(
         episodes_at_once: of a part, over all processes.
         jsonl: write the nodes as lines of JSON too.
         overwrite: begin anew, whatever the folder holds.
+        lock: of the folder, which the caller holds already; None takes it for as long as this lasts.
 
     Raises:
+        FolderInUseError: another evaluation writes to the folder now.
+        LockLostError: another one took it over, since this one showed no life.
         ValueError: there are no seeds, or one of them twice; an :class:`EvaluationError` where the folder holds another
             evaluation.
     """
@@ -55,6 +62,23 @@ def evaluate_to(
         **evaluator.describe(),
         "settings": dict(settings or {}),
     }
+    own = holding(accelerator, RunLock(files.path, FIELD)) if lock is None else nullcontext(lock)
+    with own as held:
+        return _evaluate(files, evaluator, accelerator, identity, jsonl=jsonl, overwrite=overwrite, lock=held)
+
+
+def _evaluate(
+    files: EvaluationFolder,
+    evaluator: Any,
+    accelerator: Accelerator,
+    identity: Mapping[str, Any],
+    *,
+    jsonl: bool,
+    overwrite: bool,
+    lock: RunLock,
+) -> dict[str, Any]:
+    """The same in a folder that nobody else writes to."""
+    seeds, episodes_at_once = identity["seeds"], identity["episodes_at_once"]
     on_main(accelerator, lambda: files.begin(identity, overwrite))
     harness = Harness(evaluator.sampler, None, accelerator=accelerator)
     parts = [seeds[start : start + episodes_at_once] for start in range(0, len(seeds), episodes_at_once)]
@@ -69,9 +93,11 @@ def evaluate_to(
             for episode, of_graph in enumerate(judged)
             for row in of_graph
         ]
+        on_main(accelerator, lock.verify)
         on_main(accelerator, partial(files.write_part, number, rows))
 
     def finish() -> dict[str, Any]:
+        lock.verify()
         rows = files.rows()
         metrics = evaluator.measure(rows)
         if jsonl:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -15,17 +16,20 @@ from astra_accel.algorithms import build_algorithm
 from astra_accel.config import ConfigurationError, RunConfiguration
 from astra_accel.evaluation.display import show_metrics
 from astra_accel.evaluation.diversity import tokenize
-from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED, EvaluationFolder
+from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED, FIELD, FILES, EvaluationFolder
 from astra_accel.evaluation.loop import check_seeds
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
+from astra_accel.files.run_lock import RunLock
+from astra_accel.files.writable import check_writable
+from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.evaluator import ASTEvaluator, check_scorer_names
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
 from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.evaluated import update_card
 from astra_accel.sharing.folders import README
-from astra_accel.training.distributed import end_together, make_accelerator
-from astra_accel.training.outputs import TESTER
-from astra_accel.training.run import MISTAKES, Prompts, build_sampler, check_models
+from astra_accel.training.distributed import end_together, make_accelerator, on_main
+from astra_accel.training.outputs import TESTER, holding
+from astra_accel.training.run import MISTAKES, Prompts, build_sampler, check_models, mistake
 
 logger = logging.getLogger(__name__)
 
@@ -90,39 +94,45 @@ def build_evaluator(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse a command line and evaluate. Mistakes in it are one message, without a traceback; exit code 2."""
+    with lasting_output():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="evaluate", usage=f"%(prog)s {USAGE}", allow_abbrev=False)
     add_arguments(parser)
     known, overrides = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = known.output or known.path / (EVALUATION_UNTRAINED if known.untrained else EVALUATION)
-    try:
-        tester = None if known.untrained else find_tester(known.path)
-        config = load_configuration(known.path, known.config, overrides)
-        prompts = _prompts(config)
-        settings, episodes_at_once = settings_of(config, tester), config.evaluation.episodes_at_once
-        if not known.overwrite:
-            asked = {"seeds": prompts.test, "episodes_at_once": episodes_at_once, "settings": settings}
-            EvaluationFolder(folder).check(asked)
-        accelerator = _accelerator(config)
-        evaluator = build_evaluator(config, tester, accelerator, prompts)
-    except MISTAKES as error:
-        logger.debug("the mistake was found here", exc_info=True)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    metrics = evaluator.evaluate_to(
-        folder,
-        accelerator=accelerator,
-        settings=settings,
-        episodes_at_once=episodes_at_once,
-        jsonl=config.evaluation.jsonl,
-        overwrite=known.overwrite,
-    )
-    if accelerator.is_main_process:
-        show_metrics(metrics, folder)
-        if folder == known.path / EVALUATION:
-            update_card(known.path / TESTER / README, known.path)
+    with ExitStack() as stack:
+        try:
+            tester = None if known.untrained else find_tester(known.path)
+            config = load_configuration(known.path, known.config, overrides)
+            prompts = _prompts(config)
+            settings, episodes_at_once = settings_of(config, tester), config.evaluation.episodes_at_once
+            if not known.overwrite:
+                asked = {"seeds": prompts.test, "episodes_at_once": episodes_at_once, "settings": settings}
+                EvaluationFolder(folder).check(asked)
+            accelerator = _accelerator(config)
+            lock = stack.enter_context(holding(accelerator, RunLock(folder, FIELD)))
+            on_main(accelerator, lambda: check_writable(folder, FIELD, FILES))
+            evaluator = build_evaluator(config, tester, accelerator, prompts)
+        except MISTAKES as error:
+            return mistake(error)
+        metrics = evaluator.evaluate_to(
+            folder,
+            accelerator=accelerator,
+            settings=settings,
+            episodes_at_once=episodes_at_once,
+            jsonl=config.evaluation.jsonl,
+            overwrite=known.overwrite,
+            lock=lock,
+        )
+        if accelerator.is_main_process:
+            show_metrics(metrics, folder)
+            if folder == known.path / EVALUATION:
+                update_card(known.path / TESTER / README, known.path)
     end_together(accelerator)
     return 0
 

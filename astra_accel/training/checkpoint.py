@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from astra_accel.files.removal import remove
 from astra_accel.training.engine import Engine
 from astra_accel.training.optim import LearningRate
 
@@ -169,7 +170,7 @@ def prune_checkpoints(folder: Path, keep: int | None, step: int, best_step: int 
         kept.append(checkpoint_name(best_step))
     for name in names:
         if name not in kept:
-            shutil.rmtree(folder / name)
+            remove(folder / name)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -236,10 +237,10 @@ def rename_into_place(temporary: Path, final: Path) -> None:
         sync(path)
     if final.exists():  # A resumed run comes to a step that it had saved before.
         outdated = final.with_name(f".{final.name}.outdated")
-        shutil.rmtree(outdated, ignore_errors=True)
+        remove(outdated)
         os.rename(final, outdated)
         os.rename(temporary, final)
-        shutil.rmtree(outdated)
+        remove(outdated)
     else:
         os.rename(temporary, final)
     sync(final.parent)

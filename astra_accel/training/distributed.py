@@ -21,7 +21,6 @@ from accelerate.utils import (
 
 from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed.exchange import gather_object
-from astra_accel.training.trackers import check_trackers
 
 T = TypeVar("T")
 
@@ -45,6 +44,8 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
         ValueError, RuntimeError: see :func:`check_accelerator`; or a tracker is unknown, is not installed, or has no
             folder to write to.
     """
+    from astra_accel.training.trackers import check_trackers  # a callback, whose files are written by help of this one
+
     check_trackers(config)
     accelerator = Accelerator(
         # Without this a launch of several CPU processes trains each of them alone.

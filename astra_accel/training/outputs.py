@@ -6,9 +6,11 @@ import json
 import math
 import os
 import platform
-import shutil
 import subprocess
+import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator
 
 from astra_accel.config import TrainingConfiguration
 from astra_accel.core.sampler import Graph, walk
+from astra_accel.files.removal import empty
+from astra_accel.files.run_lock import RunLock, check_nesting
+from astra_accel.files.writable import check_writable
 from astra_accel.training.callbacks import TrainerCallback
+from astra_accel.training.distributed import on_main
 
 if TYPE_CHECKING:
     from astra_accel.training.experience import Experience
@@ -32,6 +38,14 @@ PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
 # What a run may leave besides: batches of an update that was not made, an evaluation and a report of it, TensorBoard's
 # files, whether it goes on.
 EXTRAS = ("non_finite", "evaluation", "report.html", "report.md", "astra_accel", "status.json")
+WRITTEN = {
+    ROLLOUTS: ("step-*.parquet", "step-*.tmp"),
+    CHECKPOINTS: ("step-*", ".step-*"),
+    "non_finite": ("*.pt",),
+    "astra_accel": ("events.out.tfevents.*", "[0-9]*"),
+}
+"""Names that a run writes in those of its folders in which, behind a link, there may be other files too."""
+FIELD = "training.output_dir"
 
 
 class OutputFolderError(FileExistsError):
@@ -39,15 +53,61 @@ class OutputFolderError(FileExistsError):
 
 
 def new_output_dir() -> Path:
-    """A folder for a run that was given none."""
-    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    """Make a folder for a run that was given none. Of runs that begin in the same second each gets its own.
+
+    Raises:
+        ConfigurationError: it can't be made.
+    """
+    name = Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    check_writable(name.parent, f"{FIELD} is null, and the folder for new runs")
+    number = 1
+    while True:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        path = name if number == 1 else name.with_name(f"{name.name}-{number}")
+        try:
+            path.mkdir()  # what is there already is another run's, also where both ask at the same moment
+        except FileExistsError:
+            number += 1
+        except FileNotFoundError:
+            pass  # another run has just removed the empty runs/
+        else:
+            return path
 
 
-def agree_on_output_dir(config: TrainingConfiguration) -> Path:
-    """The output folder; where none is given, the one that the main process names. All processes together."""
-    chosen = [str(config.output_dir or new_output_dir())]
-    broadcast_object_list(chosen)
-    return Path(chosen[0])
+def agree_on_output_dir(accelerator: Accelerator, config: TrainingConfiguration) -> Path:
+    """The output folder; where none is given, a new one that the main process makes. All processes together."""
+    return config.output_dir or on_main(accelerator, new_output_dir)
+
+
+@contextmanager
+def holding(accelerator: Accelerator, lock: RunLock) -> Iterator[RunLock]:
+    """A context in which the main process has the lock of a folder.
+
+    All processes together, and while one watches another run's lock none waits long for it.
+
+    Raises:
+        FolderInUseError: another run writes to the folder; says which.
+        ConfigurationError: the folder can't be written to.
+    """
+    try:
+        while (wait := on_main(accelerator, lock.attempt)) is not None:
+            time.sleep(wait)
+        yield lock
+    finally:
+        lock.release()
+
+
+def check_place(config: TrainingConfiguration) -> None:
+    """Find an output folder that can't be written to, or in whose place another run writes.
+
+    Raises:
+        FolderInUseError, ConfigurationError: names the field, and what is wrong with it.
+    """
+    if config.output_dir is None:
+        check_writable(Path("runs"), f"{FIELD} is null, and the folder for new runs")
+        return
+    check_nesting(config.output_dir, FIELD, (*PARTS, *EXTRAS))
+    check_writable(config.output_dir, FIELD, (*PARTS, *EXTRAS))
 
 
 def check_output_dir(config: TrainingConfiguration, resuming: bool, restarting: bool = False) -> None:
@@ -83,10 +143,13 @@ class RunFolder(TrainerCallback):
 
     Args:
         path: the output folder.
+        lock: of the folder, which the caller holds and releases; None takes one while training.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: RunLock | None = None) -> None:
         self.path = path
+        self.lock = RunLock(path) if lock is None else lock
+        self._is_lent, self._is_new = lock is not None, False
 
     @property
     def checkpoints(self) -> Path:
@@ -98,12 +161,27 @@ class RunFolder(TrainerCallback):
         """Where the trained tester is."""
         return self.path / TESTER
 
+    @contextmanager
+    def held(self, accelerator: Accelerator) -> Iterator[None]:
+        """A context in which no other run writes to the folder; see :func:`holding`."""
+        try:
+            with nullcontext() if self._is_lent else holding(accelerator, self.lock):
+                yield
+        finally:
+            if self._is_new:
+                _remove_empty(self.path)
+
+    def remove_if_unused(self) -> None:
+        """Remove the folder, which was made for this object, if nothing is written to it: after training, or when this
+        object goes."""
+        self._is_new = True
+        weakref.finalize(self, _remove_empty, self.path)
+
     def begin(self, config_yaml: str, overwrite: bool) -> None:
         """Start a run: delete the one that is there if asked to, and write ``config.yaml``."""
         if overwrite:
             for part in (*PARTS, *EXTRAS):
-                target = self.path / part
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                empty(self.path / part, WRITTEN.get(part, ("*",)))
         self.path.mkdir(parents=True, exist_ok=True)
         comments = "".join(f"# {line}\n" for line in environment())
         write_atomically(self.path / CONFIG, comments + config_yaml)
@@ -138,9 +216,17 @@ class RunFolder(TrainerCallback):
         """Write a training step's rollouts and its lines of figures."""
         if not trainer.accelerator.is_main_process:
             return
+        self.lock.verify()
         self.write_rollouts(experience.index + 1, experience.graphs)
         for record in records:
             self.write_metrics(record)
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a new folder for a run, and ``runs/``, if there is nothing in them."""
+    with suppress(OSError):
+        path.rmdir()
+        path.parent.rmdir()
 
 
 def rollout_rows(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:

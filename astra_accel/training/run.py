@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from astra_accel.config import (
     check_resume,
 )
 from astra_accel.data import check_disjoint, load_prompts
+from astra_accel.files.run_lock import RunLock
+from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.evaluator import ASTEvaluator
 from astra_accel.methods.ast.hf_system import HFASTSystem
 from astra_accel.methods.ast.sampler import ASTSampler
@@ -35,7 +38,13 @@ from astra_accel.sharing.push import check_push
 from astra_accel.training.checkpoint import CheckpointError, newest_checkpoint, verify_checkpoint
 from astra_accel.training.distributed import RankError, end_together, make_accelerator, on_main
 from astra_accel.training.optim import check_schedule
-from astra_accel.training.outputs import CHECKPOINTS, OutputFolderError, check_output_dir
+from astra_accel.training.outputs import (
+    CHECKPOINTS,
+    OutputFolderError,
+    check_output_dir,
+    check_place,
+    holding,
+)
 from astra_accel.training.trainer import AccelTrainer
 
 logger = logging.getLogger(__name__)
@@ -121,7 +130,10 @@ def system_class(config: RunConfiguration) -> type[HFASTSystem]:
 
 
 def build_trainer(
-    config: RunConfiguration, resume: str | Path | None = None, accelerator: Accelerator | None = None
+    config: RunConfiguration,
+    resume: str | Path | None = None,
+    accelerator: Accelerator | None = None,
+    lock: RunLock | None = None,
 ) -> tuple[AccelTrainer, Prompts]:
     """The trainer of a configuration and its prompts. Mistakes are found before weights load.
 
@@ -129,13 +141,17 @@ def build_trainer(
         config: the whole run.
         resume: what it goes on from, if anything.
         accelerator: the processes to train on; None makes one as configured.
+        lock: of the output folder, which the caller holds already; None takes it for as long as the trainer trains.
 
     Raises:
         OutputFolderError: the output folder holds another run.
+        FolderInUseError: another run writes to it now.
         CheckpointError: ``resume`` is neither "auto" nor a whole checkpoint.
         SharingError: the tester is to be uploaded at the end, and could not be.
         ConfigurationError, FileNotFoundError, ValueError: something does not fit; names the field.
     """
+    if lock is None and config.training.output_dir is not None:
+        RunLock(config.training.output_dir).check_free()
     _check_folders(config.training, resume)
     if config.training.eval_steps is not None and config.prompts.dev is None:
         raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
@@ -144,16 +160,21 @@ def build_trainer(
     check_scorer(config.scorer.name, config.scorer.options)
     check_schedule(config.training)
     if accelerator is None:
-        accelerator = make_accelerator(config.training, find_unused_parameters=not HFASTSystem.uses_every_parameter)
+        accelerator = _accelerator(config.training)
+    on_main(accelerator, lambda: check_place(config.training))
     on_main(accelerator, lambda: check_push(config.training))
     prompts = Prompts(config)
     sampler = build_sampler(config, accelerator.device, prompts)
     algorithm = build_algorithm(config.algorithm.name, sampler.system, **config.algorithm.options)
     evaluator = ASTEvaluator(sampler, seeds=prompts.dev or None)
     trainer = AccelTrainer(
-        config.training, sampler, algorithm, accelerator=accelerator, evaluator=evaluator, run_config=config
+        config.training, sampler, algorithm, accelerator=accelerator, evaluator=evaluator, run_config=config, lock=lock
     )
     return trainer, prompts
+
+
+def _accelerator(config: TrainingConfiguration) -> Accelerator:
+    return make_accelerator(config, find_unused_parameters=not HFASTSystem.uses_every_parameter)
 
 
 def run(trainer: AccelTrainer, prompts: Prompts, resume: str | Path | None = None) -> None:
@@ -171,6 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         Preempted: a signal stopped the run; a ``SystemExit`` with code 75.
     """
+    with lasting_output():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="train", usage=f"%(prog)s {USAGE}", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with the sections of a run (examples/configs)")
     parser.add_argument(
@@ -181,15 +207,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         config = RunConfiguration.load(known.config, overrides)
-        trainer, prompts = build_trainer(config, known.resume)
+        check_resume(config.training, known.resume)
+        accelerator = _accelerator(config.training)
     except MISTAKES as error:
-        logger.debug("the mistake was found here", exc_info=True)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    run(trainer, prompts, known.resume)
+        return mistake(error)
+    with ExitStack() as stack:
+        try:
+            folder = config.training.output_dir
+            # A run without a folder gets a new one, which is nobody else's.
+            lock = None if folder is None else stack.enter_context(holding(accelerator, RunLock(folder)))
+            trainer, prompts = build_trainer(config, known.resume, accelerator, lock)
+        except MISTAKES as error:
+            return mistake(error)
+        run(trainer, prompts, known.resume)
     end_together(trainer.accelerator)
     return 0
+
+
+def mistake(error: Exception) -> int:
+    """Tell a mistake in one message, on one of the processes, which all found it; the exit code for it."""
+    logger.debug("the mistake was found here", exc_info=True)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def _check_folders(config: TrainingConfiguration, resume: str | Path | None) -> None:

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.files.run_lock import LockLostError
 from astra_accel.training.checkpoint import (
     CONFIG,
     FORMAT,
@@ -67,6 +68,7 @@ class CheckpointSaver:
         folder: of the checkpoints.
         config: how many to keep, whether to write while training goes on, and what becomes of a run that can't.
         tell: called with the path of a checkpoint that has got its name.
+        verify: raises where the folder is no longer this run's to write to; called before anything is written.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class CheckpointSaver:
         folder: Path,
         config: TrainingConfiguration,
         tell: Callable[[Path], None] | None = None,
+        verify: Callable[[], None] = lambda: None,
     ) -> None:
         self.accelerator, self.folder, self.config, self.tell = accelerator, folder, config, tell
+        self._verify = verify
         self._writer = ThreadPoolExecutor(1, "checkpoint") if config.async_save else None
         self._pending: _Pending | None = None
 
@@ -91,6 +95,7 @@ class CheckpointSaver:
                 :class:`~.distributed.RankError`.
         """
         self.settle()
+        on_main(self.accelerator, self._verify)
         try:
             self._pending = _begin(training, self.folder, self._writer)
         except (UnsavedError, RankError) as error:
@@ -115,6 +120,7 @@ class CheckpointSaver:
         pending = self._pending
         if pending is None:
             return True
+        on_main(self.accelerator, self._verify)
         try:
             path = _publish_together(self.accelerator, pending, self.folder)
         except (UnsavedError, RankError) as error:
@@ -145,9 +151,10 @@ class CheckpointSaver:
         try:
             pending.finish()
             if self.accelerator.is_main_process:
+                self._verify()
                 _await_listings(pending.temporary, self.accelerator.num_processes)
                 _publish(pending.temporary, self.folder, self.accelerator.num_processes)
-        except OSError as error:
+        except (OSError, LockLostError) as error:
             logger.warning("the checkpoint of step %d is not complete: %s", pending.step, error)
 
     def _go_on_without(self, state: TrainerState, error: Exception, step: int | None = None) -> bool:

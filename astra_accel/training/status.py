@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.run_lock import LockLostError, process_is_alive
 from astra_accel.training.outputs import valid_text, write_atomically
 from astra_accel.training.preemption import Preempted
 
@@ -45,12 +46,13 @@ class Status:
 
 
 @contextmanager
-def telling_status(folder: Path, here: bool) -> Iterator[None]:
+def telling_status(folder: Path, here: bool, verify: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Write that a run goes on, and afterwards how it ended.
 
     Args:
         folder: of the run; it is there.
         here: whether this process is the one that writes.
+        verify: raises where the folder is another run's by now, whose status is then left alone.
     """
     if not here:
         yield
@@ -59,9 +61,12 @@ def telling_status(folder: Path, here: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with suppress(OSError):  # what ended the run matters more than that a full disk can't take its name
+        # What ended the run matters more than that a full disk can't take its name.
+        with suppress(OSError, LockLostError):
+            verify()
             _write(folder, _status_of(error))
         raise
+    verify()
     _write(folder, Status(ENDED))
 
 
@@ -104,11 +109,4 @@ def _status_of(error: BaseException) -> Status:
 
 def _is_gone(host: str, pid: int, started: float) -> bool:
     """Whether a process is not there any more. Of another machine's that can't be known."""
-    if host != platform.node():
-        return False
-    try:
-        process = psutil.Process(pid)
-        # Another process may have the number by now; one that nobody waited for has ended too.
-        return process.create_time() != started or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    return host == platform.node() and not process_is_alive(pid, started)

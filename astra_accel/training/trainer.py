@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.core.evaluator import Evaluator
+from astra_accel.files.run_lock import RunLock
 from astra_accel.sharing.folders import README
 from astra_accel.sharing.model_card import Origin, model_card, weights_in
 from astra_accel.sharing.push import check_push, push_tester
@@ -66,6 +67,7 @@ class AccelTrainer:
             an ``ASTEvaluator``, which needs nothing but rewards.
         run_config: the whole configuration of which ``config`` is a part, for ``config.yaml``.
         callbacks: are told of the run, and may ask to stop, save or evaluate (:class:`~.callbacks.TrainerCallback`).
+        lock: of the output folder, which the caller holds already; None takes it for as long as it trains.
 
     Attributes:
         control: what callbacks ask for.
@@ -87,6 +89,7 @@ class AccelTrainer:
         evaluator: Evaluator | None = None,
         run_config: RunConfiguration | None = None,
         callbacks: Sequence[Any] = (),
+        lock: RunLock | None = None,
     ) -> None:
         self.config = config
         if accelerator is None:
@@ -117,12 +120,16 @@ class AccelTrainer:
         )
         self.state = TrainerState()
         self.display = Display(self.accelerator.is_main_process, config.training_steps)
-        self.folder = RunFolder(agree_on_output_dir(config))
+        self.folder = RunFolder(agree_on_output_dir(self.accelerator, config), lock)
+        if config.output_dir is None and self.accelerator.is_main_process:
+            self.folder.remove_if_unused()
         self.config_yaml = config_yaml(config, run_config)
         self.control = TrainerControl()
         self.callbacks = CallbackHandler(self, [self.folder, Trackers(), self.display, KeepBest(), *callbacks])
         self.stopwatch = Stopwatch()
-        self._saver = CheckpointSaver(self.accelerator, self.folder.checkpoints, config, self._tell_saved)
+        self._saver = CheckpointSaver(
+            self.accelerator, self.folder.checkpoints, config, self._tell_saved, self.folder.lock.verify
+        )
         self._preemption = Preemption()
 
     def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
@@ -136,16 +143,20 @@ class AccelTrainer:
 
         Raises:
             CheckpointError: ``resume_from_checkpoint`` is no whole checkpoint of this model.
-            ConfigurationError: it is ``"auto"``, and no output folder is configured.
+            ConfigurationError: it is ``"auto"``, and no output folder is configured; or the folder can't be written to.
             OutputFolderError: the output folder holds another run.
+            FolderInUseError: another run writes to the output folder now.
+            LockLostError: another run took the output folder over, since this one showed no life.
             NonFiniteError, EmptyExperienceError: training can't go on.
             RankError: another process failed, died, or did not answer for ``config.timeout`` seconds.
             SharingError: the tester is there, but could not be uploaded (``push_to_hub``).
             Preempted: a process got SIGTERM or SIGUSR1; the training step was finished and has a checkpoint.
         """
-        with self._preemption.watching(), naming_lost_processes(self.config.timeout), self._saver.rescuing():
+        holding, rescuing = self.folder.held(self.accelerator), self._saver.rescuing()
+        with self._preemption.watching(), naming_lost_processes(self.config.timeout), holding, rescuing:
             self._begin(resume_from_checkpoint)
-            with telling_status(self.folder.path, here=self.accelerator.is_main_process):
+            is_main = self.accelerator.is_main_process
+            with telling_status(self.folder.path, here=is_main, verify=self.folder.lock.verify):
                 self._run_steps()
                 self._end()
 
@@ -209,6 +220,8 @@ class AccelTrainer:
         """Write the tester as it is (None: to ``tester/`` of the run). All processes together."""
         path = self.folder.tester if folder is None else Path(folder)
         weights = self.engine.gathered_state() if self.engine.sharded else None
+        if folder is None:
+            on_main(self.accelerator, self.folder.lock.verify)
         on_main(self.accelerator, lambda: self._write_tester(path, weights))
         return path
 

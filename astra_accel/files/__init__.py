@@ -1,0 +1,1 @@
+"""What is on disk, whoever writes or reads it."""

@@ -1,0 +1,400 @@
+"""One writer at a time in a folder, also where several hosts share the file system.
+
+The lock is a file in the folder, created exclusively. It names its holder, and a thread of the holder counts a number
+in it up, its heartbeat. Whether a holder lives is judged without comparing clocks:
+
+- Of this machine (same boot, same process table): whether the process is still there. One that is stopped still is.
+- Of another machine: whether the heartbeat changes while one looks on for ``stale_seconds``.
+
+A lock whose holder is gone is renamed away, so that of several runs that find it so only one succeeds. A holder that
+was taken for dead (a machine that was suspended) finds that the file is not its own any more, and stops writing:
+:meth:`RunLock.verify`. We use no lock of the operating system, since those are missing, or local to one host, on many
+file systems of clusters (Lustre without ``flock``, NFS without ``lockd``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import getpass
+import json
+import logging
+import os
+import platform
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from astra_accel.errors import ConfigurationError
+from astra_accel.files.writable import made_folders, unwritable
+
+logger = logging.getLogger(__name__)
+
+LOCK = "run.lock"
+BEAT_SECONDS, STALE_SECONDS = 10.0, 90.0
+"""Between two heartbeats; without one, until a run of another machine counts as dead."""
+MISSING_SECONDS = 1.0
+"""How long a lock file may be missing before its holder believes it: a file server answers late at times."""
+SAME_START = 2.0
+"""Seconds by which two readings of when a process began may differ: the system's clock is adjusted now and then."""
+JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "JOB_ID")
+"""Where schedulers say which job this is."""
+
+
+class FolderInUseError(ConfigurationError):
+    """Another run writes to the folder; says which."""
+
+
+class LockLostError(RuntimeError):
+    """The folder was taken over by another run, or its lock file was deleted: nothing more may be written."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock.
+
+    Attributes:
+        token: of this one time that it is held.
+        machine: boot and process table, within which a process number means one process.
+        started: when the process began, seconds since the epoch by its machine's clock.
+        since: when it took the lock, for people to read.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: float
+    user: str
+    job: str
+    since: str
+
+    @classmethod
+    def here(cls) -> Holder:
+        """This process."""
+        jobs = [f"{name} {os.environ[name]}" for name in JOBS if os.environ.get(name)]
+        return cls(
+            token=uuid.uuid4().hex,
+            host=platform.node(),
+            machine=machine(),
+            pid=os.getpid(),
+            started=psutil.Process().create_time(),
+            user=_user(),
+            job=jobs[0] if jobs else "",
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is there. Known on its own machine alone."""
+        return process_is_alive(self.pid, self.started)
+
+    def __str__(self) -> str:
+        job = f", {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host} (user {self.user}{job}) since {self.since}"
+
+
+class RunLock:
+    """The lock of a folder. Of several processes of a run one alone takes it.
+
+    Args:
+        folder: that is written to; it is made if it is not there.
+        field: how a person named it, for messages.
+        beat_seconds: between two heartbeats.
+        stale_seconds: how long a heartbeat of another machine is watched before its run counts as dead.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        field: str = "training.output_dir",
+        *,
+        beat_seconds: float = BEAT_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
+    ) -> None:
+        self.folder, self.path, self._field = folder, folder / LOCK, field
+        self._beat_seconds, self._stale_seconds = beat_seconds, stale_seconds
+        self._holder: Holder | None = None
+        self._made: list[Path] = []
+        self._watched = _Watched()
+        self._ended = threading.Event()
+
+    @property
+    def held(self) -> bool:
+        """Whether this object took the lock and has not released it."""
+        return self._holder is not None
+
+    def acquire(self) -> None:
+        """Take the lock. Waits where a run of another machine held it, to see whether that lives.
+
+        Raises:
+            FolderInUseError: another run holds it; says which.
+            ConfigurationError: the folder can't be written to; names the field.
+        """
+        while (wait := self.attempt()) is not None:
+            time.sleep(wait)
+
+    def attempt(self) -> float | None:
+        """Take the lock if that can be decided by now (None); else the seconds after which to try again.
+
+        Raises: as :meth:`acquire`.
+        """
+        try:
+            return None if self._create() else self._judge()
+        except OSError as error:
+            raise unwritable(self.folder, self._field, error) from error
+
+    def check_free(self) -> None:
+        """Find a run that certainly writes to the folder now, without waiting.
+
+        Raises:
+            FolderInUseError: there is one, on this machine.
+        """
+        holder = _parsed(_read(self.path) or "")
+        if holder is not None and holder.machine == machine() and holder.is_alive:
+            raise self._in_use(str(holder))
+
+    def verify(self) -> None:
+        """Make sure that the lock is still this object's, before something is written. Does nothing if it never was.
+
+        Raises:
+            LockLostError: another run has taken it over, or the file is gone.
+        """
+        if self._holder is None:
+            return
+        end = time.monotonic() + MISSING_SECONDS
+        while (content := _read(self.path)) is None and time.monotonic() < end:
+            time.sleep(MISSING_SECONDS / 10)
+        holder = _parsed(content or "")
+        if holder is None or holder.token != self._holder.token:
+            now = "its lock file is gone" if holder is None else f"{holder} has taken it over"
+            raise LockLostError(
+                f"this run no longer holds {self.folder}: {now}. It stops before it writes more, since two runs would "
+                f"mix their files; the last checkpoint is whole"
+            )
+
+    def release(self) -> None:
+        """Give the lock back, and remove the folder again if it was made for the lock and is empty."""
+        if self._holder is None or self._holder.pid != os.getpid():
+            return
+        self._ended.set()
+        holder, self._holder = self._holder, None
+        atexit.unregister(self.release)
+        try:
+            found = _parsed(_read(self.path) or "")
+            if found is not None and found.token == holder.token:
+                self.path.unlink()
+            for folder in reversed(self._made):
+                folder.rmdir()
+        except OSError:
+            pass  # Something else was written there, or the disk is gone: nobody waits for this lock for ever.
+
+    def _create(self) -> bool:
+        """Whether the lock file could be made, which is this object's from then on."""
+        made = made_folders(self.folder)
+        try:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        holder = Holder.here()
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_content(holder))
+                file.flush()
+                os.fsync(file.fileno())  # a full disk, or an exceeded quota, says so no later than here
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
+        self._holder, self._made = holder, self._made or made
+        self._ended = threading.Event()
+        atexit.register(self.release)
+        threading.Thread(target=self._beat, args=(holder, self._ended), name="run lock", daemon=True).start()
+        return True
+
+    def _judge(self) -> float:
+        """Seconds until the next attempt at a lock that another run has, or had.
+
+        Raises:
+            FolderInUseError: that run lives.
+        """
+        looked = time.monotonic()  # before reading: what is read is at least as new
+        content = _read(self.path)
+        if content is None:
+            return 0.0
+        holder = _parsed(content)
+        if holder is not None and holder.machine == machine():
+            if holder.is_alive:
+                raise self._in_use(str(holder))
+            self._take_away(content)
+            return 0.0
+        if self._watched.changes(content, looked, self._beat_seconds):
+            raise self._in_use(str(holder or "another run"))
+        if self._watched.seconds >= self._stale_seconds:
+            logger.warning("%s: the run of %s has shown no life; taking the folder over", self.folder, holder)
+            self._take_away(content)
+            self._watched = _Watched()
+            return 0.0
+        if self._watched.is_new:
+            logger.warning(
+                "%s is locked by %s. Waiting up to %g s for a sign of life of it; without one, this run takes over",
+                self.folder,
+                holder or "a run that did not say who it is",
+                self._stale_seconds,
+            )
+        return self._beat_seconds / 4
+
+    def _in_use(self, holder: str) -> FolderInUseError:
+        return FolderInUseError(
+            f"{self._field} {self.folder} is in use: {holder} writes to it ({self.path}). Expected one run at a time: "
+            f"wait for that one, stop it, or choose another folder"
+        )
+
+    def _take_away(self, content: str) -> None:
+        """Rename a dead run's lock out of the way. One of another run, which was quicker, is put back."""
+        aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex}")
+        try:
+            os.rename(self.path, aside)
+        except FileNotFoundError:
+            return
+        if _read(aside) != content:
+            try:
+                os.link(aside, self.path)
+            except FileExistsError:
+                pass  # a third run holds it by now
+            except OSError:  # a file system without links
+                os.rename(aside, self.path)
+        aside.unlink(missing_ok=True)
+
+    def _beat(self, holder: Holder, ended: threading.Event) -> None:
+        """Count up in the file, as long as it is this holder's. Talks to no other process."""
+        count = 0
+        while not ended.wait(self._beat_seconds):
+            count += 1
+            try:
+                with self.path.open("r+b") as file:
+                    found = _parsed(file.read().decode("utf-8", "replace"))
+                    if found is None or found.token != holder.token:
+                        return  # `verify` tells the run
+                    file.seek(len(BEAT_BEFORE))
+                    file.write(_digits(count))
+            except OSError:
+                continue  # The disk may come back. If it stays away too long, another run takes over, and we notice.
+
+
+class _Watched:
+    """What was seen of another machine's lock, and for how many seconds it has stayed the same."""
+
+    def __init__(self) -> None:
+        self.seconds, self.is_new = 0.0, True
+        self._content: str | None = None
+        self._last = 0.0
+
+    def changes(self, content: str, looked: float, beat_seconds: float) -> bool:
+        """Note what the lock says now; whether it said something else before.
+
+        A gap between two looks counts as one heartbeat at most: if this process was stopped meanwhile, or the file
+        server did not answer, nobody watched.
+        """
+        if self._content is None:
+            self._content, self._last = content, time.monotonic()
+            return False
+        self.is_new = False
+        self.seconds += max(0.0, min(looked - self._last, beat_seconds))
+        self._last = looked
+        return content != self._content
+
+
+def check_nesting(folder: Path, field: str, parts: tuple[str, ...] = ()) -> None:
+    """Find a run that writes around this folder, or inside one of its parts, and would be mixed with it.
+
+    Args:
+        folder: an output folder.
+        field: how a person named it.
+        parts: names within it that a new run may delete.
+
+    Raises:
+        FolderInUseError: there is one; says where.
+    """
+    resolved = Path(os.path.realpath(folder))
+    for other in (*resolved.parents, *(resolved / part for part in parts)):
+        try:
+            content = _read(other / LOCK)
+        except OSError:
+            continue  # a folder that we may not look into
+        holder = _parsed(content or "")
+        if content is None or (holder is not None and holder.machine == machine() and not holder.is_alive):
+            continue
+        raise FolderInUseError(
+            f"{field} {folder} and {other} lie inside one another, and {holder or 'another run'} writes to the latter "
+            f"({other / LOCK}); expected a folder apart from that of another run"
+        )
+
+
+def machine() -> str:
+    """What process numbers are numbers of: this boot of this host, and within it this table of processes."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = f"{psutil.boot_time():.0f}"
+    try:
+        table = os.readlink("/proc/self/ns/pid")  # containers of one host have tables of their own
+    except OSError:
+        table = ""
+    return f"{platform.node()} {boot} {table}".strip()
+
+
+def process_is_alive(pid: int, started: float) -> bool:
+    """Whether a process of this machine that began at a time is still there."""
+    try:
+        process = psutil.Process(pid)
+        # Another process may have the number by now; one that nobody waited for has ended too.
+        same = abs(process.create_time() - started) <= SAME_START
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+BEAT_BEFORE, BEAT_DIGITS = b'{"beat": "', 12
+"""The heartbeat stands at a fixed place in a fixed width, so that it is written over without touching the rest."""
+
+
+def _content(holder: Holder) -> bytes:
+    rest = json.dumps(asdict(holder), indent=1)
+    return BEAT_BEFORE + _digits(0) + b'",\n' + rest[rest.index("\n") + 1 :].encode() + b"\n"
+
+
+def _digits(count: int) -> bytes:
+    return f"{count:0{BEAT_DIGITS}d}".encode()
+
+
+def _read(path: Path) -> str | None:
+    """What a lock file says; None where there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # of NFS: it was replaced while we looked
+            return None
+        raise
+
+
+def _parsed(content: str) -> Holder | None:
+    """The holder that a lock file names; None where it says nothing that one can read (yet)."""
+    try:
+        values = json.loads(content)
+        return Holder(**{name: values[name] for name in Holder.__dataclass_fields__})
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a name
+        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
