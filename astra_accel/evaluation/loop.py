@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from astra_accel.evaluation.folder import FIELD, EvaluationFolder
 from astra_accel.files.run_lock import RunLock
-from astra_accel.training.distributed import on_main
+from astra_accel.training.distributed import new_accelerator, on_main
 from astra_accel.training.harness import Harness
 from astra_accel.training.outputs import holding
 
@@ -53,7 +53,7 @@ def evaluate_to(
             evaluation.
     """
     if accelerator is None:
-        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        accelerator = new_accelerator(cpu=not torch.accelerator.is_available())
     seeds = check_seeds(evaluator.seeds)
     files = EvaluationFolder(folder)
     identity = {

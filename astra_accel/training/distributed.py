@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
@@ -47,7 +49,8 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
     from astra_accel.training.trackers import check_trackers  # a callback, whose files are written by help of this one
 
     check_trackers(config)
-    accelerator = Accelerator(
+    timeout = timedelta(seconds=config.timeout)
+    accelerator = new_accelerator(
         # Without this a launch of several CPU processes trains each of them alone.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
@@ -57,10 +60,26 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+            InitProcessGroupKwargs(timeout=timeout),
         ],
     )
+    if torch.distributed.is_initialized():  # a group that an earlier run made keeps that one's
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout)
     check_accelerator(accelerator, config)
+    return accelerator
+
+
+def new_accelerator(**options: Any) -> Accelerator:
+    """An accelerator that takes nothing over from an earlier one of this process, as a sweep in a notebook has them.
+
+    Accelerate keeps the settings of the first (precision, plugins, accumulation) in classes, for all that come later,
+    and says nothing where a later one leaves them to their defaults. So the classes get a memory of their own here;
+    earlier accelerators keep theirs, and go on as they were. The process group stays what it is.
+    """
+    for kind in (PartialState, AcceleratorState, GradientState):
+        kind._shared_state = {}
+    accelerator = Accelerator(**options)
+    accelerator.state.made_for = weakref.ref(accelerator)
     return accelerator
 
 
@@ -92,6 +111,7 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
         )
     if config.log_with and not accelerator.log_with:
         raise ValueError(f"training.log_with is {config.log_with}, but the accelerator was made without trackers")
+    _check_inherited(accelerator, config)
     asked = {
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "mixed_precision": config.mixed_precision or accelerator.mixed_precision,
@@ -118,6 +138,20 @@ def _check_sharding(accelerator: Accelerator, config: TrainingConfiguration) -> 
         raise ValueError(
             f"the launch is of {kind.value}, which builds models of its own; expected one process, DDP, FSDP2 or "
             f"DeepSpeed (see accelerate_configs)"
+        )
+
+
+def _check_inherited(accelerator: Accelerator, config: TrainingConfiguration) -> None:
+    """Find an accelerator of the caller's own that got its precision of an earlier run."""
+    made_for = accelerator.state.__dict__.get("made_for")
+    if made_for is None or made_for() is accelerator or config.mixed_precision is not None:
+        return
+    found, expected = accelerator.mixed_precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if found != expected:
+        raise ValueError(
+            f"training.mixed_precision is null, and the accelerator has {found!r}, which Accelerate keeps from an "
+            f"earlier run in this process; expected {expected!r}. Set training.mixed_precision to what is meant, or "
+            f"pass no accelerator"
         )
 
 
