@@ -25,7 +25,8 @@ class Node(Generic[StateT, ActionT]):
             rollouts, but algorithms get the :func:`rewarded_trees` alone, and so may count on a number.
         children: the turns that follow this one.
         info: what else is known of the turn, by name: the parts of the reward (``reward/<name>`` in the metrics), and
-            ``probe_tokens`` and ``response_tokens``. Written with the rollouts.
+            ``probe_tokens`` and ``response_tokens``; where a model thought before it spoke, ``probe_thinking`` and
+            ``response_thinking``. Written with the rollouts.
     """
 
     context: StateT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from astra_accel.models.embedded import EMBEDDED_NAME, embedded_model_path
 from astra_accel.models.quantization import compute_alike, loading_options
 from astra_accel.models.text_forward import is_linear
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
+
+logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 TINY_NAME = "tiny"
@@ -103,10 +106,7 @@ def find_model(model: ModelConfiguration, role: str) -> ModelFiles:
         raise ValueError(
             f"{role}.path is {model.path!r}, which is neither a local model folder nor one that the hub gave: {error}"
         ) from error
-    try:
-        generation_config = GenerationConfig.from_pretrained(source, revision=model.revision)
-    except OSError:
-        generation_config = GenerationConfig()
+    generation_config = _generation_config(source, model.revision, config)
     return _files(role, source, model.revision, config=config, tokenizer=tokenizer, generation_config=generation_config)
 
 
@@ -125,10 +125,26 @@ def _tiny_files(architecture: str, role: str) -> ModelFiles:
     )
 
 
+def _generation_config(source: str, revision: str | None, config: Any) -> GenerationConfig:
+    """The settings that transformers' ``generate`` would have: of their own file, or else of the model's."""
+    try:
+        return GenerationConfig.from_pretrained(source, revision=revision)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+
+
 def _files(
     role: str, source: str, revision: str | None, *, config: Any, tokenizer: Any, generation_config: Any
 ) -> ModelFiles:
-    end_ids = _as_set(tokenizer.eos_token_id) | _as_set(generation_config.eos_token_id)
+    end_ids = _end_ids(config, tokenizer, generation_config)
+    if generation_config.stop_strings:
+        logger.warning(
+            "%s has stop_strings %s in its generation_config.json. Turns end with tokens alone, here with %s, or at "
+            "max_new_tokens.",
+            source,
+            generation_config.stop_strings,
+            tokenizer.convert_ids_to_tokens(sorted(end_ids)) or "none",
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -138,6 +154,14 @@ def _files(
         tokenizer.pad_token = tokenizer.eos_token
     max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return ModelFiles(source, revision, config, tokenizer, end_ids, max_length)
+
+
+def _end_ids(config: Any, tokenizer: Any, generation_config: GenerationConfig) -> frozenset[int]:
+    """The tokens at which ``generate`` stops, and the tokenizer's end of text."""
+    stops = _as_set(generation_config.eos_token_id)
+    for part in (config, config.get_text_config(decoder=True)):  # The text part of a multimodal model has its own.
+        stops = stops or _as_set(getattr(part, "eos_token_id", None))
+    return stops | _as_set(tokenizer.eos_token_id)
 
 
 def _as_set(ids: int | list[int] | None) -> frozenset[int]:

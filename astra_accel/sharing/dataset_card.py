@@ -31,6 +31,8 @@ MEANINGS = {
     "reward": "of the probe: the weighted sum of the terms; null where it could not be had",
     "probe_tokens": "tokens of the probe",
     "response_tokens": "tokens of the response",
+    "probe_thinking": "what the tester thought before the probe; null where it did not",
+    "response_thinking": "what the target thought before the response; null where it did not",
     "combined_score": "the scorer's score of probe and response as one text, from 0 (safe) to 1",
     "response_score": "the scorer's score of the response",
     "probe_score": "the scorer's score of the probe",

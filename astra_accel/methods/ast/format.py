@@ -7,57 +7,131 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, reduce
+from typing import Any, NamedTuple
 
-from astra_accel.methods.ast.transcript import Reader, Segment, Transcript
+from astra_accel.methods.ast.chat_template import Answer, ChatTemplate, name_of
+from astra_accel.methods.ast.text_codec import Ids, TextCodec, encode_text, num_common
+from astra_accel.methods.ast.transcript import Reader, Segment, SegmentRole, Transcript
 
 logger = logging.getLogger(__name__)
 
-Ids = tuple[int, ...]
+__all__ = ["ChatFormat", "Format", "RawFormat", "View", "encode_text"]
+
+ANY_TOKEN = -1
+"""Stands for any token, where all that matters of a turn is its length."""
 
 
-def encode_text(tokenizer: Any, text: str) -> Ids:
-    """The tokens of plain text: no special token is added, and none that the text spells out is obeyed."""
-    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+class Said(NamedTuple):
+    """What a turn's ids say.
+
+    Attributes:
+        text: to the other side.
+        num_replaced: characters at the end of the text before it that it replaces; see :class:`Segment`.
+        thinking: what its writer keeps to itself.
+    """
+
+    text: str
+    num_replaced: int = 0
+    thinking: str = ""
+
+
+class Unit(NamedTuple):
+    """What is dropped together when the context is full.
+
+    Attributes:
+        first: its ids where a context begins with it.
+        later: its ids after another one.
+        end: what follows it where it has ended and a turn of the reader's own begins.
+    """
+
+    first: Ids
+    later: Ids
+    end: Ids = ()
 
 
 class Format(ABC):
     """Renders the units of a conversation, oldest first, to the ids before the next turn.
 
-    A unit is what is dropped together when the context is full.
+    Attributes:
+        separator: between segments, in the text of a conversation.
+        codec: between the reader's ids and text.
+        end_ids: tokens with which the format ends a turn.
     """
 
     separator: str
+    codec: TextCodec
+    end_ids: frozenset[int] = frozenset()
+
+    def notes(self) -> list[str]:
+        """What a user should know of how the reader reads."""
+        return []
 
     @abstractmethod
-    def units(self, segments: Sequence[Segment], reader: Reader) -> list[Ids]:
-        """The ids of each unit."""
+    def units(self, segments: Sequence[Segment], reader: Reader) -> list[Unit]:
+        """A conversation in parts."""
 
     @abstractmethod
-    def join(self, units: Sequence[Ids], *, ended: bool = True) -> Ids:
+    def said(self, before: Sequence[Segment], reader: Reader, ids: Ids) -> Said:
+        """What the reader says that samples these ids (without the end of the turn) as the next segment."""
+
+    @abstractmethod
+    def ids(
+        self, before: Sequence[Segment], reader: Reader, role: SegmentRole, text: str, sampled: Ids | None = None
+    ) -> Ids:
+        """A text as the reader reads it as the next segment.
+
+        Where the other side has the same tokenizer, the ids that it sampled are taken if they say the text here, or
+        the part of them that does. A special token is none of them: nobody who talks to a model can write one, so a
+        tester must not forge turns with it.
+        """
+
+    def join(self, units: Sequence[Unit], *, ended: bool = True) -> Ids:
         """The ids of a whole context; where not ``ended``, the last unit is still being said."""
+        ids = units[0].first + sum((unit.later for unit in units[1:]), ())
+        return ids + units[-1].end if ended else ids
 
 
 class RawFormat(Format):
     """One running text: the beginning-of-text token if the model has one, then all segments end to end.
 
-    Ends of turns are not part of the text, so a probe that stopped early reads like one that was cut.
+    Ends of turns are not part of the text, so a probe that stopped early reads like one that was cut. What a turn adds
+    to the text is its own text: a character whose bytes two turns share belongs to the turn that completes it.
     """
 
     separator = ""
 
     def __init__(self, tokenizer: Any) -> None:
+        self.codec = TextCodec(tokenizer)
         self.head = _leading_specials(tokenizer)
 
-    def units(self, segments: Sequence[Segment], reader: Reader) -> list[Ids]:
+    def units(self, segments: Sequence[Segment], reader: Reader) -> list[Unit]:
         """A unit for each segment."""
         # A segment of no token is no unit: one that is left alone would be an empty context.
-        return [segment.ids(reader) for segment in segments if segment.ids(reader)] or [()]
+        ids = [segment.ids(reader) for segment in segments if segment.ids(reader)] or [()]
+        return [Unit(self.head + each, each) for each in ids]
 
-    def join(self, units: Sequence[Ids], *, ended: bool = True) -> Ids:  # noqa: ARG002
-        """The units end to end; nothing marks the end of one."""
-        return sum(units, self.head)
+    def said(self, before: Sequence[Segment], reader: Reader, ids: Ids) -> Said:
+        """What the ids add to the text so far."""
+        return Said(*self.codec.added(_joined(before, reader), ids))
+
+    def ids(
+        self,
+        before: Sequence[Segment],
+        reader: Reader,
+        role: SegmentRole,  # noqa: ARG002
+        text: str,
+        sampled: Ids | None = None,
+    ) -> Ids:
+        """The ids that add a text to the one so far."""
+        if sampled is not None and self.codec.special_ids.isdisjoint(sampled):
+            return sampled
+        return (
+            self.codec.encode_after(_joined(before, reader), text)
+            if before
+            else encode_text(self.codec.tokenizer, text)
+        )
 
 
 class ChatFormat(Format):
@@ -66,10 +140,23 @@ class ChatFormat(Format):
     To the tester, the prompt and the responses are the user, its probes the assistant. To the target, the
     probes are the user (the first one follows the prompt in the same message), its responses the assistant.
 
-    The template is rendered once with placeholders, and the text between them encoded. A conversation is then
-    put together from those pieces and from the sampled ids, so a longer conversation begins with the ids of the
-    shorter one, and no turn is tokenised again. The newline that many templates write after the end of a turn
-    belongs to the pieces.
+    The template is rendered once with placeholders. A conversation is put together from its pieces, the texts of the
+    other side and the ids that were sampled, so a longer conversation begins with the ids of the shorter one, and no
+    turn is tokenised again. The newline that many templates write after the end of a turn belongs to the pieces. What
+    the template makes of a message (it may trim it, or drop what was thought before the answer) is done here too.
+
+    All that stands between two sampled stretches is encoded as it stands in the whole, so the ids are those of
+    ``apply_chat_template(tokenize=True)`` wherever what was sampled is what the tokenizer would have made of it. Two
+    things differ: special tokens that a text spells out are not obeyed, and a probe of another tokenizer's, whose
+    log-probs are asked for, shares no token with its surroundings.
+
+    Args:
+        tokenizer: of the reader.
+        instruction: a system message.
+        hears_ids: whether the other side has the same tokenizer.
+
+    Attributes:
+        head, to_assistant, to_user, tail: the ids of the pieces that stay the same whatever is said.
 
     Raises:
         ValueError: there is no chat template, it does not take the messages, or it does not render turn by turn.
@@ -77,25 +164,268 @@ class ChatFormat(Format):
 
     separator = "\n"
 
-    def __init__(self, tokenizer: Any, instruction: str | None = None) -> None:
-        pieces = _template_pieces(tokenizer, instruction)
-        self.head, self.to_assistant, self.to_user, self.tail = (
-            tuple(tokenizer(piece, add_special_tokens=False).input_ids) for piece in pieces
-        )
-        self.between = encode_text(tokenizer, self.separator)
+    def __init__(self, tokenizer: Any, instruction: str | None = None, hears_ids: bool = True) -> None:
+        self.template = ChatTemplate(tokenizer, instruction)
+        self.codec = TextCodec(tokenizer)
+        self.hears_ids = hears_ids
+        self._find_pieces()
+        self._kept = lru_cache(maxsize=8192)(self._kept_of)
+        self._after_opening = lru_cache(maxsize=8192)(self._slot_after_opening)
+        self.end_ids = self._find_end()
 
-    def units(self, segments: Sequence[Segment], reader: Reader) -> list[Ids]:
+    def units(self, segments: Sequence[Segment], reader: Reader) -> list[Unit]:
         """A unit for each exchange of a user and an assistant message, and one for the last user message."""
-        messages = [segment.ids(reader) for segment in segments]
-        if reader == "target" and len(messages) > 1:
-            messages[:2] = [messages[0] + self.between + messages[1]]
-        pairs = zip(messages[0:-1:2], messages[1:-1:2], strict=True)
-        exchanges = [user + self.to_assistant + assistant + self.to_user for user, assistant in pairs]
-        return [*exchanges, messages[-1]]
+        turns = list(segments)
+        units = [self._opening(turns[:2])] if reader == "target" and len(turns) > 1 else [self._heard(turns[0], reader)]
+        turns = turns[2:] if reader == "target" else turns[1:]
+        for answer, user in zip(turns[0::2], turns[1::2], strict=True):
+            said = (() if units[-1].end == () else self.to_assistant) + self._kept(answer.ids(reader))
+            units[-1] = Unit(units[-1].first + said, units[-1].later + said)
+            units.append(self._heard(user, reader))
+        return units
 
-    def join(self, units: Sequence[Ids], *, ended: bool = True) -> Ids:
-        """The exchanges, then the header of the assistant's next message where the last one has ended."""
-        return sum(units, self.head) + (self.tail if ended else ())
+    def said(self, before: Sequence[Segment], reader: Reader, ids: Ids) -> Said:  # noqa: ARG002
+        """The content of an assistant message, without what was thought before it."""
+        answer = self._answer(ids)
+        plain = self.codec.continued(ids).removeprefix(self._answers.lead)
+        if not answer.thinking:
+            return Said(plain)
+        part = self.codec.part_showing(ids, answer.text)
+        text = self.codec.without_special(answer.text) if part is None else self.codec.continued(part)
+        return Said(text, thinking=answer.thinking)
+
+    def ids(
+        self, before: Sequence[Segment], reader: Reader, role: SegmentRole, text: str, sampled: Ids | None = None
+    ) -> Ids:
+        """The ids of a text in a message."""
+        if (role == "probe") == (reader == "tester") and role != "prompt":
+            return self._answers.encode(text)
+        if role == "prompt":
+            return self._first.encode(self.template.shown_user(text))
+        if role == "probe" and len(before) == 1:
+            slot, shown = self._after_opening(before[0].text), self._shown_in_opening(before[0].text, text)
+            return slot.heard(shown, sampled)
+        return self._later.heard(self.template.shown_user(text), sampled)
+
+    def _heard(self, segment: Segment, reader: Reader) -> Unit:
+        """A user message: up to the assistant's all is one text, unless the other side's ids are taken."""
+        ids = segment.ids(reader)
+        if segment.text and (segment.role == "prompt" or not self.hears_ids) and reader == "tester":
+            shown = self.template.shown_user(segment.text)
+            first = self._first.stretch(shown, len(self.head))
+            later = self._later.stretch(shown, len(self.to_user))
+            if first is not None and later is not None and self.to_assistant == self.tail:
+                return Unit(first, later)
+        # Where older turns were dropped, a message may stand in another place than the one that its ids are for.
+        moved = segment.text and self._first.lead != self._later.lead
+        first = self._first.heard(self.template.shown_user(segment.text), ids) if moved else ids
+        return Unit(self.head + first, self.to_user + ids, self.tail)
+
+    def _opening(self, segments: Sequence[Segment]) -> Unit:
+        """The target's first message: the prompt and the first probe."""
+        prompt, probe = segments
+        ids = self._after_opening(prompt.text).before if prompt.text else self.head + prompt.target_ids + self.between
+        ids += probe.target_ids
+        return Unit(ids, ids, self.tail)
+
+    def _slot_after_opening(self, prompt: str) -> _Slot:
+        """Where the first probe follows the prompt."""
+        if self.codec.spells_special(prompt):
+            before = self.head + self._first.encode(prompt) + self.between
+            return _Slot(self.codec, None, self.template.tail, before, self.tail, "")
+        begun = self.template.head + self._begun(prompt)
+        return _Slot.between(self.codec, begun, self.template.tail, self.codec.samples())
+
+    def _begun(self, prompt: str) -> str:
+        """The target's first message as the template writes it, up to where the probe begins."""
+        return self.template.shown_user(prompt + self.separator + "x").removesuffix("x")
+
+    def _shown_in_opening(self, prompt: str, text: str) -> str:
+        begun = self._begun(prompt)
+        whole = self.template.shown_user(prompt + self.separator + text)
+        return whole.removeprefix(begun) if whole.startswith(begun) else text
+
+    def _answer(self, ids: Ids) -> Answer:
+        shown = self.codec.continued(ids, skip_special=False)
+        return self.template.answer(shown.removeprefix(self._answers.lead))
+
+    def _kept_of(self, ids: Ids) -> Ids:
+        """What the template leaves of an assistant message, as the ids that were sampled wherever they say it."""
+        if ids[:1] == (ANY_TOKEN,):
+            return ids
+        return self._answers.heard(self._answer(ids).shown, ids, own=True)
+
+    def _find_pieces(self) -> None:
+        """The ids of the template's pieces, and where messages go between them.
+
+        Next to what is said, tokens may hold some of both (a space and a word), so a piece is what it has in common
+        whatever stands beside it. The rest of it is the message's ``lead``.
+        """
+        words = self.codec.samples()
+        if len(words) < 2:
+            raise ValueError(f"format 'chat' needs a tokenizer that can write words, and {self._name} writes {words}")
+        texts, one = self.template, words[0]
+        self._first = _Slot.between(self.codec, texts.head, texts.tail, words)
+        self.head, self.tail = self._first.before, self._first.after
+        later = [_Slot.between(self.codec, word + texts.to_user, texts.tail, words) for word in words]
+        self._later, self.to_user = later[0], _common_end(slot.before for slot in later)
+        begun = texts.head + one + texts.to_assistant
+        answers = [
+            _Slot.between(self.codec, texts.head + word + texts.to_assistant, texts.to_user + one, words)
+            for word in words
+        ]
+        self._answers, self.to_assistant = answers[0], _common_end(slot.before for slot in answers)
+        if texts.to_assistant.startswith(texts.tail):
+            # What comes next in the template (a space, say) is the answer's, which was sampled after the tail.
+            self.to_assistant = self.tail
+            read = _obeying(self.codec, texts.head + one + texts.tail)
+            rest = texts.to_assistant.removeprefix(texts.tail)
+            self._answers = _Slot.between(self.codec, begun, texts.to_user + one, words, before=read, lead=rest)
+        self.between = self.codec.encode_continued(self.separator)
+
+    def _find_end(self) -> frozenset[int]:
+        """The token that the template writes after an assistant's message; none where that is plain text."""
+        after = self.template.to_user.lstrip()
+        added = self.codec.tokenizer.added_tokens_decoder
+        matching = {index: str(token.content) for index, token in added.items() if after.startswith(token.content)}
+        longest = max(matching, key=lambda index: len(matching[index]), default=None)
+        return frozenset() if longest is None else frozenset([longest])
+
+    def notes(self) -> list[str]:
+        """Where ids differ from those of the template although nothing was sampled."""
+        texts = self.template
+        one, two, three = (self.codec.samples() * 3)[:3]
+        prompt = Segment("prompt", one, self._first.encode(one), ())
+        probe = Segment("probe", two, self._answers.encode(two), self.ids((prompt,), "target", "probe", two))
+        response = Segment("response", three, self._later.encode(three), ())
+        readings = (
+            (self.units((prompt, probe, response), "tester"), one + texts.to_assistant + two + texts.to_user + three),
+            (self.units((prompt, probe), "target"), one + self.separator + two),
+        )
+        for units, text in readings:
+            ours, usual = self.join(units), _obeying(self.codec, texts.head + text + texts.tail)
+            if ours != usual:
+                start = num_common(ours, usual)
+                tokens = [
+                    self.codec.tokenizer.convert_ids_to_tokens(list(ids[start : start + 4])) for ids in (ours, usual)
+                ]
+                return [
+                    f"Format chat, {self._name}: token {start} and those after it are {tokens[0]}, where "
+                    f"apply_chat_template gives {tokens[1]}. A turn begins where the model began to write it, but the "
+                    f"template joins it to what stands beside it."
+                ]
+        return []
+
+    @property
+    def _name(self) -> str:
+        return name_of(self.codec.tokenizer)
+
+
+class _Slot(NamedTuple):
+    """A place in a rendered conversation where a message goes.
+
+    Attributes:
+        codec: of the reader.
+        left, right: the text around it; ``left`` is None where special tokens in it must not be obeyed.
+        before, after: the ids around it that do not depend on the message.
+        lead: what a decoder shows between ``before`` and the message: a space that the message's first token holds.
+    """
+
+    codec: TextCodec
+    left: str | None
+    right: str
+    before: Ids
+    after: Ids
+    lead: str
+
+    @classmethod
+    def between(
+        cls,
+        codec: TextCodec,
+        left: str,
+        right: str,
+        words: Sequence[str],
+        *,
+        before: Ids | None = None,
+        lead: str = "",
+    ) -> _Slot:
+        """The place between two texts, found by putting words there.
+
+        Args:
+            codec: of the reader.
+            left, right: the texts.
+            words: no two of them begin or end alike.
+            before: the ids that the message comes after; None takes what all words have in common.
+            lead: where the words do not show it.
+        """
+        whole = {word: _obeying(codec, left + word + right) for word in words}
+        if before is None:
+            before = reduce(_common_start, whole.values())
+        slot = cls(codec, left, right, before, _common_end(whole.values()), lead)
+        for word in words:
+            ids = slot._middle(whole[word])
+            shown = "" if ids is None else codec.continued(ids, skip_special=False)
+            if shown.endswith(word):
+                return slot._replace(lead=shown.removesuffix(word))
+        return slot
+
+    def encode(self, content: str) -> Ids:
+        """The ids of a text here, as in the whole if they can be told from it."""
+        ids = None
+        if self.left is not None and not self.codec.spells_special(content):
+            ids = self._middle(_obeying(self.codec, self.left + content + self.right))
+        return self.codec.encode_continued(self.lead + content) if ids is None else ids
+
+    def heard(self, content: str, sampled: Ids | None, *, own: bool = False) -> Ids:
+        """The ids of a text here: those that were sampled if they, or some of them, say it.
+
+        Args:
+            content: the text.
+            sampled: by whoever said it, in this tokenizer's vocabulary; None where there are none.
+            own: whether the reader itself did; the other side's special tokens are not taken.
+        """
+        if sampled is None or not (own or self.codec.special_ids.isdisjoint(sampled)):
+            return self.encode(content)
+        shown = self.lead + content
+        if self.codec.continued(sampled, skip_special=False) == shown:
+            return sampled
+        part = self.codec.part_showing(sampled, shown)
+        return self.encode(content) if part is None else part
+
+    def stretch(self, content: str, num_left: int) -> Ids | None:
+        """All ids from the piece on the left to that on the right, as one text; None if they can't be told.
+
+        Args:
+            content: the text between them.
+            num_left: tokens of the left piece, at the end of ``before``.
+        """
+        if self.left is None or self.codec.spells_special(content):
+            return None
+        whole = _obeying(self.codec, self.left + content + self.right)
+        start = len(self.before) - num_left
+        return whole[start:] if whole[:start] == self.before[:start] else None
+
+    def _middle(self, whole: Ids) -> Ids | None:
+        start, stop = len(self.before), len(whole) - len(self.after)
+        fits = start <= stop and whole[:start] == self.before and whole[stop:] == self.after
+        return whole[start:stop] if fits else None
+
+
+def _obeying(codec: TextCodec, text: str) -> Ids:
+    """The ids of a rendered template, whose special tokens are meant."""
+    return tuple(codec.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _common_start(one: Ids, other: Ids) -> Ids:
+    return one[: num_common(one, other)]
+
+
+def _common_end(ids: Iterable[Ids]) -> Ids:
+    return reduce(_common_start, (each[::-1] for each in ids))[::-1]
+
+
+def _joined(segments: Sequence[Segment], reader: Reader) -> Ids:
+    return sum((segment.ids(reader) for segment in segments), ())
 
 
 class View:
@@ -157,40 +487,3 @@ def _leading_specials(tokenizer: Any) -> Ids:
         if ids[start : start + len(content)] == content:
             return ids[:start]
     return ()
-
-
-def _template_pieces(tokenizer: Any, instruction: str | None) -> tuple[str, str, str, str]:
-    """The text before the first message, from user to assistant, from assistant to user, and at the end."""
-    if tokenizer.chat_template is None:
-        raise ValueError(f"format 'chat' needs a chat template, and the tokenizer of {_name(tokenizer)} has none")
-    marks = [f"@@{index}@@" for index in range(5)]
-    system = [] if instruction is None else [{"role": "system", "content": instruction}]
-    messages = [
-        {"role": "user" if index % 2 == 0 else "assistant", "content": mark} for index, mark in enumerate(marks)
-    ]
-    try:
-        long = _render(tokenizer, system + messages)
-        short = _render(tokenizer, system + messages[:1])
-    except Exception as error:
-        raise ValueError(f"the chat template of {_name(tokenizer)} does not take these messages: {error}") from error
-    pieces = []
-    rest = long
-    for mark in marks:
-        piece, found, rest = rest.partition(mark)
-        if not found:
-            raise ValueError(f"the chat template of {_name(tokenizer)} leaves out a message")
-        pieces.append(piece)
-    head, to_assistant, to_user, again_assistant, again_user = pieces
-    if (to_assistant, to_user) != (again_assistant, again_user) or short != head + marks[0] + rest:
-        raise ValueError(f"the chat template of {_name(tokenizer)} changes earlier turns as a conversation grows")
-    if instruction is not None and instruction.strip() not in head:
-        raise ValueError(f"the chat template of {_name(tokenizer)} leaves out the system message")
-    return head, to_assistant, to_user, rest
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def _name(tokenizer: Any) -> str:
-    return repr(tokenizer.name_or_path or type(tokenizer).__name__)

@@ -23,7 +23,7 @@ from astra_accel.core.seeding import seeded
 from astra_accel.methods.ast.rewards.configured import build_terms
 from astra_accel.methods.ast.rewards.term import RewardTerm
 from astra_accel.methods.ast.system import ASTSystem
-from astra_accel.methods.ast.transcript import Segment, Transcript
+from astra_accel.methods.ast.transcript import Segment, Transcript, joined_text
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.activations import checkpointed_layers
 from astra_accel.models.generation import Generated
@@ -139,6 +139,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
     ) -> None:
         self.rollout_config = rollout
         self.views = Views.of(files, rollout)
+        files = self.views.with_end_ids(files)
         with seeded([seed, ADAPTER_STREAM]):
             self.roles = load_roles(files, device, compute)
         self.tester = self.roles.trained
@@ -183,9 +184,14 @@ class HFASTSystem(ASTSystem[Any, Any]):
         if tree_depth > 1:
             check_later_turns(self.views, self.rollout_config)
 
+    def advance(self, context: Transcript, probe: Segment, response: Segment) -> Transcript:
+        """The conversation with one more turn, each segment as it reads in its place."""
+        asked = context + self.views.placed(probe, context)
+        return asked + self.views.placed(response, asked)
+
     def exchange_text(self, probe: Segment, response: Segment) -> str:
         """Probe and response as they stand in the transcript."""
-        return f"{probe}{self.views.tester.format.separator}{response}"
+        return joined_text((probe, response), self.views.tester.format.separator)
 
     def rollout_prompt_with_tester(
         self, prompt: Sequence[Transcript | str], *, seeds: Sequence[Seed] | None = None
@@ -205,7 +211,10 @@ class HFASTSystem(ASTSystem[Any, Any]):
         contexts = [self.views.tester.own_turn(state, sampling.max_new_tokens) for state in states]
         with _naming_role("tester", states):
             sampled = self._generate(self.roles.tester, contexts, sampling, seeds, stream=TESTER_STREAM)
-        return [self.views.probe(row.ids, self.roles.tester.files.end_ids, row.logprobs) for row in sampled]
+        end_ids = self.roles.tester.files.end_ids
+        return [
+            self.views.probe(row.ids, end_ids, row.logprobs, state) for row, state in zip(sampled, states, strict=True)
+        ]
 
     def rollout_prompt_with_target(
         self, prompt: Sequence[Transcript | str], *, seeds: Sequence[Seed] | None = None
@@ -218,7 +227,11 @@ class HFASTSystem(ASTSystem[Any, Any]):
         scored = [self._heard(*pair) for pair in zip(states, contexts, strict=True)] if in_rollout else None
         with _naming_role("target", states):
             sampled = self._generate(self.roles.target, contexts, sampling, seeds, stream=TARGET_STREAM, scored=scored)
-        return [self.views.response(row.ids, self.roles.target.files.end_ids, row.logprobs) for row in sampled]
+        end_ids = self.roles.target.files.end_ids
+        return [
+            self.views.response(row.ids, end_ids, row.logprobs, state)
+            for row, state in zip(sampled, states, strict=True)
+        ]
 
     def get_tester_logprobs(
         self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]
@@ -238,7 +251,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]
     ) -> torch.Tensor:
         """Log-probs of the probes' content as the target hears it, ``[batch, tokens]``, without gradient."""
-        probes = [self._probe(item).target_ids for item in continuation]
+        probes = [probe.target_ids for probe in self._probes(context, continuation)]
         contexts = [
             self.views.target.other_turn(self._state(state), len(ids))
             for state, ids in zip(context, probes, strict=True)
@@ -248,8 +261,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
     def num_tokens(self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]) -> int:
         """Distinct tokens that the tester reads to score these probes together."""
         sequences = [
-            (*ids, *self._probe(probe).sampled_ids)[:-1]
-            for ids, probe in zip(self._policy_contexts(context), continuation, strict=True)
+            (*ids, *probe.sampled_ids)[:-1]
+            for ids, probe in zip(self._policy_contexts(context), self._probes(context, continuation), strict=True)
         ]
         return num_distinct_tokens(sequences)
 
@@ -270,7 +283,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         Raises:
             NonFiniteLogitsError: the model's logits hold nan or inf.
         """
-        probes = [self._probe(item) for item in probe]
+        probes = self._probes(context, probe)
         if model == "target":
             logprobs_BT = self.get_target_logprobs(context, probes).cpu()
             counts = [len(item.target_ids) for item in probes]
@@ -310,7 +323,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
         self, policy: LanguageModel, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]
     ) -> torch.Tensor:
         contexts = self._policy_contexts(context)
-        return pad_logprobs(policy.logprobs(contexts, [self._probe(item).sampled_ids for item in continuation]))
+        sampled = [probe.sampled_ids for probe in self._probes(context, continuation)]
+        return pad_logprobs(policy.logprobs(contexts, sampled))
 
     def _policy_contexts(self, context: Sequence[Transcript | str]) -> list[tuple[int, ...]]:
         # The context must be the one that the probe was sampled in, so room is left for a whole turn.
@@ -348,8 +362,11 @@ class HFASTSystem(ASTSystem[Any, Any]):
     def _state(self, state: Transcript | str) -> Transcript:
         return self.start(state) if isinstance(state, str) else state
 
-    def _probe(self, probe: Segment | str) -> Segment:
-        return self.views.segment("probe", probe) if isinstance(probe, str) else probe
+    def _probes(self, states: Sequence[Transcript | str], probes: Sequence[Segment | str]) -> list[Segment]:
+        return [self._probe(probe, self._state(state)) for state, probe in zip(states, probes, strict=True)]
+
+    def _probe(self, probe: Segment | str, state: Transcript | None = None) -> Segment:
+        return self.views.segment("probe", probe, state) if isinstance(probe, str) else probe
 
 
 def within(state_dict: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

@@ -145,6 +145,7 @@ class ASTSampler(Sampler):
         for branch, seed, probe, response, parts in zip(branches, seeds, probes, responses, rewards, strict=True):
             children: list[Node] = []
             info = {**parts, "probe_tokens": _num_tokens(probe), "response_tokens": _num_tokens(response)}
+            info |= _thinking(probe=probe, response=response)
             branch.children.append(Node(branch.state, probe, response, parts["reward"], children, info))
             behind.append(_Branch(self.system.advance(branch.state, probe, response), seed, children))
         return behind
@@ -167,6 +168,12 @@ class ASTSampler(Sampler):
 
 def _num_tokens(said: Any) -> int | None:
     return len(said.sampled_ids) if hasattr(said, "sampled_ids") else None
+
+
+def _thinking(**said: Any) -> dict[str, str]:
+    """What was thought before it was said, where there is any: the texts of probe and response are without it."""
+    thinking = {f"{name}_thinking": getattr(segment, "thinking", "") for name, segment in said.items()}
+    return {name: text for name, text in thinking.items() if text}
 
 
 def _draw_seed() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,14 +23,20 @@ class Segment:
 
     Attributes:
         role: whose turn it is; ``prompt`` is the opening.
-        text: the tokens decoded, special tokens left out.
+        text: what the turn adds to the text of the conversation, as its writer reads it; special tokens and thinking
+            are left out.
         tester_ids: the content in the tester's vocabulary.
         target_ids: the content in the target's vocabulary. Where both share one, the two are the same unless the
-            writer sampled a special token, which the other side is not given.
+            writer sampled what the other side is not given (a special token, thinking, a space that the other's chat
+            template writes).
         end_id: the end-of-turn token that the writer sampled, in its vocabulary; None where the length limit
             cut the turn.
         sampled_logprobs: the log-prob of each of ``sampled_ids`` under its writer as it was then, at temperature 1;
             None where no model of ours wrote it. What was said is the same whatever they are.
+        num_replaced: how many characters at the end of the text before it this turn's text replaces: half a character
+            is shown as U+FFFD, until the turn that samples the rest of its bytes has it.
+        thinking: what its writer thought before it answered, where its chat template drops that from earlier turns.
+            The other side and the scorer don't get it; its tokens are among ``sampled_ids``.
     """
 
     role: SegmentRole
@@ -38,6 +45,8 @@ class Segment:
     target_ids: tuple[int, ...]
     end_id: int | None = None
     sampled_logprobs: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
+    num_replaced: int = 0
+    thinking: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -70,4 +79,13 @@ class Transcript:
         return Transcript((*self.segments, segment), self.separator)
 
     def __str__(self) -> str:
-        return self.separator.join(segment.text for segment in self.segments)
+        return joined_text(self.segments, self.separator)
+
+
+def joined_text(said: Iterable[Segment | str], separator: str) -> str:
+    """The text of segments, or of plain texts, one after the other."""
+    text = ""
+    for number, part in enumerate(said):
+        num_replaced = part.num_replaced if isinstance(part, Segment) else 0
+        text = text[: len(text) - num_replaced] + separator * (number > 0) + str(part)
+    return text

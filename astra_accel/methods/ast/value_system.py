@@ -63,7 +63,7 @@ class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
             rows = sequence_readings(
                 model,
                 self._policy_contexts(context),
-                [self._probe(probe).sampled_ids for probe in continuation],
+                [probe.sampled_ids for probe in self._probes(context, continuation)],
                 None if head is None else partial(read, head),
                 read_given=read if head is None else None,
                 packing=tester.compute.packing,

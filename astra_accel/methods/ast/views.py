@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from astra_accel.config import RolloutConfiguration
-from astra_accel.methods.ast.format import ChatFormat, Format, RawFormat, View, encode_text
+from astra_accel.methods.ast.format import ANY_TOKEN, ChatFormat, Format, RawFormat, View
 from astra_accel.methods.ast.transcript import Segment, SegmentRole, Transcript
 from astra_accel.models.files import ModelFiles
 from astra_accel.models.roles import RoleFiles
+
+logger = logging.getLogger(__name__)
 
 UNLIMITED = 2**31
 
@@ -32,46 +35,112 @@ class Views:
         Raises:
             ValueError: ``context_limit`` exceeds a model's, or a chat template does not fit.
         """
+        shared = files.shared_tokenizer
         return cls(
-            View(_format(files.tester, rollout, rollout.tester_instruction), "tester", _limit(files.tester, rollout)),
-            View(_format(files.target, rollout, rollout.target_instruction), "target", _limit(files.target, rollout)),
+            View(
+                _format(files.tester, rollout, rollout.tester_instruction, shared),
+                "tester",
+                _limit(files.tester, rollout),
+            ),
+            View(
+                _format(files.target, rollout, rollout.target_instruction, shared),
+                "target",
+                _limit(files.target, rollout),
+            ),
             files.tester.tokenizer,
             files.target.tokenizer,
-            files.shared_tokenizer,
+            shared,
         )
+
+    def with_end_ids(self, files: RoleFiles) -> RoleFiles:
+        """The files of models whose turns also end with the token that their chat template ends them with.
+
+        What differs from what the models are used to is logged.
+        """
+        tester = replace(files.tester, end_ids=files.tester.end_ids | self.tester.format.end_ids)
+        target = replace(files.target, end_ids=files.target.end_ids | self.target.format.end_ids)
+        notes: dict[str, None] = {}
+        for model, view in ((files.tester, self.tester), (files.target, self.target)):
+            notes |= dict.fromkeys([*view.format.notes(), *_notes_on_ends(model, view.format)])
+        for note in notes:
+            logger.warning("%s", note)
+        return replace(files, tester=tester, target=target)
 
     def prompt(self, text: str) -> Transcript:
         """A conversation that begins with a prompt."""
-        return Transcript((self.segment("prompt", text),), self.tester.format.separator)
+        return Transcript((self.segment("prompt", text, Transcript(())),), self.tester.format.separator)
 
-    def segment(self, role: SegmentRole, text: str) -> Segment:
-        """A segment of a text that no model of ours sampled."""
-        ids = encode_text(self.tester_tokenizer, text)
-        return Segment(role, text, ids, ids if self.shared_tokenizer else encode_text(self.target_tokenizer, text))
+    def segment(self, role: SegmentRole, text: str, state: Transcript | None = None) -> Segment:
+        """A segment of a text that no model of ours sampled, to follow a conversation (see :meth:`probe`)."""
+        before = self._before(role, state)
+        tester_ids = self.tester.format.ids(before, "tester", role, text)
+        return Segment(role, text, tester_ids, self.target.format.ids(before, "target", role, text))
 
     def probe(
-        self, sampled: Sequence[int], end_ids: frozenset[int], logprobs: tuple[float, ...] | None = None
+        self,
+        sampled: Sequence[int],
+        end_ids: frozenset[int],
+        logprobs: tuple[float, ...] | None = None,
+        state: Transcript | None = None,
     ) -> Segment:
-        """The segment that the tester sampled."""
-        text, ids, end_id = _split_end(self.tester_tokenizer, sampled, end_ids)
-        return Segment("probe", text, ids, self._heard(ids, text, self.target_tokenizer), end_id, logprobs)
+        """The segment that the tester sampled.
+
+        Args:
+            sampled: its tokens.
+            end_ids: those that end a turn.
+            logprobs: of the tokens.
+            state: the conversation that it follows; None is any that ends with a whole word.
+        """
+        return self._sampled("probe", sampled, end_ids, logprobs, state)
 
     def response(
-        self, sampled: Sequence[int], end_ids: frozenset[int], logprobs: tuple[float, ...] | None = None
+        self,
+        sampled: Sequence[int],
+        end_ids: frozenset[int],
+        logprobs: tuple[float, ...] | None = None,
+        state: Transcript | None = None,
     ) -> Segment:
-        """The segment that the target sampled."""
-        text, ids, end_id = _split_end(self.target_tokenizer, sampled, end_ids)
-        return Segment("response", text, self._heard(ids, text, self.tester_tokenizer), ids, end_id, logprobs)
+        """The segment that the target sampled; see :meth:`probe`."""
+        return self._sampled("response", sampled, end_ids, logprobs, state)
 
-    def _heard(self, ids: tuple[int, ...], text: str, listener: Any) -> tuple[int, ...]:
-        """What the other side reads of sampled ids: themselves, where it has the same tokenizer.
+    def placed(self, segment: Segment, state: Transcript) -> Segment:
+        """A sampled segment whose text is what it adds to a conversation."""
+        writer = self.target if segment.role == "response" else self.tester
+        said = writer.format.said(state.segments, writer.reader, segment.ids(writer.reader))
+        return replace(segment, text=said.text, num_replaced=said.num_replaced, thinking=said.thinking)
 
-        A special token is none of them. Nobody who talks to a model can write one, so a tester must not forge turns
-        with it: with one inside, the other side gets the text.
-        """
-        if self.shared_tokenizer and _special_ids(listener).isdisjoint(ids):
-            return ids
-        return encode_text(listener, text)
+    def _sampled(
+        self,
+        role: SegmentRole,
+        sampled: Sequence[int],
+        end_ids: frozenset[int],
+        logprobs: tuple[float, ...] | None,
+        state: Transcript | None,
+    ) -> Segment:
+        ids, end_id = _split_end(sampled, end_ids)
+        before = self._before(role, state)
+        writer, listener = (self.tester, self.target) if role == "probe" else (self.target, self.tester)
+        said = writer.format.said(before, writer.reader, ids)
+        heard = listener.format.ids(before, listener.reader, role, said.text, ids if self.shared_tokenizer else None)
+        tester_ids, target_ids = (ids, heard) if role == "probe" else (heard, ids)
+        return Segment(
+            role,
+            said.text,
+            tester_ids,
+            target_ids,
+            end_id,
+            logprobs,
+            num_replaced=said.num_replaced,
+            thinking=said.thinking,
+        )
+
+    def _before(self, role: SegmentRole, state: Transcript | None) -> tuple[Segment, ...]:
+        """The segments that one follows."""
+        if state is not None:
+            return state.segments
+        ids = self.tester.format.codec.anchor, self.target.format.codec.anchor
+        prompt = Segment("prompt", self.tester.format.codec.decode(ids[0]), *ids)
+        return (prompt,) if role == "probe" else (prompt, Segment("probe", prompt.text, *ids))
 
 
 def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfiguration, what: str = "prompts") -> None:
@@ -82,7 +151,7 @@ def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfigur
     """
     if len(prompts) == 0:
         raise ValueError(f"{what}: no prompt at all; expected at least one")
-    longest_probe = Segment("probe", "", (), (0,) * rollout.tester.max_new_tokens)
+    longest_probe = Segment("probe", "", (), (ANY_TOKEN,) * rollout.tester.max_new_tokens)
     for row, prompt in enumerate(prompts, start=1):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"{what}, row {row}: found {prompt!r}, expected a text that is not blank")
@@ -101,9 +170,11 @@ def check_later_turns(views: Views, rollout: RolloutConfiguration) -> None:
     Raises:
         ValueError: it does not; says what the context holds and what it would have to.
     """
-    longest = (0,) * rollout.tester.max_new_tokens, (0,) * rollout.target.max_new_tokens
+    longest = (ANY_TOKEN,) * rollout.tester.max_new_tokens, (ANY_TOKEN,) * rollout.target.max_new_tokens
     probe, response = Segment("probe", "", longest[0], longest[0]), Segment("response", "", longest[1], longest[1])
-    begun = Transcript((Segment("prompt", "", (0,), (0,)), probe, response), views.tester.format.separator)
+    begun = Transcript(
+        (Segment("prompt", "", (ANY_TOKEN,), (ANY_TOKEN,)), probe, response), views.tester.format.separator
+    )
     try:
         views.tester.own_turn(begun, rollout.tester.max_new_tokens)
         views.target.own_turn(begun + probe, rollout.target.max_new_tokens)
@@ -111,23 +182,31 @@ def check_later_turns(views: Views, rollout: RolloutConfiguration) -> None:
         raise ValueError(f"rollout.context_limit is too small for turns of this length: {error}") from error
 
 
-def _special_ids(tokenizer: Any) -> frozenset[int]:
-    added = tokenizer.added_tokens_decoder
-    return frozenset(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
-
-
-def _split_end(
-    tokenizer: Any, sampled: Sequence[int], end_ids: frozenset[int]
-) -> tuple[str, tuple[int, ...], int | None]:
+def _split_end(sampled: Sequence[int], end_ids: frozenset[int]) -> tuple[tuple[int, ...], int | None]:
     ended = len(sampled) > 0 and sampled[-1] in end_ids
-    ids = tuple(sampled[:-1] if ended else sampled)
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text, ids, sampled[-1] if ended else None
+    return tuple(sampled[:-1] if ended else sampled), sampled[-1] if ended else None
 
 
-def _format(files: ModelFiles, rollout: RolloutConfiguration, instruction: str | None) -> Format:
+def _notes_on_ends(files: ModelFiles, format: Format) -> list[str]:
+    if not isinstance(format, ChatFormat):
+        return []
+    ends = ", ".join(files.tokenizer.convert_ids_to_tokens(sorted(files.end_ids))) or "no token"
+    if not format.end_ids:
+        return [
+            f"The chat template of {files.source} ends an answer with plain text, {format.template.to_user[:40]!r}, "
+            f"and with no token: turns end with {ends}, or at max_new_tokens."
+        ]
+    if format.end_ids <= files.end_ids:
+        return []
+    (end,) = files.tokenizer.convert_ids_to_tokens(list(format.end_ids))
+    return [
+        f"The chat template of {files.source} ends an answer with {end}, the model with {ends}: turns end with either."
+    ]
+
+
+def _format(files: ModelFiles, rollout: RolloutConfiguration, instruction: str | None, shared: bool) -> Format:
     if rollout.format == "chat":
-        return ChatFormat(files.tokenizer, instruction)
+        return ChatFormat(files.tokenizer, instruction, hears_ids=shared)
     return RawFormat(files.tokenizer)
 
 

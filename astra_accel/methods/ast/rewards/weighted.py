@@ -12,6 +12,7 @@ from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 RESERVED = (
     *("reward", "mean", "std", "max"),
     *("step", "episode", "path", "turn", "context", "probe", "response", "probe_tokens", "response_tokens"),
+    *("probe_thinking", "response_thinking"),
 )
 
 

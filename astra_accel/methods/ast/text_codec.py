@@ -1,0 +1,179 @@
+"""Text and token ids of a part of a longer text.
+
+Many tokenizers treat the beginning of a text in a way of their own: those of SentencePiece put a space in front of it,
+which their decoders strip again. A turn of a conversation begins no text, so it is neither decoded nor encoded alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+Ids = tuple[int, ...]
+
+WINDOW = 16
+"""Tokens of the context that a turn is decoded with. A character has four bytes at most, so four would do."""
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def encode_text(tokenizer: Any, text: str) -> Ids:
+    """The tokens of plain text: no special token is added, and none that the text spells out is obeyed."""
+    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+
+def num_common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items two sequences begin with alike."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+class TextCodec:
+    """Decodes and encodes what continues a text.
+
+    Attributes:
+        tokenizer: of transformers.
+        special_ids: tokens that no text can write.
+        anchor: a token that shows a whole visible character, wherever it stands; what follows it continues a text.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.special_ids = _special_ids(tokenizer)
+        self.special_texts = tuple(tokenizer.convert_ids_to_tokens(index) for index in sorted(self.special_ids))
+        self.anchor = self._find_anchor()
+        self._anchor_texts = tuple(dict.fromkeys([self.decode(self.anchor), "\n", ".", "x", "0", ")"]))
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """A whole text."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+
+    def added(self, context: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
+        """What ids add to the text of those before them, and how many of its last characters they replace.
+
+        They replace some where they complete a character whose first bytes the context ends with: those were shown
+        as a replacement character (U+FFFD). The completed one then belongs to what was added.
+        """
+        window = self._window(context)
+        before, after = self.decode(window), self.decode((*window, *ids))
+        num_kept = num_common(before, after)
+        return after[num_kept:], len(before) - num_kept
+
+    def continued(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """What ids add to a text that ends with a whole word."""
+        after = self.decode((*self.anchor, *ids), skip_special=skip_special)
+        return after.removeprefix(self.decode(self.anchor))
+
+    def encode_after(self, context: Sequence[int], text: str) -> Ids:
+        """The ids that add a text to the one before them, as far as the tokenizer can write it."""
+        if not text:
+            return ()
+        found: dict[Ids, int] = {}
+        for ids in self._continuations(self.decode(self._window(context)), text):
+            shown, num_replaced = self.added(context, ids)
+            if (shown, num_replaced) == (text, 0):
+                return ids
+            found.setdefault(ids, abs(_num_leading_spaces(shown) - _num_leading_spaces(text)))
+        # A tokenizer that changes texts (lower case, unknown characters): let at least no space be lost or doubled.
+        return min(found, key=lambda ids: found[ids])
+
+    def encode_continued(self, text: str) -> Ids:
+        """The ids that add a text to one that ends with a whole word."""
+        return self.encode_after(self.anchor, text)
+
+    def part_showing(self, ids: Ids, text: str) -> Ids | None:
+        """The part of ids that shows a text which is a part of theirs; None if tokens straddle its edges."""
+        if not text:
+            return ()
+        whole = self.continued(ids, skip_special=False)
+        end = whole.rfind(text) + len(text)
+        if end < len(text):
+            return None
+        stop = _first(len(ids), lambda count: len(self.continued(ids[:count], skip_special=False)) >= end)
+        start = stop - _first(
+            stop, lambda count: len(self.continued(ids[stop - count : stop], skip_special=False)) >= len(text)
+        )
+        return ids[start:stop] if self.continued(ids[start:stop], skip_special=False) == text else None
+
+    def spells_special(self, text: str) -> bool:
+        """Whether a tokenizer that obeys special tokens would find one in a text."""
+        return any(special in text for special in self.special_texts)
+
+    def without_special(self, text: str) -> str:
+        """A text without the special tokens that it spells out."""
+        for special in self.special_texts:
+            text = text.replace(special, "")
+        return text
+
+    def samples(self, count: int = 4) -> list[str]:
+        """Short texts that the tokenizer can write, no two of which begin or end with the same character."""
+        found: list[str] = []
+        vocabulary = (self.decode([index]).strip() for index in range(len(self.tokenizer)))
+        for text in ("x", "Hello", "7", "Why", *islice(vocabulary, 4096)):
+            if not text.isalnum() or any(text[0] == other[0] or text[-1] == other[-1] for other in found):
+                continue
+            if self.decode(encode_text(self.tokenizer, text)).strip() == text:
+                found.append(text)
+            if len(found) == count:
+                break
+        return found
+
+    def _continuations(self, before: str, text: str) -> Iterator[Ids]:
+        yield encode_text(self.tokenizer, text)
+        for anchor in (before[-WINDOW:], *self._anchor_texts):
+            alone = encode_text(self.tokenizer, anchor)
+            together = encode_text(self.tokenizer, anchor + text)
+            if alone and together[: len(alone)] == alone:
+                yield together[len(alone) :]
+
+    def _window(self, context: Sequence[int]) -> Ids:
+        """The end of a context that decides how what follows is shown.
+
+        It holds something visible, since decoders strip spaces at the edges of a text, and all of a run of single
+        bytes, since some decoders turn the whole run to replacement characters if it is no text.
+        """
+        window: list[int] = []
+        enough = WINDOW
+        for index in reversed(context):
+            if index in self.special_ids:
+                continue
+            if len(window) >= enough and not self._is_byte(window[-1]):
+                if self.decode(window[::-1]).strip():
+                    break
+                enough = 2 * len(window)
+            window.append(index)
+        return tuple(reversed(window))
+
+    def _is_byte(self, index: int) -> bool:
+        token = self.tokenizer.convert_ids_to_tokens(index)
+        return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
+
+    def _find_anchor(self) -> Ids:
+        """A token that shows a whole visible character, wherever it stands."""
+        for index in range(len(self.tokenizer)):
+            if index not in self.special_ids and not self._is_byte(index):
+                text = self.decode([index])
+                if text.isascii() and text.isprintable() and text == text.strip() != "":
+                    return (index,)
+        return ()
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder
+    return frozenset(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
+
+
+def _num_leading_spaces(text: str) -> int:
+    return len(text) - len(text.lstrip(" "))
+
+
+def _first(most: int, holds: Any) -> int:
+    """The smallest count up to ``most`` for which a condition holds that goes on holding."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
