@@ -144,18 +144,18 @@ class ChatTemplate:
         """The marks of thinking that make the template leave out what an earlier message thought, or that it begins."""
         source = str(self._tokenizer.chat_template)
         found = [(_opening_of(match[2]), match[2]) for match in _SPLIT_AT.finditer(source)]
-        marks = list(dict.fromkeys([*_THINKING_MARKS, *found]))
-        begun = {begin: self.tail.rfind(begin) > self.tail.rfind(end) for begin, end in marks}
+        marks = [pair for pair in dict.fromkeys([*_THINKING_MARKS, *found]) if pair[0] != pair[1]]
+        begun = {pair: self.tail.rfind(pair[0]) > self.tail.rfind(pair[1]) for pair in marks}
         for begin, end in marks:
             if self._drops({"content": f"{begin}\n{_MARKS[3]}\n{end}\n\n{_MARKS[4]}"}):
-                return Thinking(begin, end, begun[begin])
+                return Thinking(begin, end, begun[begin, end])
         # A template that is given thinking apart: it is split off by the marks that the template writes around it.
         fields = [field for field in _FIELDS if field in source]
         for begin, end in marks:
             for field in fields if begin in source else ():
                 if self._drops({"content": _MARKS[4], field: _MARKS[3]}):
-                    return Thinking(begin, end, begun[begin], field=field)
-        return next((Thinking(begin, end, True, dropped=False) for begin, end in marks if begun[begin]), None)
+                    return Thinking(begin, end, begun[begin, end], field=field)
+        return next((Thinking(*pair, True, dropped=False) for pair in marks if begun[pair]), None)
 
     def _drops(self, message: Message) -> bool:
         try:

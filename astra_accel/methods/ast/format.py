@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from astra_accel.methods.ast.chat_template import Answer, ChatTemplate, name_of
 from astra_accel.methods.ast.text_codec import Ids, TextCodec, encode_text, num_common
-from astra_accel.methods.ast.transcript import Reader, Segment, SegmentRole, Transcript
+from astra_accel.methods.ast.transcript import Reader, Segment, SegmentRole, Transcript, joined_text
 
 logger = logging.getLogger(__name__)
 
@@ -127,11 +127,9 @@ class RawFormat(Format):
         """The ids that add a text to the one so far."""
         if sampled is not None and self.codec.special_ids.isdisjoint(sampled):
             return sampled
-        return (
-            self.codec.encode_after(_joined(before, reader), text)
-            if before
-            else encode_text(self.codec.tokenizer, text)
-        )
+        if not before:
+            return encode_text(self.codec.tokenizer, text)
+        return self.codec.encode_after(_joined(before, reader), text, joined_text(before, self.separator))
 
 
 class ChatFormat(Format):
@@ -298,23 +296,31 @@ class ChatFormat(Format):
         prompt = Segment("prompt", one, self._first.encode(one), ())
         probe = Segment("probe", two, self._answers.encode(two), self.ids((prompt,), "target", "probe", two))
         response = Segment("response", three, self._later.encode(three), ())
-        readings = (
-            (self.units((prompt, probe, response), "tester"), one + texts.to_assistant + two + texts.to_user + three),
-            (self.units((prompt, probe), "target"), one + self.separator + two),
+        readings = {f"{one}{self.separator}{two}": self.units((prompt, probe), "target")}
+        if texts.thinking is None or not texts.thinking.begun:  # else it would all be thinking
+            exchange = one + texts.to_assistant + two + texts.to_user + three
+            readings[exchange] = self.units((prompt, probe, response), "tester")
+        notes = [self._difference(units, text) for text, units in readings.items()]
+        reason = "A turn begins where the model began to write it, but the template joins it to what stands beside it."
+        if not any(notes) and not self.hears_ids:
+            spaced = f"\n{two} "
+            heard = Segment("probe", spaced, (), self.ids((prompt,), "target", "probe", spaced))
+            units = self.units((prompt, heard), "target")
+            notes = [self._difference(units, one + self.separator + self._shown_in_opening(one, spaced))]
+            reason = "So it is where a probe begins or ends with white space, which is kept apart."
+        return [f"{note} {reason}" for note in notes if note][:1]
+
+    def _difference(self, units: Sequence[Unit], text: str) -> str:
+        ours, usual = self.join(units), _obeying(self.codec, self.template.head + text + self.template.tail)
+        if ours == usual:
+            return ""
+        start = num_common(ours, usual)
+        read, wanted = (
+            self.codec.tokenizer.convert_ids_to_tokens(list(ids[start : start + 4])) for ids in (ours, usual)
         )
-        for units, text in readings:
-            ours, usual = self.join(units), _obeying(self.codec, texts.head + text + texts.tail)
-            if ours != usual:
-                start = num_common(ours, usual)
-                tokens = [
-                    self.codec.tokenizer.convert_ids_to_tokens(list(ids[start : start + 4])) for ids in (ours, usual)
-                ]
-                return [
-                    f"Format chat, {self._name}: token {start} and those after it are {tokens[0]}, where "
-                    f"apply_chat_template gives {tokens[1]}. A turn begins where the model began to write it, but the "
-                    f"template joins it to what stands beside it."
-                ]
-        return []
+        return (
+            f"Format chat, {self._name}: token {start} and those after it are {read}, in apply_chat_template {wanted}."
+        )
 
     @property
     def _name(self) -> str:

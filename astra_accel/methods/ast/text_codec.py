@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 Ids = tuple[int, ...]
@@ -67,16 +67,25 @@ class TextCodec:
         after = self.decode((*self.anchor, *ids), skip_special=skip_special)
         return after.removeprefix(self.decode(self.anchor))
 
-    def encode_after(self, context: Sequence[int], text: str) -> Ids:
-        """The ids that add a text to the one before them, as far as the tokenizer can write it."""
+    def encode_after(self, context: Sequence[int], text: str, so_far: str = "") -> Ids:
+        """The ids that add a text to the one before them, as far as the tokenizer can write it.
+
+        Args:
+            context: the ids before.
+            text: to be added.
+            so_far: the text before. Decoders strip spaces at its end, and some tokenizers can't write them there; they
+                are added along with the text.
+        """
         if not text:
             return ()
+        shown_so_far = self.decode(self._window(context))
+        lost = so_far[len(so_far.rstrip(" ")) + len(shown_so_far) - len(shown_so_far.rstrip(" ")) :]
         found: dict[Ids, int] = {}
-        for ids in self._continuations(self.decode(self._window(context)), text):
+        for ids in chain(*(self._continuations(shown_so_far, way) for way in dict.fromkeys([text, lost + text]))):
             shown, num_replaced = self.added(context, ids)
-            if (shown, num_replaced) == (text, 0):
+            if (shown, num_replaced) == (lost + text, 0):
                 return ids
-            found.setdefault(ids, abs(_num_leading_spaces(shown) - _num_leading_spaces(text)))
+            found.setdefault(ids, abs(_num_leading_spaces(shown) - _num_leading_spaces(lost + text)))
         # A tokenizer that changes texts (lower case, unknown characters): let at least no space be lost or doubled.
         return min(found, key=lambda ids: found[ids])
 
