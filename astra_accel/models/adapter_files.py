@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
 from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
 CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that take a part out of the base's weights, as PEFT does again when it loads such an adapter."""
+
+BY_THEMSELVES = ("trainable_token_indices", "ensure_weight_tying")
+"""Fields of adapters of which PEFT keeps no two on a model apart."""
 
 
 def check_adapter(adapter: str, field: str) -> PeftConfig:
@@ -55,10 +59,33 @@ def _refused(config: LoraConfig) -> Iterator[tuple[str, Any, str]]:
             "save_pretrained with path_initial_model_for_weight_conversion)",
         )
     if getattr(config, "kasa_config", None):
-        yield "kasa_config", "…", "which changes weights of its base model, which the roles share; expected null"
+        reason = "which changes weights of its base model, which the roles share; expected null"
+        yield "kasa_config", config.kasa_config, reason
     for name in ("alora_invocation_tokens", "arrow_config", "monteclora_config", "megatron_config"):
         if getattr(config, name, None):
-            yield name, "…", "with which a layer computes more than its input and weights say; expected null"
+            yield (
+                name,
+                getattr(config, name),
+                "with which a layer computes more than its input and weights say; expected null",
+            )
+
+
+def share_a_base(adapter: str, others: Iterable[PeftConfig], model: Any) -> bool:
+    """Whether PEFT can switch between a saved adapter and others on one model.
+
+    It puts several adapters on parameters that it knows by name (fused experts) where all of them have the same ones,
+    and several that train some tokens, or keep tied weights tied, on none.
+    """
+    config = PeftConfig.from_pretrained(adapter)
+    convert_peft_config_for_transformers(config, model, None)
+    named = set(getattr(config, "target_parameters", None) or ())
+    for other in others:
+        also_named = set(getattr(other, "target_parameters", None) or ())
+        if named and also_named and named != also_named:
+            return False
+        if any(getattr(one, name, None) for one in (config, other) for name in BY_THEMSELVES):
+            return False
+    return True
 
 
 def load_adapter(model: Any, peft: PeftModel | None, adapter: str, name: str, *, trained: bool) -> PeftModel:
@@ -94,7 +121,8 @@ def load_adapter(model: Any, peft: PeftModel | None, adapter: str, name: str, *,
         try:
             result = set_peft_model_state_dict(peft, weights, name)
         except RuntimeError as error:
-            raise ValueError(f"the adapter {adapter} does not fit its model: {error}") from error
+            (*_, reason) = str(error).splitlines()
+            raise ValueError(f"the adapter {adapter} does not fit its model: {reason.strip()}") from error
         lacking = sorted(key for key in result.missing_keys if "lora_" in key and f".{name}" in key)
         unknown = sorted(result.unexpected_keys)
     if lacking or unknown:

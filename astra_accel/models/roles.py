@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from peft import PeftModel, get_peft_model
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
-from astra_accel.models.adapter_files import check_adapter, load_adapter, peft_asks_by_old_names
+from astra_accel.models.adapter_files import check_adapter, load_adapter, peft_asks_by_old_names, share_a_base
 from astra_accel.models.adapter_targets import new_adapter_config
 from astra_accel.models.files import ModelFiles, check_lora_targets, find_model, same_tokenizer
 from astra_accel.models.generation import Generated, generate
@@ -287,19 +286,12 @@ class _Base:
         self.at_rest = lambda: idle
 
     def takes(self, model: ModelConfiguration, device: torch.device | str) -> bool:
-        """Whether a frozen role is this base with its adapters off, or with one more on.
-
-        PEFT puts adapters on parameters of several layers (fused experts) where all of them have the same ones.
-        """
+        """Whether a frozen role is this base with its adapters off, or with one more on."""
         if self.key != _key(model, device):
             return False
         if model.adapter is None or model.adapter in self.adapters or self.peft is None:
             return True
-        config = PeftConfig.from_pretrained(model.adapter)
-        convert_peft_config_for_transformers(config, self.model, None)
-        asked = set(getattr(config, "target_parameters", None) or ())
-        there = [set(getattr(one, "target_parameters", None) or ()) for one in self.peft.peft_config.values()]
-        return not asked or all(one in (set(), asked) for one in there)
+        return share_a_base(model.adapter, self.peft.peft_config.values(), self.model)
 
     def frozen_role(self, model: ModelConfiguration, role: str, compute: ComputeConfiguration) -> LanguageModel:
         """A role on this base that is not trained; roles of the same weights share what they recall."""
