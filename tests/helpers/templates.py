@@ -62,15 +62,15 @@ LLAMA3 = (
 )
 PLAIN = _turns("{{ '### Human: ' + m.content + '\n' }}", "{{ '### Assistant: ' + m.content + '\n' }}", "### Assistant:")
 
-# Templates of models that think before they answer. All but the last leave the thinking out of earlier messages.
+# Templates of models that think before they answer. They leave the thinking out of earlier messages.
 _MARKED = "{{ '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}{% endfor %}"
 QWEN3 = (
-    "{% set ns = namespace(last=messages | length - 1) %}{% for m in messages %}{% set content = m.content %}"
+    "{% for m in messages %}{% set content = m.content %}"
     "{% if m.role == 'assistant' %}{% set thought = '' %}"
     "{% if m.reasoning_content is string %}{% set thought = m.reasoning_content %}"
     "{% elif '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
     "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
-    "{% if loop.index0 > ns.last - 1 %}{% set content = '<think>\n' + thought + '\n</think>\n\n' + content %}{% endif %}"
+    "{% if loop.last %}{% set content = '<think>\n' + thought + '\n</think>\n\n' + content %}{% endif %}"
     "{% endif %}" + _MARKED + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 QWEN3_THINKING = QWEN3.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
@@ -87,7 +87,6 @@ GIVEN_APART = (
     + _MARKED
     + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-KEEPS_THINKING = CHATML
 THINKING = {
     "QWEN3": QWEN3,
     "QWEN3_THINKING": QWEN3_THINKING,

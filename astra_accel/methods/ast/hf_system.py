@@ -185,13 +185,16 @@ class HFASTSystem(ASTSystem[Any, Any]):
             check_later_turns(self.views, self.rollout_config)
 
     def advance(self, context: Transcript, probe: Segment, response: Segment) -> Transcript:
-        """The conversation with one more turn, each segment as it reads in its place."""
-        asked = context + self.views.placed(probe, context)
-        return asked + self.views.placed(response, asked)
+        """The conversation with one more turn."""
+        asked = context + self.views.completed(probe, context)
+        return asked + self.views.completed(response, asked)
 
-    def exchange_text(self, probe: Segment, response: Segment) -> str:
+    def exchange_text(self, probe: Segment | str, response: Segment | str) -> str:
         """Probe and response as they stand in the transcript."""
-        return joined_text((probe, response), self.views.tester.format.separator)
+        separator = self.views.tester.format.separator
+        if isinstance(probe, Segment) and isinstance(response, Segment):
+            response = self.views.completed(response, Transcript((probe,), separator))
+        return joined_text((probe, response), separator)
 
     def rollout_prompt_with_tester(
         self, prompt: Sequence[Transcript | str], *, seeds: Sequence[Seed] | None = None

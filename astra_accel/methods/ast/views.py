@@ -103,11 +103,17 @@ class Views:
         """The segment that the target sampled; see :meth:`probe`."""
         return self._sampled("response", sampled, end_ids, logprobs, state)
 
-    def placed(self, segment: Segment, state: Transcript) -> Segment:
-        """A sampled segment whose text is what it adds to a conversation."""
+    def completed(self, segment: Segment, state: Transcript) -> Segment:
+        """A sampled segment with the character that it may share with the turn before it.
+
+        One that was made without a state does not know of it.
+        """
+        before = state.segments[-1].text[-1:] + segment.text[:1]
+        if before != "\ufffd\ufffd" or segment.num_replaced:
+            return segment
         writer = self.target if segment.role == "response" else self.tester
         said = writer.format.said(state.segments, writer.reader, segment.ids(writer.reader))
-        return replace(segment, text=said.text, num_replaced=said.num_replaced, thinking=said.thinking)
+        return replace(segment, text=said.text, num_replaced=said.num_replaced)
 
     def _sampled(
         self,

@@ -73,7 +73,9 @@ def test_a_text_is_written_so_that_it_reads_the_same(name: str, text: str):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("said", [[" you", " are", "ness", "."], ["ness", " you"], ["Hello ", "there"], [" two  ", "you"]])
+@pytest.mark.parametrize(
+    "said", [[" you", " are", "ness", "."], ["ness", " you"], ["Hello ", "there"], [" two  ", "you"]]
+)
 def test_no_space_is_lost_between_turns(name: str, said: list[str]):
     """Also for those that can't write all of it: they may put one space for two, and change letters."""
     tokenizer, codec = KINDS[name], CODECS[name]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from astra_accel.config import LoRAConfiguration, ModelConfiguration, RolloutConfiguration, SamplingConfiguration
-from astra_accel.methods.ast.format import encode_text
+from astra_accel.methods.ast.format import RawFormat, View, encode_text
 from astra_accel.methods.ast.transcript import Segment
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.roles import RoleFiles, find_roles
 from astra_accel.models.tiny import build_tiny
+from tests.helpers.tokenizers import TOKENIZERS
 
 TURNS = {"tester": SamplingConfiguration(max_new_tokens=5), "target": SamplingConfiguration(max_new_tokens=7)}
 ENDS = frozenset([259, 257])
@@ -98,6 +100,76 @@ def test_a_prompt_begins_a_conversation(format, separator):
     start = views(format=format).prompt("So I said")
     assert [segment.role for segment in start.segments] == ["prompt"]
     assert (str(start), start.separator) == ("So I said", separator)
+
+
+# --- Texts of turns -----------------------------------------------------------------------------------------
+
+
+def raw_views(tester: Any, target: Any = None) -> Views:
+    """Of tokenizers alone."""
+    heard = tester if target is None else target
+    limit = 10**6
+    sides = View(RawFormat(tester), "tester", limit), View(RawFormat(heard), "target", limit)
+    return Views(*sides, tester, heard, target is None)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("knows_state", [True, False])
+def test_the_text_of_a_turn_is_what_it_adds_to_the_conversation(name: str, knows_state: bool):
+    """What the model reads is "Good morning you are stupid.", so that is the transcript, and no word is glued."""
+    tokenizer = TOKENIZERS[name]()
+    both = raw_views(tokenizer)
+    good, all_ids = (encode_text(tokenizer, text) for text in ("Good morning", "Good morning you are stupid."))
+    rest = all_ids[len(good) :]
+    state = start = both.prompt("Good morning")
+    for write, ids in ((both.probe, rest[:2]), (both.response, rest[2:])):
+        state += write(ids, ENDS - set(ids), None, state if knows_state else None)
+    read = tokenizer.decode(both.tester.own_turn(state, 1), skip_special_tokens=True)
+    begun = tokenizer.decode(both.tester.own_turn(start, 1), skip_special_tokens=True)
+    assert str(state) == "Good morning" + read.removeprefix(begun)
+    probe, response = (segment.text for segment in state.segments[1:])
+    assert probe + response == " you are stupid."
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama", "gemma", "llama3", "gpt2"])
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_character_between_two_turns_belongs_to_the_one_that_completes_it(name: str, cut: int):
+    """An emoji is four bytes. Cut anywhere, it is one character of the transcript, in no turn but the second."""
+    tokenizer = TOKENIZERS[name]()
+    both = raw_views(tokenizer)
+    start = both.prompt("Good morning")
+    ids = encode_text(tokenizer, "Good morning \U0001f600 you")[len(encode_text(tokenizer, "Good morning")) :]
+    place = [both.tester.format.codec.continued(ids[:count]) for count in range(len(ids))].index(" \U0001f600")
+    probe = both.probe(ids[: place - cut], frozenset(), None, start)
+    assert str(start + probe) == tokenizer.decode(both.tester.own_turn(start + probe, 1), skip_special_tokens=True)
+    assert probe.text.startswith(" \ufffd")
+    response = both.response(ids[place - cut :], frozenset(), None, start + probe)
+    assert response.text == "\U0001f600 you"
+    assert str(start + probe + response) == "Good morning \U0001f600 you"
+    never = both.response(encode_text(tokenizer, "x")[-1:], frozenset(), None, start + probe)
+    after = start + probe + never
+    assert str(after) == tokenizer.decode(both.tester.own_turn(after, 1), skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("tester", ["llama2", "gemma", "gpt2"])
+@pytest.mark.parametrize("target", ["llama2", "llama", "llama legacy", "mistral3", "phi3", "gemma", "llama3", "gpt2"])
+def test_another_tokenizer_reads_the_same_conversation(tester: str, target: str):
+    """No space too many where a turn begins in the middle of a text, and none lost."""
+    writer, listener = TOKENIZERS[tester](), TOKENIZERS[target]()
+    both = raw_views(writer, listener)
+    state = both.prompt("Good morning")
+    said = [" you are", "ness", "\nI said", "  two", "\u00e9", "12", "Hello ", "world", "", "."]
+    for number, text in enumerate(said):
+        ids = both.tester.format.codec.encode_after(both.tester.own_turn(state, 1), text)
+        if number % 2 == 0:
+            state += both.probe(ids, frozenset(), None, state)
+        else:
+            heard = both.target.format.codec.encode_after(both.target.own_turn(state, 1), text)
+            state += both.response(heard, frozenset(), None, state)
+    assert str(state) == "Good morning" + "".join(said)
+    for tokenizer, view in ((writer, both.tester), (listener, both.target)):
+        read = tokenizer.decode(view.own_turn(state, 1), skip_special_tokens=True)
+        assert read.removeprefix(" ") == str(state)
 
 
 # --- Configuration ------------------------------------------------------------------------------------------
