@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from astra_accel.config import LoRAConfiguration, ModelConfiguration, Quantization
 from astra_accel.models.adapter_targets import ALL_LINEAR, other_parameters, unmatched
@@ -106,7 +106,7 @@ def find_model(model: ModelConfiguration, role: str) -> ModelFiles:
         raise ValueError(
             f"{role}.path is {model.path!r}, which is neither a local model folder nor one that the hub gave: {error}"
         ) from error
-    generation_config = _generation_config(source, model.revision, config)
+    generation_config = _generation_config(source, model.revision)
     return _files(role, source, model.revision, config=config, tokenizer=tokenizer, generation_config=generation_config)
 
 
@@ -125,18 +125,27 @@ def _tiny_files(architecture: str, role: str) -> ModelFiles:
     )
 
 
-def _generation_config(source: str, revision: str | None, config: Any) -> GenerationConfig:
-    """The settings that transformers' ``generate`` would have: of their own file, or else of the model's."""
+def _generation_config(source: str, revision: str | None) -> GenerationConfig:
+    """The settings that transformers' ``generate`` would have: of their own file, or else of the model's.
+
+    Where the settings name no end of a text, they get the model's.
+    """
+    # As written: the defaults of a configuration's class name tokens that may be any in this model's vocabulary.
+    written, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    of_model = GenerationConfig.from_model_config(written)
     try:
-        return GenerationConfig.from_pretrained(source, revision=revision)
+        found = GenerationConfig.from_pretrained(source, revision=revision)
     except OSError:
-        return GenerationConfig.from_model_config(config)
+        return of_model
+    if found.eos_token_id is None:
+        found.eos_token_id = of_model.eos_token_id
+    return found
 
 
 def _files(
     role: str, source: str, revision: str | None, *, config: Any, tokenizer: Any, generation_config: Any
 ) -> ModelFiles:
-    end_ids = _end_ids(config, tokenizer, generation_config)
+    end_ids = _as_set(tokenizer.eos_token_id) | _as_set(generation_config.eos_token_id)
     if generation_config.stop_strings:
         logger.warning(
             "%s has stop_strings %s in its generation_config.json. Turns end with tokens alone, here with %s, or at "
@@ -154,14 +163,6 @@ def _files(
         tokenizer.pad_token = tokenizer.eos_token
     max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return ModelFiles(source, revision, config, tokenizer, end_ids, max_length)
-
-
-def _end_ids(config: Any, tokenizer: Any, generation_config: GenerationConfig) -> frozenset[int]:
-    """The tokens at which ``generate`` stops, and the tokenizer's end of text."""
-    stops = _as_set(generation_config.eos_token_id)
-    for part in (config, config.get_text_config(decoder=True)):  # The text part of a multimodal model has its own.
-        stops = stops or _as_set(getattr(part, "eos_token_id", None))
-    return stops | _as_set(tokenizer.eos_token_id)
 
 
 def _as_set(ids: int | list[int] | None) -> frozenset[int]:

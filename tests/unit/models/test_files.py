@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -10,7 +11,13 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BloomConfig, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    GenerationConfig,
+    LogitsProcessor,
+)
 
 from astra_accel.config import LoRAConfiguration, ModelConfiguration
 from astra_accel.models import files as files_module
@@ -90,6 +97,73 @@ def test_every_end_of_a_turn_counts(llama):
     assert find(llama).end_ids == {7, end}
     (llama / "generation_config.json").unlink()
     assert find(llama).end_ids == {end}
+
+
+class Writes(LogitsProcessor):
+    """Makes a model write these tokens, whatever it is."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = iter(ids)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        chosen = torch.full_like(scores, -torch.inf)
+        chosen[:, next(self.ids)] = 0.0
+        return chosen
+
+
+def generate_stops_at(folder: Path, token: int) -> bool:
+    """Whether transformers' own ``generate`` ends with a token that the model writes."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[20, 21]])
+    written = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=2,
+        logits_processor=[Writes([token, 20])],
+        pad_token_id=0,
+    )
+    return written.shape[1] == 3
+
+
+@pytest.mark.parametrize("of_generation", ["absent", None, 7, [7, 9]])
+@pytest.mark.parametrize("of_config", [None, 5, [5, 6]])
+def test_turns_end_where_transformers_would_stop(llama, of_generation, of_config):
+    """The settings of generation decide; where there are none, those of the model; and the tokenizer's end of text.
+
+    Where the settings are there but name no end, ``generate`` never stops; we do at the model's.
+    """
+    edit_json(llama / "config.json", eos_token_id=of_config)
+    if of_generation == "absent":
+        (llama / "generation_config.json").unlink()
+    else:
+        edit_json(llama / "generation_config.json", eos_token_id=of_generation)
+    end = build_tiny("llama")[1].eos_token_id
+    found = find(llama).end_ids
+    for token in (2, 5, 6, 7, 9, end):
+        stops = generate_stops_at(llama, token) or token == end
+        if of_generation is None:
+            stops = token == end or token in ([of_config] if isinstance(of_config, int) else of_config or [])
+        assert (token in found) == stops, token
+
+
+@pytest.mark.parametrize("of_text", [5, [5, 6]])
+def test_the_text_part_of_a_multimodal_model_names_its_ends(llama, of_text):
+    """As transformers' ``GenerationConfig.from_model_config`` reads them."""
+    (llama / "generation_config.json").unlink()
+    text = {"model_type": "gemma3_text", "eos_token_id": of_text}
+    edit_json(llama / "config.json", model_type="gemma3", eos_token_id=None, text_config=text)
+    expected = {*([of_text] if isinstance(of_text, int) else of_text), build_tiny("llama")[1].eos_token_id}
+    assert find(llama).end_ids == expected
+
+
+def test_strings_that_end_turns_are_told(llama, caplog):
+    edit_json(llama / "generation_config.json", stop_strings=["User:"])
+    with caplog.at_level(logging.WARNING, logger="astra_accel"):
+        find(llama)
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"{llama} has stop_strings ['User:'] in its generation_config.json. Turns end with tokens alone"
+    )
 
 
 def test_the_end_of_text_pads_where_no_token_does(llama):
