@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from astra_accel.config import LoRAConfiguration, ModelConfiguration, Quantization
 from astra_accel.models.adapter_targets import ALL_LINEAR, other_parameters, unmatched
 from astra_accel.models.embedded import EMBEDDED_NAME, embedded_model_path
+from astra_accel.models.embedding_rows import configured_rows
 from astra_accel.models.quantization import compute_alike, loading_options
 from astra_accel.models.text_forward import is_linear
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
@@ -92,7 +93,8 @@ def find_model(model: ModelConfiguration, role: str) -> ModelFiles:
 
     Raises:
         FileNotFoundError: a local folder without configuration or weights.
-        ValueError: an unknown architecture, or a tokenizer that neither has a pad nor an end-of-text token.
+        ValueError: an unknown architecture, or a tokenizer that neither has a pad nor an end-of-text token, or only
+            ends of turns, or a padding, that the model has no embedding for.
     """
     if model.path == TINY_NAME or model.path.startswith(TINY_NAME + ":"):
         return _tiny_files(model.path.partition(":")[2] or TINY_ARCHITECTURES[0], role)
@@ -161,8 +163,38 @@ def _files(
                 f"set one of them in its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
+    _check_special_ids(role, source, config, end_ids)
     max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return ModelFiles(source, revision, config, tokenizer, end_ids, max_length)
+
+
+def _check_special_ids(role: str, source: str, config: Any, end_ids: frozenset[int]) -> None:
+    """Find a model that can't say that its turn has ended, or whose padding has no place in its embeddings."""
+    rows = configured_rows(config)
+    if rows is None:
+        return
+    if end_ids and min(end_ids) >= rows:
+        raise ValueError(
+            f"the {role} ({source}) ends its turns with the token id {min(end_ids)}, but has {rows} embeddings, for "
+            f"ids from 0 to {rows - 1}; expected an end-of-text token of its own in tokenizer_config.json or "
+            f"generation_config.json"
+        )
+    pad_id = getattr(config.get_text_config(), "pad_token_id", None)
+    if pad_id is not None and pad_id >= rows and not _can_be_built(config):
+        raise ValueError(
+            f"the {role}'s config.json ({source}) has the pad_token_id {pad_id}, but {rows} embeddings (vocab_size); "
+            f"expected an id from 0 to {rows - 1}, or null"
+        )
+
+
+def _can_be_built(config: Any) -> bool:
+    """Whether the layers take the configuration; torch's embedding asserts that it holds the padding."""
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except AssertionError:
+        return False
+    return True
 
 
 def _as_set(ids: int | list[int] | None) -> frozenset[int]:

@@ -15,6 +15,7 @@ import torch
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.batching import cheapest_groups
+from astra_accel.models.embedding_rows import check_token_ids, embedding_rows
 from astra_accel.models.few_rows import for_few_rows
 from astra_accel.models.head import head_of
 from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache
@@ -55,6 +56,7 @@ def generate(
     memory: PrefixCache | None = None,
     remember: bool = True,
     scored: Sequence[Scored] | None = None,
+    num_ids: int | None = None,
 ) -> list[Generated]:
     """Sample a continuation of each context.
 
@@ -69,13 +71,19 @@ def generate(
             afterwards. None reads every context from its beginning.
         remember: whether there will be another call; the memory is emptied otherwise.
         scored: for each row the tokens of its context whose log-probs are wanted too.
+        num_ids: ids from this one on are not drawn, since another model that reads what is sampled has no embedding
+            for them; nor are those that the model itself lacks. As with top-k, log-probs stay those of the whole
+            distribution.
 
     Raises:
         NonFiniteLogitsError: the model's logits hold nan or inf.
+        ValueError: a token of a context has no embedding.
     """
     model = transformers_model(model)
+    check_token_ids(model, contexts, "context")
+    num_ids = min((count for count in (num_ids, embedding_rows(model)) if count is not None), default=None)
     keys = [noise_keys(seed, sampling.max_new_tokens) for seed in seeds]
-    plan = TurnPlan(length_regimes(model), contexts, keys, sampling, frozenset(end_ids), scored, model.device)
+    plan = TurnPlan(length_regimes(model), contexts, keys, sampling, frozenset(end_ids), scored, num_ids, model.device)
     carried = carries(model)
     # Rows of one length share a forward where the model can't do more; else as many as may, neighbours in length.
     price = inf if carried or takes_padding(model) else 0.0
@@ -98,7 +106,7 @@ def generate(
 
 def _decode_reread(model: Any, task: Task) -> list[Generated]:
     contexts = [question.context for question in task.questions]
-    sampled = reread(model, contexts, task.keys_BT2, task.sampling, task.end_ids)
+    sampled = reread(model, contexts, task.keys_BT2, task.sampling, task.end_ids, num_ids=task.num_ids)
     return [Generated(tuple(ids), tuple(logprobs)) for ids, logprobs in sampled]
 
 
@@ -166,7 +174,7 @@ def _sample_turn(
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.questions]
     active = list(order)
     for step in range(task.sampling.max_new_tokens):
-        tokens, logprobs = draw(head.logits(hidden_BH), task.keys_BT2[active, step], task.sampling)
+        tokens, logprobs = draw(head.logits(hidden_BH), task.keys_BT2[active, step], task.sampling, task.num_ids)
         for row, token, logprob in zip(active, tokens, logprobs, strict=True):
             results[row][0].append(token)
             results[row][1].append(logprob)

@@ -19,6 +19,7 @@ from astra_accel.models.batching import (
     left_padded,
     positions,
 )
+from astra_accel.models.embedding_rows import check_token_ids
 from astra_accel.models.flex_layout import tree_layout
 from astra_accel.models.head import GivenLogits, Head, head_of, token_logprobs
 from astra_accel.models.length_regimes import Piece, length_regimes, split_by_regime
@@ -83,7 +84,8 @@ def sequence_logprobs(
         want one and gradients are on.
 
     Raises:
-        ValueError: the lists differ in length, or a context is empty, or the model can't be packed as asked.
+        ValueError: the lists differ in length, or a context is empty, or a token has no embedding, or the model can't
+            be packed as asked.
     """
     return sequence_readings(
         model,
@@ -130,6 +132,8 @@ def sequence_readings(
         )
         return [result + 0 * one_token.sum() for result in results]
     model = transformers_model(model)
+    check_token_ids(model, contexts, "context")
+    check_token_ids(model, continuations, "continuation")
     packed = packing != "none" and read_given is None and can_pack(model, required=packing == "prefix_tree")
     groups = list(split_by_regime(length_regimes(model), contexts, continuations).values())
     if torch.is_grad_enabled() and is_sharded(model):

@@ -24,6 +24,8 @@ def reread(
     keys_BT2: torch.Tensor,
     sampling: SamplingConfiguration,
     end_ids: frozenset[int],
+    *,
+    num_ids: int | None = None,
 ) -> list[tuple[list[int], list[float]]]:
     """Sample a continuation of each context, in one batch: the ids of each row and their log-probs.
 
@@ -40,7 +42,7 @@ def reread(
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
     active = list(range(len(contexts)))
     for step in range(sampling.max_new_tokens):
-        tokens, logprobs = draw(logits_BV, keys_BT2[active, step], sampling)
+        tokens, logprobs = draw(logits_BV, keys_BT2[active, step], sampling, num_ids)
         for row, token, logprob in zip(active, tokens, logprobs, strict=True):
             results[row][0].append(token)
             results[row][1].append(logprob)

@@ -17,6 +17,7 @@ from peft import PeftModel, get_peft_model
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
 from astra_accel.models.adapter_files import check_adapter, load_adapter, peft_asks_by_old_names, share_a_base
 from astra_accel.models.adapter_targets import new_adapter_config
+from astra_accel.models.embedding_rows import configured_rows, embedding_rows
 from astra_accel.models.files import ModelFiles, check_lora_targets, find_model, same_tokenizer
 from astra_accel.models.generation import Generated, generate
 from astra_accel.models.kv_cache import PrefixCache
@@ -28,6 +29,7 @@ from astra_accel.models.quantization import check_device, check_quantization
 from astra_accel.models.reading import Scored
 from astra_accel.models.recall import Recall
 from astra_accel.models.sampling import Seed
+from astra_accel.models.support import transformers_model
 from astra_accel.models.text_forward import freeze_unreached
 
 Ids = tuple[int, ...]
@@ -47,6 +49,7 @@ class LanguageModel:
         recall: log-probs that are known already, for a role whose weights stay as they are.
         memory: what it has read in the turns of a rollout so far, while there is one.
         turns_left: of that rollout; None where nobody knows.
+        num_ids: ids that it samples, from 0 on, where another role reads them and has fewer embeddings; else None.
     """
 
     model: Any
@@ -56,6 +59,7 @@ class LanguageModel:
     recall: Recall | None = None
     memory: PrefixCache | None = None
     turns_left: int | None = None
+    num_ids: int | None = None
 
     def logprobs(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[torch.Tensor]:
         """The log-prob of every token of each continuation.
@@ -100,6 +104,7 @@ class LanguageModel:
                 memory=self.memory,
                 remember=self.turns_left != 1,
                 scored=scored,
+                num_ids=self.num_ids,
             )
         if self.turns_left is not None:
             self.turns_left -= 1
@@ -176,8 +181,9 @@ def find_roles(
 
     Raises:
         FileNotFoundError, ValueError: as :func:`~astra_accel.models.files.find_model`; or the baseline does not
-            share the tester's tokenizer; or LoRA's targets match nothing; or an adapter is one that can't be
-            switched off and on; or a tester of 4 bits is to be trained in full, or was quantised before.
+            share the tester's tokenizer, or can't read how the tester ends its turns; or LoRA's targets match nothing;
+            or an adapter is one that can't be switched off and on; or a tester of 4 bits is to be trained in full, or
+            was quantised before.
         ImportError: a model is to be quantised, and bitsandbytes is not installed.
     """
     baseline = tester if baseline is None else baseline
@@ -201,9 +207,21 @@ def find_roles(
             f"the baseline ({files['baseline'].source}) has another tokenizer than the tester "
             f"({files['tester'].source}); it is the tester's reference policy and must share it"
         )
+    _check_ends(files["tester"], files["baseline"])
     if lora is not None and tester.adapter is None:
         check_lora_targets(lora, files["tester"])
     return RoleFiles(**files, configurations=configurations, lora=lora)
+
+
+def _check_ends(tester: ModelFiles, baseline: ModelFiles) -> None:
+    """A tester that can't sample what the baseline can't read must still be able to end its turn."""
+    rows = configured_rows(baseline.config)
+    if rows is not None and tester.end_ids and min(tester.end_ids) >= rows:
+        raise ValueError(
+            f"the tester ({tester.source}) ends its turns with the token id {min(tester.end_ids)}, but the baseline "
+            f"({baseline.source}) has {rows} embeddings, for ids from 0 to {rows - 1}; expected a baseline that can "
+            f"read what the tester writes"
+        )
 
 
 def load_roles(
@@ -235,8 +253,10 @@ def load_roles(
             shared = _load_base(getattr(files, role), model, device)
             bases.append(shared)
         frozen[role] = shared.frozen_role(model, role, compute)
+    # The baseline is asked of just the ids that the tester samples.
+    num_ids = embedding_rows(transformers_model(frozen["baseline"].model))
     return Roles(
-        tester=LanguageModel(base.model, files.tester, compute=compute),
+        tester=LanguageModel(base.model, files.tester, compute=compute, num_ids=num_ids),
         trained=base.model if trained_in_full else base.peft,
         merges=compute.merge_adapter and not trained_in_full and can_merge(base.model, TESTER_ADAPTER),
         at_rest=base.at_rest,

@@ -80,14 +80,20 @@ def _shifted(hash_BK: torch.Tensor, bits: int, out_BK: torch.Tensor) -> torch.Te
 
 
 def draw(
-    logits_BV: torch.Tensor, keys_B2: torch.Tensor, sampling: SamplingConfiguration
+    logits_BV: torch.Tensor, keys_B2: torch.Tensor, sampling: SamplingConfiguration, num_ids: int | None = None
 ) -> tuple[list[int], list[float]]:
-    """What :func:`sample` gives, as numbers.
+    """What :func:`sample` gives, as numbers, of the first ``num_ids`` ids alone where there are more.
+
+    Log-probs stay those of the whole distribution, as with top-k.
 
     Raises:
         NonFiniteLogitsError: the logits of a row are not finite.
     """
-    tokens_B, logprobs_B = sample(logits_BV, keys_B2, sampling)
+    if num_ids is None or num_ids >= logits_BV.shape[-1]:
+        tokens_B, logprobs_B = sample(logits_BV, keys_B2, sampling)
+    else:
+        tokens_B, _ = sample(logits_BV[:, :num_ids], keys_B2, sampling)
+        logprobs_B = _logprobs(logits_BV.float(), tokens_B)
     logprobs = logprobs_B.tolist()
     check_finite(logprobs)
     return tokens_B.tolist(), logprobs

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from astra_accel.models.embedding_rows import embedding_rows
 from astra_accel.models.length_regimes import length_regimes, rotary_parameters, without_earlier_lengths
 
 logger = logging.getLogger(__name__)
@@ -89,9 +90,9 @@ def check_sequences(model: Any) -> tuple[list[list[int]], list[list[int]]]:
     it and ends beyond.
     """
     draw = random.Random(0)
-    config = model.config.get_text_config()
+    rows = embedding_rows(model) or model.config.get_text_config().vocab_size
     # Rows that fill a vocabulary up have no logits.
-    vocabulary = getattr(config, "unpadded_vocab_size", None) or config.vocab_size
+    vocabulary = getattr(model.config.get_text_config(), "unpadded_vocab_size", None) or rows
     root, branch, leaf, other = ([draw.randrange(vocabulary) for _ in range(length)] for length in (9, 5, 4, 3))
     contexts = [root, root, [*root, *branch], [*root, *branch], other, other]
     continuations = [[*branch, *leaf], branch[:2] + other, leaf, other, leaf[:2], [*leaf, *branch]]

@@ -33,7 +33,8 @@ class Generated(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Rows to decode together: their questions, the keys of their noise ``[rows, tokens, 2]``, and how to draw.
+    """Rows to decode together: their questions, the keys of their noise ``[rows, tokens, 2]``, and how to draw, of
+    which ids.
 
     Everything that is read for them is of one regime of lengths (:mod:`astra_accel.models.length_regimes`).
     """
@@ -43,6 +44,7 @@ class Task:
     keys_BT2: torch.Tensor
     sampling: SamplingConfiguration
     end_ids: frozenset[int]
+    num_ids: int | None
     regime: int
 
 
@@ -60,6 +62,7 @@ class TurnPlan:
     sampling: SamplingConfiguration
     end_ids: frozenset[int]
     scored: Sequence[Scored] | None
+    num_ids: int | None
     device: torch.device
     results: list[Generated] = field(init=False)
 
@@ -116,4 +119,4 @@ class TurnPlan:
             keys.append(self.keys[row][begun : begun + num_new])
         sampling = self.sampling.model_copy(update={"max_new_tokens": num_new})
         keys_BT2 = torch.from_numpy(np.stack(keys)).to(self.device)
-        return Task(rows, questions, keys_BT2, sampling, self.end_ids, regime)
+        return Task(rows, questions, keys_BT2, sampling, self.end_ids, self.num_ids, regime)

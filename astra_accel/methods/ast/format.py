@@ -84,7 +84,7 @@ class Format(ABC):
 
         Where the other side has the same tokenizer, the ids that it sampled are taken if they say the text here, or
         the part of them that does. A special token is none of them: nobody who talks to a model can write one, so a
-        tester must not forge turns with it.
+        tester must not forge turns with it. Nor is one that the reader has no embedding for.
         """
 
     def join(self, units: Sequence[Unit], *, ended: bool = True) -> Ids:
@@ -102,8 +102,8 @@ class RawFormat(Format):
 
     separator = ""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.codec = TextCodec(tokenizer)
+    def __init__(self, tokenizer: Any, num_ids: int | None = None) -> None:
+        self.codec = TextCodec(tokenizer, num_ids)
         self.head = _leading_specials(tokenizer)
 
     def units(self, segments: Sequence[Segment], reader: Reader) -> list[Unit]:
@@ -125,7 +125,7 @@ class RawFormat(Format):
         sampled: Ids | None = None,
     ) -> Ids:
         """The ids that add a text to the one so far."""
-        if sampled is not None and self.codec.special_ids.isdisjoint(sampled):
+        if sampled is not None and self.codec.takes(sampled):
             return sampled
         if not before:
             return encode_text(self.codec.tokenizer, text)
@@ -162,9 +162,11 @@ class ChatFormat(Format):
 
     separator = "\n"
 
-    def __init__(self, tokenizer: Any, instruction: str | None = None, hears_ids: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Any, instruction: str | None = None, hears_ids: bool = True, num_ids: int | None = None
+    ) -> None:
         self.template = ChatTemplate(tokenizer, instruction)
-        self.codec = TextCodec(tokenizer)
+        self.codec = TextCodec(tokenizer, num_ids)
         self.hears_ids = hears_ids
         self._find_pieces()
         self._kept = lru_cache(maxsize=8192)(self._kept_of)
@@ -390,7 +392,7 @@ class _Slot(NamedTuple):
             sampled: by whoever said it, in this tokenizer's vocabulary; None where there are none.
             own: whether the reader itself did; the other side's special tokens are not taken.
         """
-        if sampled is None or not (own or self.codec.special_ids.isdisjoint(sampled)):
+        if sampled is None or not (own or self.codec.takes(sampled)):
             return self.encode(content)
         shown = self.lead + content
         if self.codec.continued(sampled, skip_special=False) == shown:
@@ -409,7 +411,7 @@ class _Slot(NamedTuple):
             return None
         whole = _obeying(self.codec, self.left + content + self.right)
         start = len(self.before) - num_left
-        return whole[start:] if whole[:start] == self.before[:start] else None
+        return whole[start:] if whole[:start] == self.before[:start] and self.codec.can_read(whole) else None
 
     def _middle(self, whole: Ids) -> Ids | None:
         start, stop = len(self.before), len(whole) - len(self.after)

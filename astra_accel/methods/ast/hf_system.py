@@ -345,6 +345,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         if not before or context[: len(start) + len(probe.target_ids)] != start + probe.target_ids:
             return Scored(len(context), ())
         shared = probe.target_ids == probe.tester_ids and self.views.shared_tokenizer
+        shared = shared and self.views.target_rows.has(probe.sampled_ids)
         return Scored(len(start), probe.sampled_ids if shared else probe.target_ids)
 
     def _generate(

@@ -34,14 +34,19 @@ def num_common(one: Sequence[Any], other: Sequence[Any]) -> int:
 class TextCodec:
     """Decodes and encodes what continues a text.
 
+    Args:
+        tokenizer: see below.
+        num_ids: how many ids the model that reads has an embedding for, from 0 on; None where all have one.
+
     Attributes:
         tokenizer: of transformers.
         special_ids: tokens that no text can write.
         anchor: a token that shows a whole visible character, wherever it stands; what follows it continues a text.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, num_ids: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self._num_ids = num_ids
         self.special_ids = _special_ids(tokenizer)
         self.special_texts = tuple(tokenizer.convert_ids_to_tokens(index) for index in sorted(self.special_ids))
         self.anchor = self._find_anchor()
@@ -93,6 +98,21 @@ class TextCodec:
         """The ids that add a text to one that ends with a whole word."""
         return self.encode_after(self.anchor, text)
 
+    def can_read(self, ids: Sequence[int]) -> bool:
+        """Whether the model has an embedding for all ids."""
+        return self._num_ids is None or max(ids, default=0) < self._num_ids
+
+    def takes(self, ids: Sequence[int]) -> bool:
+        """Whether ids that somebody else sampled may be read as they are."""
+        return self.can_read(ids) and self.special_ids.isdisjoint(ids)
+
+    def readable(self, ids: Ids) -> Ids:
+        """The ids, and in place of those without an embedding the pieces of what these spell."""
+        if self.can_read(ids):
+            return ids
+        pieces = [(index,) if self.can_read([index]) else self._pieces(index) for index in ids]
+        return tuple(chain.from_iterable(pieces))
+
     def part_showing(self, ids: Ids, text: str) -> Ids | None:
         """The part of ids that shows a text which is a part of theirs; None if tokens straddle its edges."""
         if not text:
@@ -137,6 +157,14 @@ class TextCodec:
             together = encode_text(self.tokenizer, anchor + text)
             if alone and together[: len(alone)] == alone:
                 yield together[len(alone) :]
+
+    def _pieces(self, index: int) -> Ids:
+        """What a token spells, in other tokens: it was added as a whole, so a text cut within it does not hold it."""
+        added = self.tokenizer.added_tokens_decoder.get(index)
+        text = self.decode([index]) if added is None else added.content
+        if len(text) < 2:
+            return ()
+        return self.readable(self.encode_continued(text[:1])) + self.readable(self.encode_continued(text[1:]))
 
     def _window(self, context: Sequence[int]) -> Ids:
         """The end of a context that decides how what follows is shown.

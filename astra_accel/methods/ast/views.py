@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_accel.config import RolloutConfiguration
 from astra_accel.methods.ast.format import ANY_TOKEN, ChatFormat, Format, RawFormat, View
+from astra_accel.methods.ast.readable import EVERY_ROW, Rows
 from astra_accel.methods.ast.transcript import Segment, SegmentRole, Transcript
 from astra_accel.models.files import ModelFiles
 from astra_accel.models.roles import RoleFiles
@@ -27,30 +28,35 @@ class Views:
     tester_tokenizer: Any
     target_tokenizer: Any
     shared_tokenizer: bool
+    tester_rows: Rows = EVERY_ROW
+    target_rows: Rows = EVERY_ROW
 
     @classmethod
     def of(cls, files: RoleFiles, rollout: RolloutConfiguration) -> Views:
         """The views of a configuration.
 
         Raises:
-            ValueError: ``context_limit`` exceeds a model's, or a chat template does not fit.
+            ValueError: ``context_limit`` exceeds a model's, or a chat template does not fit, or it or an instruction
+                holds a token that its reader has no embedding for.
         """
         shared = files.shared_tokenizer
-        return cls(
-            View(
-                _format(files.tester, rollout, rollout.tester_instruction, shared),
-                "tester",
-                _limit(files.tester, rollout),
-            ),
-            View(
-                _format(files.target, rollout, rollout.target_instruction, shared),
-                "target",
-                _limit(files.target, rollout),
-            ),
+        # The baseline reads what the tester does.
+        tester_rows = Rows.fewest({"tester": files.tester, "baseline": files.baseline})
+        target_rows = Rows.fewest({"target": files.target})
+        tester_format = _format(files.tester, rollout, rollout.tester_instruction, shared, tester_rows)
+        target_format = _format(files.target, rollout, rollout.target_instruction, shared, target_rows)
+        views = cls(
+            View(tester_format, "tester", _limit(files.tester, rollout)),
+            View(target_format, "target", _limit(files.target, rollout)),
             files.tester.tokenizer,
             files.target.tokenizer,
             shared,
+            tester_rows,
+            target_rows,
         )
+        _check_frame(views.tester, files.tester, rollout.tester_instruction, tester_rows)
+        _check_frame(views.target, files.target, rollout.target_instruction, target_rows)
+        return views
 
     def with_end_ids(self, files: RoleFiles) -> RoleFiles:
         """The files of models whose turns also end with the token that their chat template ends them with.
@@ -75,6 +81,11 @@ class Views:
         before = self._before(role, state)
         tester_ids = self.tester.format.ids(before, "tester", role, text)
         return Segment(role, text, tester_ids, self.target.format.ids(before, "target", role, text))
+
+    def check_readable(self, segment: Segment) -> None:
+        """Raise ``ValueError`` where a text holds a token that a model has no embedding for."""
+        self.tester_rows.check(f"the {segment.role}", segment.tester_ids, self.tester_tokenizer)
+        self.target_rows.check(f"the {segment.role}", segment.target_ids, self.target_tokenizer)
 
     def probe(
         self,
@@ -128,6 +139,7 @@ class Views:
         writer, listener = (self.tester, self.target) if role == "probe" else (self.target, self.tester)
         said = writer.format.said(before, writer.reader, ids)
         heard = listener.format.ids(before, listener.reader, role, said.text, ids if self.shared_tokenizer else None)
+        heard = listener.format.codec.readable(heard)
         tester_ids, target_ids = (ids, heard) if role == "probe" else (heard, ids)
         return Segment(
             role,
@@ -150,10 +162,10 @@ class Views:
 
 
 def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfiguration, what: str = "prompts") -> None:
-    """Find prompts that leave no room for a first turn.
+    """Find prompts that leave no room for a first turn, or hold a token that a model has no embedding for.
 
     Raises:
-        ValueError: there is no prompt, or one is blank or too long; names its row, counted from 1.
+        ValueError: there is no prompt, or one is blank, too long or can't be read; names its row, counted from 1.
     """
     if len(prompts) == 0:
         raise ValueError(f"{what}: no prompt at all; expected at least one")
@@ -162,6 +174,10 @@ def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfigur
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"{what}, row {row}: found {prompt!r}, expected a text that is not blank")
         start = views.prompt(prompt)
+        try:
+            views.check_readable(start.segments[0])
+        except ValueError as error:
+            raise ValueError(f"{what}, row {row}: {error}") from error
         try:
             views.tester.own_turn(start, rollout.tester.max_new_tokens)
             views.target.other_turn(start, rollout.tester.max_new_tokens + rollout.target.max_new_tokens)
@@ -210,10 +226,23 @@ def _notes_on_ends(files: ModelFiles, format: Format) -> list[str]:
     ]
 
 
-def _format(files: ModelFiles, rollout: RolloutConfiguration, instruction: str | None, shared: bool) -> Format:
+def _format(
+    files: ModelFiles, rollout: RolloutConfiguration, instruction: str | None, shared: bool, rows: Rows
+) -> Format:
     if rollout.format == "chat":
-        return ChatFormat(files.tokenizer, instruction, hears_ids=shared)
-    return RawFormat(files.tokenizer)
+        return ChatFormat(files.tokenizer, instruction, hears_ids=shared, num_ids=rows.count)
+    return RawFormat(files.tokenizer, rows.count)
+
+
+def _check_frame(view: View, files: ModelFiles, instruction: str | None, rows: Rows) -> None:
+    """Find tokens that no embedding is there for in what a format puts around every conversation."""
+    if instruction is not None and isinstance(view.format, ChatFormat):
+        ids = files.tokenizer(instruction, add_special_tokens=False).input_ids
+        rows.check(f"rollout.{view.reader}_instruction", ids, files.tokenizer)
+    turns: tuple[SegmentRole, ...] = ("prompt", "probe", "response", "probe")
+    nothing_said = [Segment(role, "", (), ()) for role in turns[: 3 if view.reader == "tester" else 4]]
+    frame = view.format.join(view.format.units(nothing_said, view.reader))
+    rows.check(f"what the {view.reader}'s tokenizer or chat template puts around every turn", frame, files.tokenizer)
 
 
 def _limit(files: ModelFiles, rollout: RolloutConfiguration) -> int:

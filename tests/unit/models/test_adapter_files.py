@@ -12,13 +12,13 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.helpers.special_models import save_special
 from transformers import AutoModelForCausalLM
 
 from astra_accel import HFASTSystem
 from astra_accel.config import ModelConfiguration
 from astra_accel.models.roles import find_roles
 from astra_accel.models.tiny import build_tiny, save_tiny
-from tests.helpers.special_models import save_special
 
 CONTEXT, PROBE = "Good morning.", "You are late again."
 

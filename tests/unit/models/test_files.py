@@ -302,3 +302,33 @@ def test_targets_that_do_not_exist(targets, missing):
     message = f"lora.target_modules: {missing} match no linear layer of tiny:llama; {there_are}"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_lora_targets(LoRAConfiguration(target_modules=targets), find("tiny:llama"))
+
+
+# --- Special tokens without an embedding --------------------------------------------------------------------
+
+
+def test_a_model_that_cannot_say_that_its_turn_ends(llama):
+    edit_json(llama / "config.json", vocab_size=256)
+    generation_ends_with(llama, 259)
+    expected = (
+        r"^the target \(.*\) ends its turns with the token id 259, but has 256 embeddings, for ids from 0 to 255;"
+    )
+    with pytest.raises(ValueError, match=expected):
+        find(llama, "target")
+    generation_ends_with(llama, [259, 255])
+    edit_json(llama / "config.json", pad_token_id=None)
+    assert find(llama).end_ids == {259, 255}
+
+
+def test_padding_without_an_embedding(llama):
+    edit_json(llama / "config.json", pad_token_id=260)
+    expected = r"^the tester's config.json \(.*\) has the pad_token_id 260, but 260 embeddings \(vocab_size\); expected"
+    with pytest.raises(ValueError, match=expected):
+        find(llama)
+
+
+def test_padding_that_is_in_no_embedding_anyway(tmp_path):
+    """GPT-2 doesn't ask for it."""
+    save_tiny(tmp_path, "gpt2")
+    edit_json(tmp_path / "config.json", pad_token_id=257)
+    assert find(tmp_path).load("auto").config.pad_token_id == 257

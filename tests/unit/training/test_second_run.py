@@ -80,9 +80,7 @@ def test_an_accelerator_that_got_an_earlier_run_s_precision_is_refused(tmp_path)
 
     with pytest.raises(ValueError, match=r"^training\.mixed_precision is null, and the accelerator has 'bf16', which"):
         AccelTrainer(config, *build_plain(), accelerator=own)
-    with pytest.raises(
-        ValueError, match=r"mixed_precision is 'no', but the accelerator was made with 'bf16'"
-    ):
+    with pytest.raises(ValueError, match=r"mixed_precision is 'no', but the accelerator was made with 'bf16'"):
         AccelTrainer(config.model_copy(update={"mixed_precision": "no"}), *build_plain(), accelerator=own)
     AccelTrainer(config.model_copy(update={"mixed_precision": "bf16"}), *build_plain(), accelerator=own)
 

@@ -74,6 +74,7 @@ def test_with_two_tokenizers_each_segment_has_both():
     gpt2.add_tokens(["hello"])
     own_files = files("llama", "gpt2")
     own_files.target.tokenizer.add_tokens(["hello"])
+    own_files.target.config.vocab_size = len(gpt2)
     both = Views.of(own_files, RolloutConfiguration(**TURNS))
     text = "say hello!"
     in_llama, in_gpt2 = encode_text(llama, text), encode_text(gpt2, text)

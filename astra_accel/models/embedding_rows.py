@@ -1,0 +1,44 @@
+"""How many token ids a model knows: one a row of its embeddings.
+
+A tokenizer may have more or fewer. Models of one family share a tokenizer and differ in rows (Qwen2.5 has 151936 at
+0.5B and 152064 at 7B), some tokenizers hold tokens for which a model has no embedding (Gemma 3 1B), and a token that
+was added to a tokenizer alone has none. What a model can't read must not come to it: on a CPU that is an IndexError
+without a name, on CUDA an assertion that ends the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def configured_rows(config: Any) -> int | None:
+    """The rows of a transformers configuration, of its text model where it has several; None where it says nothing."""
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def embedding_rows(model: Any) -> int | None:
+    """The rows of a loaded model's embeddings; None where they are of an unknown kind.
+
+    Sharded weights may be empty here, so the layer says it, and its weight does not.
+    """
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    return configured_rows(model.config) if rows is None else rows
+
+
+def check_token_ids(model: Any, sequences: Sequence[Sequence[int]], what: str) -> None:
+    """Find ids that a model has no embedding for.
+
+    Raises:
+        ValueError: there is one; names the sequence, counted from 0, the place, the id and the number of embeddings.
+    """
+    rows = embedding_rows(model)
+    if rows is None:
+        return
+    for number, ids in enumerate(sequences):
+        if len(ids) > 0 and (max(ids) >= rows or min(ids) < 0):
+            place, token = next((place, token) for place, token in enumerate(ids) if not 0 <= token < rows)
+            raise ValueError(
+                f"{what} {number} holds the token id {token} at place {place}, but {type(model).__name__} has {rows} "
+                f"embeddings: expected ids from 0 to {rows - 1}"
+            )
