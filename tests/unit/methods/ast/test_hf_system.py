@@ -5,11 +5,14 @@ The oracle of every log-prob is a plain forward of one whole sequence by a model
 
 from __future__ import annotations
 
+import json
+import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
@@ -24,11 +27,15 @@ from astra_accel.config import (
     SamplingConfiguration,
 )
 from astra_accel.core.scorer import Scorer
-from astra_accel.methods.ast import ASTSystem, HFASTSystem, Segment, Transcript
+from astra_accel.methods.ast import ASTSampler, ASTSystem, HFASTSystem, Segment, Transcript
 from astra_accel.models import files as files_module
 from astra_accel.models import roles as roles_module
+from astra_accel.models.generation import Generated
 from astra_accel.models.roles import find_roles
 from astra_accel.models.tiny import build_tiny, save_tiny
+from astra_accel.training.outputs import rollout_rows, write_table
+from tests.helpers import templates
+from tests.helpers.tokenizers import TOKENIZERS
 
 LORA = LoRAConfiguration(r=4, alpha=8)
 PROMPTS = ["So I said", "Hm", "What do you think of caf\u00e9s?"]
@@ -660,3 +667,124 @@ def test_a_saved_model_is_the_tester(tmp_path):
     found = system.roles.tester.logprobs([tuple(ids[:3])], [tuple(ids[3:])])[0]
     torch.testing.assert_close(found.detach(), expected, **CLOSE)
     assert all(torch.equal(loaded.state_dict()[name], values) for name, values in system.tester.state_dict().items())
+
+
+# --- Texts and ends of turns --------------------------------------------------------------------------------
+
+
+def save_with(folder: Path, tokenizer: object, template: str | None = None) -> Path:
+    """A tiny Llama with another tokenizer."""
+    model = build_tiny("llama", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)[0]
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["llama2", "gemma", "llama3"])
+def test_transcripts_and_scorers_get_the_text_that_is_read(tmp_path, kind):
+    """Sampled turns of one running text, with every token as likely as any: half characters, spaces, bytes."""
+    folder = save_with(tmp_path / "model", TOKENIZERS[kind]())
+    system = make(folder, folder, rollout=rollout(tester={"max_new_tokens": 6}, target={"max_new_tokens": 6}))
+    tokenizer = system.views.tester_tokenizer
+    special = system.views.tester.format.codec.special_ids
+    states, compared = [system.start("Good morning")] * 12, 0
+    for turn in range(3):
+        numbers = [(row, turn) for row in range(len(states))]
+        probes = system.rollout_prompt_with_tester(states, seeds=numbers)
+        asked = [state + probe for state, probe in zip(states, probes, strict=True)]
+        responses = system.rollout_prompt_with_target(asked, seeds=numbers)
+        before, states = states, []
+        for state, probe, response in zip(before, probes, responses, strict=True):
+            if special.isdisjoint((*probe.tester_ids, *response.target_ids)):
+                states.append(system.advance(state, probe, response))
+                read = tokenizer.decode(system.views.tester.own_turn(states[-1], 1), skip_special_tokens=True)
+                assert str(states[-1]) == read
+                assert read.endswith(system.exchange_text(probe, response))
+                compared += 1
+            # Else there are two readings: the other side is not given a special token.
+    assert compared > 10
+
+
+@pytest.mark.parametrize("model", ["Llama 2", "Phi 3"])
+def test_a_probe_is_judged_as_the_target_hears_it(tmp_path, model):
+    """In a chat whose messages share tokens with what stands before them; the oracle is a plain forward."""
+    kind, template = {"Llama 2": ("llama2", templates.LLAMA2), "Phi 3": ("phi3", templates.PHI3)}[model]
+    folder = save_with(tmp_path / "model", TOKENIZERS[kind](), template)
+    system = make(folder, folder, rollout=rollout(format="chat"))
+    alone = AutoModelForCausalLM.from_pretrained(folder)
+    with system.rolling_out(2):
+        states = [system.start(prompt) for prompt in PROMPTS]
+        for turn in range(2):
+            probes = system.rollout_prompt_with_tester(states, seeds=[(row, turn) for row in range(len(states))])
+            asked = [state + probe for state, probe in zip(states, probes, strict=True)]
+            responses = system.rollout_prompt_with_target(asked, seeds=[(row, turn) for row in range(len(states))])
+            found = system.probe_logprobs(states, probes)
+            for state, probe, logprobs in zip(states, probes, found, strict=True):
+                context = system.views.target.other_turn(state, len(probe.target_ids))
+                torch.testing.assert_close(logprobs, plain(alone, context, probe.target_ids), **CLOSE)
+            states = [system.advance(*turn) for turn in zip(states, probes, responses, strict=True)]
+
+
+def no_end_in(folder: Path) -> Path:
+    """A base model with a ChatML template: its end of text is not the end of a turn."""
+    save_tiny(folder, "llama")
+    fields = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    (folder / "generation_config.json").write_text(json.dumps(fields | {"eos_token_id": 257}), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "<pad>"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_turn_ends_where_the_template_ends_it(tmp_path, caplog):
+    """Every token is as likely as any, so that many would go on behind <|im_end|> (id 259)."""
+    folder = no_end_in(tmp_path / "base")
+    with caplog.at_level(logging.WARNING, logger="astra_accel"):
+        system = make(folder, folder, rollout=rollout(format="chat", tester={"max_new_tokens": 32}))
+    assert [line for line in caplog.messages if "chat template" in line] == [
+        f"The chat template of {folder} ends an answer with <|im_end|>, the model with <pad>: turns end with either."
+    ]
+    with torch.no_grad():
+        system.roles.tester.model.model.norm.weight.zero_()
+    probes = system.rollout_prompt_with_tester([system.start("Hi.")] * 64, seeds=seeds(64))
+    assert {probe.end_id for probe in probes} >= {257, 259, None}
+    assert not any(259 in probe.tester_ids for probe in probes)
+    raw = make(folder, folder)
+    assert raw.roles.tester.files.end_ids == {257}
+
+
+def test_an_end_of_a_turn_that_no_token_is_is_told(tmp_path, caplog):
+    folder = save_with(tmp_path / "model", TOKENIZERS["llama2"](), templates.PLAIN)
+    with caplog.at_level(logging.WARNING, logger="astra_accel"):
+        make(folder, folder, rollout=rollout(format="chat"))
+    (line,) = [line for line in caplog.messages if "chat template" in line]
+    assert line.startswith(f"The chat template of {folder} ends an answer with plain text, '\\n### Human: ', and with")
+
+
+def test_thinking_is_kept_beside_what_is_said(tmp_path, monkeypatch):
+    """What was sampled is trained on, what is said is judged, and the rollouts have both."""
+    folder = save_with(tmp_path / "model", TOKENIZERS["llama3"](), templates.QWEN3)
+    system = make(folder, folder, rollout=rollout(format="chat"))
+    encode = system.views.tester.format.codec.encode_continued
+    said = {"tester": "<think>\nHm.\n</think>\n\nWhy?", "target": "<think>\nA question.\n</think>\n\nSo."}
+
+    def write(role, contexts, *_, **__):
+        ids = encode(said["tester" if role is system.roles.tester else "target"])
+        return [Generated(ids, (-1.0,) * len(ids)) for _ in contexts]
+
+    monkeypatch.setattr(system, "_generate", write)
+    scored = []
+    monkeypatch.setattr(system.scorer, "score", lambda texts: scored.extend(texts) or [0.0] * len(texts))
+    graph = ASTSampler(system, ["Hi"], tree_width=1, tree_depth=2).rollout(0)
+    write_table(tmp_path / "rollouts.parquet", list(rollout_rows([graph])))
+    first, second = pq.read_table(tmp_path / "rollouts.parquet").to_pylist()
+    assert set(scored) == {"So.", "Why?\nSo."}
+    assert (first["probe"], first["response"], second["context"]) == ("Why?", "So.", "Hi\nWhy?\nSo.")
+    assert first["probe_thinking"] == "<think>\nHm.\n</think>"
+    assert first["response_thinking"] == "<think>\nA question.\n</think>"
+    probe = graph.children[0].probe
+    assert probe.sampled_ids == encode(said["tester"])
+    assert system.num_probe_tokens([probe]) == [len(probe.sampled_ids)]
+    assert system.get_tester_logprobs([graph.context], [probe]).shape == (1, len(probe.sampled_ids))
