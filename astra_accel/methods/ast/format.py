@@ -128,7 +128,7 @@ class RawFormat(Format):
         if sampled is not None and self.codec.takes(sampled):
             return sampled
         if not before:
-            return encode_text(self.codec.tokenizer, text)
+            return self.codec.encode(text)
         return self.codec.encode_after(_joined(before, reader), text, joined_text(before, self.separator))
 
 
@@ -168,8 +168,12 @@ class ChatFormat(Format):
         self.template = ChatTemplate(tokenizer, instruction)
         self.codec = TextCodec(tokenizer, num_ids)
         self.hears_ids = hears_ids
+        self._words = self.codec.samples()
+        if len(self._words) < 2:
+            raise ValueError(f"format 'chat' needs a tokenizer that can write words, and {self._name} can't")
         self._find_pieces()
         self._kept = lru_cache(maxsize=8192)(self._kept_of)
+        self._stretches = lru_cache(maxsize=8192)(self._find_stretches)
         self._after_opening = lru_cache(maxsize=8192)(self._slot_after_opening)
         self.end_ids = self._find_end()
 
@@ -211,15 +215,22 @@ class ChatFormat(Format):
         """A user message: up to the assistant's all is one text, unless the other side's ids are taken."""
         ids = segment.ids(reader)
         if segment.text and (segment.role == "prompt" or not self.hears_ids) and reader == "tester":
-            shown = self.template.shown_user(segment.text)
-            first = self._first.stretch(shown, len(self.head))
-            later = self._later.stretch(shown, len(self.to_user))
-            if first is not None and later is not None and self.to_assistant == self.tail:
-                return Unit(first, later)
+            stretches = self._stretches(segment.text)
+            if stretches is not None:
+                return stretches
         # Where older turns were dropped, a message may stand in another place than the one that its ids are for.
         moved = segment.text and self._first.lead != self._later.lead
         first = self._first.heard(self.template.shown_user(segment.text), ids) if moved else ids
         return Unit(self.head + first, self.to_user + ids, self.tail)
+
+    def _find_stretches(self, text: str) -> Unit | None:
+        """A user message and the template's pieces on both sides, encoded as one text; None if they can't be."""
+        shown = self.template.shown_user(text)
+        first = self._first.stretch(shown, len(self.head))
+        later = self._later.stretch(shown, len(self.to_user))
+        if first is None or later is None or self.to_assistant != self.tail:
+            return None
+        return Unit(first, later)
 
     def _opening(self, segments: Sequence[Segment]) -> Unit:
         """The target's first message: the prompt and the first probe."""
@@ -234,7 +245,7 @@ class ChatFormat(Format):
             before = self.head + self._first.encode(prompt) + self.between
             return _Slot(self.codec, None, self.template.tail, before, self.tail, "")
         begun = self.template.head + self._begun(prompt)
-        return _Slot.between(self.codec, begun, self.template.tail, self.codec.samples())
+        return _Slot.between(self.codec, begun, self.template.tail, self._words)
 
     def _begun(self, prompt: str) -> str:
         """The target's first message as the template writes it, up to where the probe begins."""
@@ -261,10 +272,7 @@ class ChatFormat(Format):
         Next to what is said, tokens may hold some of both (a space and a word), so a piece is what it has in common
         whatever stands beside it. The rest of it is the message's ``lead``.
         """
-        words = self.codec.samples()
-        if len(words) < 2:
-            raise ValueError(f"format 'chat' needs a tokenizer that can write words, and {self._name} writes {words}")
-        texts, one = self.template, words[0]
+        texts, words, one = self.template, self._words, self._words[0]
         self._first = _Slot.between(self.codec, texts.head, texts.tail, words)
         self.head, self.tail = self._first.before, self._first.after
         later = [_Slot.between(self.codec, word + texts.to_user, texts.tail, words) for word in words]
@@ -294,7 +302,7 @@ class ChatFormat(Format):
     def notes(self) -> list[str]:
         """Where ids differ from those of the template although nothing was sampled."""
         texts = self.template
-        one, two, three = (self.codec.samples() * 3)[:3]
+        one, two, three = (self._words * 3)[:3]
         prompt = Segment("prompt", one, self._first.encode(one), ())
         probe = Segment("probe", two, self._answers.encode(two), self.ids((prompt,), "target", "probe", two))
         response = Segment("response", three, self._later.encode(three), ())

@@ -52,6 +52,14 @@ class TextCodec:
         self.anchor = self._find_anchor()
         self._anchor_texts = tuple(dict.fromkeys([self.decode(self.anchor), "\n", ".", "x", "0", ")"]))
 
+    def encode(self, text: str) -> Ids:
+        """A text alone."""
+        return encode_text(self.tokenizer, text)
+
+    def takes(self, ids: Ids) -> bool:
+        """Whether ids that the other side sampled can be read as they are: a special token is none of them."""
+        return self.special_ids.isdisjoint(ids)
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """A whole text."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
@@ -144,17 +152,16 @@ class TextCodec:
         for text in ("x", "Hello", "7", "Why", *islice(vocabulary, 4096)):
             if not text.isalnum() or any(text[0] == other[0] or text[-1] == other[-1] for other in found):
                 continue
-            if self.decode(encode_text(self.tokenizer, text)).strip() == text:
+            if self.decode(self.encode(text)).strip() == text:
                 found.append(text)
             if len(found) == count:
                 break
         return found
 
     def _continuations(self, before: str, text: str) -> Iterator[Ids]:
-        yield encode_text(self.tokenizer, text)
+        yield self.encode(text)
         for anchor in (before[-WINDOW:], *self._anchor_texts):
-            alone = encode_text(self.tokenizer, anchor)
-            together = encode_text(self.tokenizer, anchor + text)
+            alone, together = self.encode(anchor), self.encode(anchor + text)
             if alone and together[: len(alone)] == alone:
                 yield together[len(alone) :]
 

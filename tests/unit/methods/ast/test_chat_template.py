@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from astra_accel.methods.ast.chat_template import ChatTemplate
-from astra_accel.methods.ast.format import ChatFormat, RawFormat, View
+from astra_accel.methods.ast.format import ChatFormat, View
 from astra_accel.methods.ast.transcript import Segment, Transcript
-from astra_accel.methods.ast.views import Views
 from tests.helpers import templates
 from tests.helpers.tokenizers import TOKENIZERS
+from tests.helpers.views import views_of
 
 MODELS = {
     "Llama 2": ("llama2", templates.LLAMA2),
@@ -182,17 +182,12 @@ def test_a_difference_is_told(caplog):
 # --- What the template does to messages ---------------------------------------------------------------------
 
 
-def views_of(tokenizer: Any) -> Views:
-    tester, target = (View(ChatFormat(tokenizer), reader, 10**6) for reader in ("tester", "target"))
-    return Views(tester, target, tokenizer, tokenizer, True)
-
-
 @pytest.mark.parametrize("said", [" Hello there\n", "\n\nHello", "Hello ", "Hello there"])
 @pytest.mark.parametrize("model", ["Llama 2", "Gemma", "Llama 3"])
 def test_what_the_template_trims_is_trimmed_on_both_sides(model: str, said: str):
     """The text that is scored stays as it was said."""
     tokenizer = tokenizer_of(*MODELS[model])
-    views = views_of(tokenizer)
+    views = views_of(tokenizer, format="chat")
     start = views.prompt("So I said")
     sampled = views.tester.format.codec.encode_continued(said)
     probe = views.probe(sampled, frozenset(), None, start)
@@ -216,7 +211,7 @@ THOUGHT = "<think>\nThe user greets.\n</think>\n\nHello there"
 def test_earlier_thinking_is_where_the_template_has_it_and_nowhere_else(name: str):
     """The tester's later contexts are the template's; the other side and the scorer get the answer."""
     tokenizer = tokenizer_of("llama3", templates.THINKING[name])
-    views = views_of(tokenizer)
+    views = views_of(tokenizer, format="chat")
     begun = views.tester.format.template.thinking.begun
     assert begun == (name in ("DEEPSEEK_R1", "QWEN3_THINKING"))
     said = THOUGHT.removeprefix("<think>\n") if begun else THOUGHT
@@ -238,7 +233,7 @@ def test_earlier_thinking_is_where_the_template_has_it_and_nowhere_else(name: st
 
 @pytest.mark.parametrize("name", templates.THINKING)
 def test_thinking_that_was_cut_off_is_no_answer(name: str):
-    views = views_of(tokenizer_of("llama3", templates.THINKING[name]))
+    views = views_of(tokenizer_of("llama3", templates.THINKING[name]), format="chat")
     begun = views.tester.format.template.thinking.begun
     start = views.prompt("Hi")
     sampled = views.tester.format.codec.encode_continued("The user gre" if begun else "<think>\nThe user gre")
@@ -252,7 +247,7 @@ def test_thinking_that_special_tokens_mark():
     """As [THINK] and [/THINK]: they are no text, but the template knows them."""
     tokenizer = tokenizer_of("llama3", templates.QWEN3.replace("<think>", "[THINK]").replace("</think>", "[/THINK]"))
     tokenizer.add_special_tokens({"extra_special_tokens": ["[THINK]", "[/THINK]"]})
-    views = views_of(tokenizer)
+    views = views_of(tokenizer, format="chat")
     start = views.prompt("Hi")
     sampled = tuple(tokenizer("[THINK]\nThe user greets.\n[/THINK]\n\nHello", add_special_tokens=False).input_ids)
     probe = views.probe(sampled, frozenset(), None, start)
@@ -266,10 +261,9 @@ def test_thinking_that_special_tokens_mark():
 @pytest.mark.parametrize(("template", "format"), [(templates.CHATML, "chat"), (templates.QWEN3, "raw")])
 def test_thinking_stays_where_no_template_drops_it(template: str, format: str):
     tokenizer = tokenizer_of("llama3", template)
-    made = ChatFormat(tokenizer) if format == "chat" else RawFormat(tokenizer)
-    views = Views(View(made, "tester", 10**6), View(made, "target", 10**6), tokenizer, tokenizer, True)
+    views = views_of(tokenizer, format=format)
     start = views.prompt("Hi")
-    probe = views.probe(made.codec.encode_continued(THOUGHT), frozenset(), None, start)
+    probe = views.probe(views.tester.format.codec.encode_continued(THOUGHT), frozenset(), None, start)
     assert (probe.text, probe.thinking) == (THOUGHT, "")
     assert probe.target_ids == probe.tester_ids
     assert THOUGHT in tokenizer.decode(views.target.own_turn(start + probe, 1))

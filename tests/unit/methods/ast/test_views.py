@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 
 from astra_accel.config import LoRAConfiguration, ModelConfiguration, RolloutConfiguration, SamplingConfiguration
-from astra_accel.methods.ast.format import RawFormat, View, encode_text
+from astra_accel.methods.ast.format import encode_text
 from astra_accel.methods.ast.transcript import Segment
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.roles import RoleFiles, find_roles
 from astra_accel.models.tiny import build_tiny
 from tests.helpers.tokenizers import TOKENIZERS
+from tests.helpers.views import views_of
 
 TURNS = {"tester": SamplingConfiguration(max_new_tokens=5), "target": SamplingConfiguration(max_new_tokens=7)}
 ENDS = frozenset([259, 257])
@@ -106,20 +106,12 @@ def test_a_prompt_begins_a_conversation(format, separator):
 # --- Texts of turns -----------------------------------------------------------------------------------------
 
 
-def raw_views(tester: Any, target: Any = None) -> Views:
-    """Of tokenizers alone."""
-    heard = tester if target is None else target
-    limit = 10**6
-    sides = View(RawFormat(tester), "tester", limit), View(RawFormat(heard), "target", limit)
-    return Views(*sides, tester, heard, target is None)
-
-
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("knows_state", [True, False])
 def test_the_text_of_a_turn_is_what_it_adds_to_the_conversation(name: str, knows_state: bool):
     """What the model reads is "Good morning you are stupid.", so that is the transcript, and no word is glued."""
     tokenizer = TOKENIZERS[name]()
-    both = raw_views(tokenizer)
+    both = views_of(tokenizer)
     good, all_ids = (encode_text(tokenizer, text) for text in ("Good morning", "Good morning you are stupid."))
     rest = all_ids[len(good) :]
     state = start = both.prompt("Good morning")
@@ -137,7 +129,7 @@ def test_the_text_of_a_turn_is_what_it_adds_to_the_conversation(name: str, knows
 def test_a_character_between_two_turns_belongs_to_the_one_that_completes_it(name: str, cut: int):
     """An emoji is four bytes. Cut anywhere, it is one character of the transcript, in no turn but the second."""
     tokenizer = TOKENIZERS[name]()
-    both = raw_views(tokenizer)
+    both = views_of(tokenizer)
     start = both.prompt("Good morning")
     ids = encode_text(tokenizer, "Good morning \U0001f600 you")[len(encode_text(tokenizer, "Good morning")) :]
     place = [both.tester.format.codec.continued(ids[:count]) for count in range(len(ids))].index(" \U0001f600")
@@ -157,7 +149,7 @@ def test_a_character_between_two_turns_belongs_to_the_one_that_completes_it(name
 def test_another_tokenizer_reads_the_same_conversation(tester: str, target: str):
     """No space too many where a turn begins in the middle of a text, and none lost."""
     writer, listener = TOKENIZERS[tester](), TOKENIZERS[target]()
-    both = raw_views(writer, listener)
+    both = views_of(writer, listener)
     state = both.prompt("Good morning")
     said = [" you are", "ness", "\nI said", "  two", "\u00e9", "12", "Hello ", "world", "", "."]
     for number, text in enumerate(said):
