@@ -47,6 +47,7 @@ class ZeROEngine(Engine):
         settings.update(_filled(config, accelerator.num_processes))
         if _offload_device(settings) != "none":
             build_for_offload(config.optimizer)
+        add_gradients_in_float32(settings)
         super().__init__(accelerator, module, optimizer, config)
         self._zero = self.prepared.optimizer
         self._whole_on_each = self.prepared.zero_optimization_stage() < 3
@@ -167,8 +168,9 @@ class ZeROEngine(Engine):
 
     def _pieces(self) -> Sequence[torch.Tensor]:
         """The float32 tensors that the optimizer steps on."""
-        pieces = "single_partition_of_fp32_groups" if self._whole_on_each else "fp32_partitioned_groups_flat"
-        return getattr(self._zero, pieces)
+        # By stage 1 and 2; by stage 1 where the forward is in bf16 and gradients are added up in float32; by stage 3.
+        names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
+        return next(getattr(self._zero, name) for name in names if hasattr(self._zero, name))
 
     def _piece(self, whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
         """This process's piece of a parameter at stage 3: equal runs of its numbers, the last one padded."""
@@ -228,6 +230,23 @@ def _filled(config: TrainingConfiguration, num_processes: int) -> dict[str, Any]
         "train_batch_size": per_process * num_processes * config.gradient_accumulation_steps,
         "gradient_clipping": 0.0 if config.max_grad_norm is None else config.max_grad_norm,
     }
+
+
+def add_gradients_in_float32(settings: dict[str, Any]) -> None:
+    """Have gradients added up in float32, over processes and over steps, where a configuration does not say otherwise.
+
+    DeepSpeed would do it in the type of the forward, and a bf16 number of 8 bits loses what is 1/256 of it. Where it
+    keeps the optimizer on the host at stage 1 or 2, it adds the steps of an update up in buffers of the forward's type
+    whatever the configuration says; there the sum over processes alone is in float32.
+    """
+    if settings.get("communication_data_type") is None:
+        settings["communication_data_type"] = "fp32"
+    zero = settings.get("zero_optimization", {})
+    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    if zero.get("stage") == 3 or not offloaded:
+        types = settings["data_types"] = dict(settings.get("data_types") or {})
+        if types.get("grad_accum_dtype") is None:
+            types["grad_accum_dtype"] = "fp32"
 
 
 def _entries(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

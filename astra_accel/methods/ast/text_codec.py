@@ -56,10 +56,6 @@ class TextCodec:
         """A text alone."""
         return encode_text(self.tokenizer, text)
 
-    def takes(self, ids: Ids) -> bool:
-        """Whether ids that the other side sampled can be read as they are: a special token is none of them."""
-        return self.special_ids.isdisjoint(ids)
-
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """A whole text."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
@@ -111,7 +107,7 @@ class TextCodec:
         return self._num_ids is None or max(ids, default=0) < self._num_ids
 
     def takes(self, ids: Sequence[int]) -> bool:
-        """Whether ids that somebody else sampled may be read as they are."""
+        """Whether ids that the other side sampled may be read as they are: a special token is none of them."""
         return self.can_read(ids) and self.special_ids.isdisjoint(ids)
 
     def readable(self, ids: Ids) -> Ids:

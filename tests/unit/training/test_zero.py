@@ -4,7 +4,7 @@ import pytest
 from accelerate import DeepSpeedPlugin
 
 from astra_accel import TrainingConfiguration
-from astra_accel.training.zero import check_deepspeed
+from astra_accel.training.zero import add_gradients_in_float32, check_deepspeed
 
 CONFIG = TrainingConfiguration(batch_size=8, gradient_accumulation_steps=2, max_grad_norm=1.0)
 
@@ -69,3 +69,34 @@ def test_an_optimizer_that_would_become_another_on_the_host_is_an_error(optimize
         check(offload, config=CONFIG.model_copy(update={"optimizer": optimizer}), **AUTO)
     check(offload, **AUTO)
     check({"offload_optimizer": {"device": "none"}}, config=CONFIG.model_copy(update={"optimizer": optimizer}), **AUTO)
+
+
+FLOAT32 = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, FLOAT32),
+        ({"communication_data_type": None, "data_types": None}, FLOAT32),
+        ({"communication_data_type": "bf16"}, {**FLOAT32, "communication_data_type": "bf16"}),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, {**FLOAT32, "data_types": {"grad_accum_dtype": "bf16"}}),
+        (
+            {"data_types": {"param_dtype": "bf16"}},
+            {**FLOAT32, "data_types": {**FLOAT32["data_types"], "param_dtype": "bf16"}},
+        ),
+    ],
+)
+@pytest.mark.parametrize("zero", [{"stage": 2}, {"stage": 3, "offload_optimizer": {"device": "cpu"}}])
+def test_gradients_are_added_up_in_float32_unless_the_configuration_says_otherwise(given, expected, zero):
+    settings = {"zero_optimization": zero, **given}
+    add_gradients_in_float32(settings)
+    assert settings == {"zero_optimization": zero, **expected}
+
+
+def test_buffers_on_the_host_keep_their_type():
+    """DeepSpeed gives them the forward's at stage 1 and 2, and would mix the two."""
+    settings = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    add_gradients_in_float32(settings)
+    assert settings["communication_data_type"] == "fp32"
+    assert "data_types" not in settings
