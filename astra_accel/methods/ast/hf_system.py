@@ -316,7 +316,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """
         options: dict[str, Any] = {}
         if state_dict is not None:
-            options["state_dict"] = within(state_dict, "tester")
+            options["state_dict"] = self.roles.at_rest() | within(state_dict, "tester")
         if self.roles.trained is not self.roles.tester.model:
             options["selected_adapters"] = [TESTER_ADAPTER]
         self.tester.save_pretrained(folder, **options)
