@@ -26,13 +26,28 @@ def embedding_rows(model: Any) -> int | None:
     return configured_rows(model.config) if rows is None else rows
 
 
-def check_token_ids(model: Any, sequences: Sequence[Sequence[int]], what: str) -> None:
-    """Find ids that a model has no embedding for.
+def head_rows(model: Any) -> int | None:
+    """The tokens that a loaded model predicts, of which some have fewer than embeddings (Llama 3.2 Vision)."""
+    return getattr(model.get_output_embeddings(), "out_features", None)
+
+
+def known_rows(model: Any) -> int | None:
+    """Ids below this one can be read and predicted; None where nobody knows."""
+    counts = [count for count in (embedding_rows(model), head_rows(model)) if count is not None]
+    return min(counts, default=None)
+
+
+def check_token_ids(model: Any, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]] = ()) -> None:
+    """Find ids of contexts that a model can't read, or of continuations that it can't predict.
 
     Raises:
         ValueError: there is one; names the sequence, counted from 0, the place, the id and the number of embeddings.
     """
-    rows = embedding_rows(model)
+    _check(model, "context", contexts, embedding_rows(model))
+    _check(model, "continuation", continuations, known_rows(model))
+
+
+def _check(model: Any, what: str, sequences: Sequence[Sequence[int]], rows: int | None) -> None:
     if rows is None:
         return
     for number, ids in enumerate(sequences):

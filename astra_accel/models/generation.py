@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from math import inf
 from typing import Any
 
@@ -80,7 +81,7 @@ def generate(
         ValueError: a token of a context has no embedding.
     """
     model = transformers_model(model)
-    check_token_ids(model, contexts, "context")
+    check_token_ids(model, contexts)
     num_ids = min((count for count in (num_ids, embedding_rows(model)) if count is not None), default=None)
     keys = [noise_keys(seed, sampling.max_new_tokens) for seed in seeds]
     plan = TurnPlan(length_regimes(model), contexts, keys, sampling, frozenset(end_ids), scored, num_ids, model.device)
@@ -124,7 +125,7 @@ def _decode_carried(
     bins = [_forked([was_read[task.questions[row]].row for row in group], num_new) for group in groups]
     order = [row for group in groups for row in group]
     hidden_BH = torch.stack([was_read[task.questions[row]].hidden_H for row in order])
-    with for_few_rows(model):
+    with for_few_rows(model) if takes_columns(model) else nullcontext():
         sampled = _sample_turn(model, bins, order, hidden_BH, task)
     for reads in was_read.values():
         check_finite(reads.scored or ())
@@ -202,6 +203,24 @@ def carries(model: Any) -> bool:
     """Whether the model takes caches whose rows are cut, forked and continued in pieces; found out once."""
     otherwise = "every turn reads its whole context again"
     return supports(model, "carried caches", _check_caches, otherwise)
+
+
+def takes_columns(model: Any) -> bool:
+    """Whether the model takes its linear layers' output in another order of memory; found out once.
+
+    DeepSeek-V2 views it as complex numbers, which lie side by side.
+    """
+    otherwise = "a step of decoding takes the usual products"
+    return supports(model, "states that lie column by column", _check_columns, otherwise)
+
+
+def _check_columns(model: Any) -> None:
+    contexts, _ = check_sequences(model)
+    ids_B1 = torch.tensor(contexts[0], device=model.device)[:, None]
+    expected = model(input_ids=ids_B1, use_cache=False).logits.float().log_softmax(-1)
+    with for_few_rows(model):
+        found = model(input_ids=ids_B1, use_cache=False).logits.float().log_softmax(-1)
+    assert_same([found], [expected], model.dtype)
 
 
 def _check_caches(model: Any) -> None:

@@ -132,8 +132,7 @@ def sequence_readings(
         )
         return [result + 0 * one_token.sum() for result in results]
     model = transformers_model(model)
-    check_token_ids(model, contexts, "context")
-    check_token_ids(model, continuations, "continuation")
+    check_token_ids(model, contexts, continuations)
     packed = packing != "none" and read_given is None and can_pack(model, required=packing == "prefix_tree")
     groups = list(split_by_regime(length_regimes(model), contexts, continuations).values())
     if torch.is_grad_enabled() and is_sharded(model):

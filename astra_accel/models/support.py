@@ -6,12 +6,13 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from astra_accel.models.embedding_rows import embedding_rows
+from astra_accel.models.embedding_rows import known_rows
 from astra_accel.models.length_regimes import length_regimes, rotary_parameters, without_earlier_lengths
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,15 @@ LIMITS = (
     "original_max_seq_len",
     "max_seq_len_cached",
     "floor_scale",
+    "log_scaling_n_floor",
+    "attention_window_size",
+    "sliding_window_size",
+    "window_size",
+    "index_topk",
+    "keep_window_size",
 )
-"""What configurations and layers call a length at which something changes."""
+"""What configurations and layers call a length at which something changes: windows and chunks, rotary limits, steps
+in which queries are scaled by their position, numbers of keys that sparse attention keeps."""
 
 # Nats, relative to the larger of 1 and the log-prob. A mask or a position that a model does not obey changes far more.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -90,7 +98,7 @@ def check_sequences(model: Any) -> tuple[list[list[int]], list[list[int]]]:
     it and ends beyond.
     """
     draw = random.Random(0)
-    rows = embedding_rows(model) or model.config.get_text_config().vocab_size
+    rows = known_rows(model) or model.config.get_text_config().vocab_size
     # Rows that fill a vocabulary up have no logits.
     vocabulary = getattr(model.config.get_text_config(), "unpadded_vocab_size", None) or rows
     root, branch, leaf, other = ([draw.randrange(vocabulary) for _ in range(length)] for length in (9, 5, 4, 3))
@@ -146,6 +154,9 @@ def _short_limits(model: Any) -> Iterator[None]:
     config = model.config.get_text_config()
     holders = [vars(each) for each in (config, *model.modules())] + rotary_parameters(config)
     limits = [(holder, name) for holder in holders for name in LIMITS if _is_longer(holder.get(name))]
+    longest = getattr(config, "max_position_embeddings", None) or inf
+    # Doge sees later tokens beyond it, and never comes so far.
+    limits = [(holder, name) for holder, name in limits if name != "keep_window_size" or holder[name] < longest]
     if length_regimes(model).grows_beyond is not None:
         limits.append((vars(config), "max_position_embeddings"))
     before = [holder[name] for holder, name in limits]

@@ -7,7 +7,13 @@ import torch
 from transformers import Gemma3Config, LlamaConfig, MambaConfig
 
 from astra_accel.config import SamplingConfiguration
-from astra_accel.models.embedding_rows import check_token_ids, configured_rows, embedding_rows
+from astra_accel.models.embedding_rows import (
+    check_token_ids,
+    configured_rows,
+    embedding_rows,
+    head_rows,
+    known_rows,
+)
 from astra_accel.models.generation import generate
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.sampling import draw, noise_keys, sample
@@ -34,13 +40,23 @@ def test_the_rows_that_are_there(architecture):
 @pytest.mark.parametrize("token", [-1, VOCABULARY])
 def test_an_id_without_an_embedding_is_named(token):
     model = build("llama")
-    check_token_ids(model, [(0, VOCABULARY - 1), ()], "context")
+    check_token_ids(model, [(0, VOCABULARY - 1), ()], [(0, VOCABULARY - 1), ()])
     expected = (
         rf"^context 2 holds the token id {token} at place 1, but LlamaForCausalLM has 260 embeddings: "
         rf"expected ids from 0 to 259$"
     )
     with pytest.raises(ValueError, match=expected):
-        check_token_ids(model, [(3,), (), (4, token)], "context")
+        check_token_ids(model, [(3,), (), (4, token)])
+
+
+def test_what_is_read_and_never_predicted():
+    """As the image's token of Llama 3.2 Vision."""
+    model = build("llama")
+    model.set_input_embeddings(torch.nn.Embedding(VOCABULARY + 8, 48))
+    assert (embedding_rows(model), head_rows(model), known_rows(model)) == (VOCABULARY + 8, VOCABULARY, VOCABULARY)
+    sequence_logprobs(model, [(5, VOCABULARY + 7)], [(6,)])
+    with pytest.raises(ValueError, match="continuation 0 holds the token id 260 at place 1"):
+        sequence_logprobs(model, [(5,)], [(6, VOCABULARY)])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "falcon_alibi"])
