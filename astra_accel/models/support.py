@@ -14,6 +14,7 @@ import torch
 
 from astra_accel.models.embedding_rows import known_rows
 from astra_accel.models.length_regimes import length_regimes, rotary_parameters, without_earlier_lengths
+from astra_accel.models.sampling import NonFiniteLogitsError, check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,9 @@ def plain_logprobs(model: Any, contexts: Sequence[list[int]], continuations: Seq
 
     Where a sequence comes to a length at which a model may change, there is one forward a token: over the tokens
     before it.
+
+    Raises:
+        NonFiniteLogitsError: the logits hold nan or inf, with which nothing can be compared.
     """
     regimes = length_regimes(model)
     results = []
@@ -122,6 +126,7 @@ def plain_logprobs(model: Any, contexts: Sequence[list[int]], continuations: Seq
         logits_SV = torch.cat([_plain_logits(model, ids[:length], -1 if changes else first - 1) for length in lengths])
         token_S1 = torch.tensor(continuation, device=model.device)[:, None]
         results.append(logits_SV.log_softmax(-1).gather(-1, token_S1).squeeze(-1))
+        check_finite(results[-1].tolist())
     return results
 
 
@@ -135,7 +140,7 @@ def _plain_logits(model: Any, ids: Sequence[int], start: int) -> torch.Tensor:
 def _reason(check: Callable[[Any], None], model: Any) -> str | None:
     try:
         check(model)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NonFiniteLogitsError):
         raise
     except UnsupportedModelError as error:
         return str(error)

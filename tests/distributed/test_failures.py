@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from astra_accel import AccelTrainer, TrainingConfiguration
+from astra_accel import DPO, AccelTrainer, ASTSampler, HFASTSystem, TrainingConfiguration
 from astra_accel.core.scorer import ScorerError
 from astra_accel.training.distributed import RankError, make_accelerator
 from tests.helpers.plain import build_plain
@@ -86,6 +87,35 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all_before_the_update(tm
     assert run_processes(2, _train_with_nan, tmp_path) == [["NonFiniteError", "True"]] * 2
     saved = sorted(path.name for path in (tmp_path / "non_finite").iterdir())
     assert saved == ["update-000001-process-0.json", "update-000001-process-1.json"]
+
+
+def _train_with_overflow(output_dir: Path) -> str:
+    """The tester's weights are nan in the second rollout of one process."""
+    system = HFASTSystem("tiny", "tiny", lora=None)
+    sampler = ASTSampler(system, ["Good morning.", "It rains."], tree_width=2, tree_depth=1)
+
+    def spoil(graphs: Any, experience: int) -> None:
+        assert experience == 0
+        if _rank() == 1:
+            with torch.no_grad():
+                system.tester.lm_head.weight.fill_(float("nan"))
+
+    system.observe = spoil
+    algorithm = DPO(system)
+    algorithm.flatten = lambda graph: []  # no update, whose gradients would be nan everywhere
+    config = TrainingConfiguration(
+        output_dir=output_dir, batch_size=2, training_steps=4, num_episodes_per_experience=4, sample_steps=None
+    )
+    with pytest.raises(RuntimeError) as caught:
+        AccelTrainer(config, sampler, algorithm).train()
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_logits_that_are_not_finite_end_all_processes(tmp_path: Path) -> None:
+    what = "training step 2: the tester's logits are not finite (nan or inf) in turn 1 of a rollout: its weights"
+    other, own = run_processes(2, _train_with_overflow, tmp_path)
+    assert own.startswith(f"NonFiniteError: {what}")
+    assert other == f"RankError: process 1 failed with {own}"
 
 
 def _indivisible() -> None:

@@ -5,6 +5,7 @@ Whole rollouts of all architectures are in ``tests/invariant/test_carried_caches
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 from transformers import PreTrainedModel
 
 from astra_accel.config import SamplingConfiguration
-from astra_accel.models.generation import generate
+from astra_accel.models import generation, support
+from astra_accel.models.generation import carries, generate
 from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.reading import Scored
+from astra_accel.models.sampling import NonFiniteLogitsError
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
 from tests.helpers.noise import drawn, warped_logprobs
 
@@ -287,3 +290,23 @@ def test_the_global_generator_plays_no_part(model):
 
 def test_no_rows(model):
     assert generate(model, [], [], SAMPLINGS[0], end_ids=END_IDS) == []
+
+
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, SamplingConfiguration(temperature=0, max_new_tokens=3)])
+@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_draw_no_token(model, sampling, carried, bad, monkeypatch):
+    """A row of the head is damaged, in a model whose abilities were found out before, and in one that is new."""
+    spoilt = type(model)(model.config).eval().requires_grad_(False)
+    spoilt.load_state_dict(model.state_dict())
+    for known in (True, False):
+        if known:
+            generate(spoilt, CONTEXTS, seeds_of(len(CONTEXTS)), sampling, end_ids=END_IDS)
+        else:
+            support._reasons.pop(spoilt)
+        monkeypatch.setattr(generation, "carries", (lambda _: False) if not carried else carries)
+        with torch.no_grad():
+            spoilt.get_output_embeddings().weight[5] = bad
+        asked = [Scored(len(context), ()) for context in CONTEXTS]
+        with pytest.raises(NonFiniteLogitsError, match=r"logits are not finite \(nan or inf\)"):
+            generate(spoilt, CONTEXTS, seeds_of(len(CONTEXTS)), sampling, end_ids=END_IDS, scored=asked)
