@@ -12,6 +12,7 @@ import torch
 
 from astra_accel.algorithms.options import check_choice
 from astra_accel.algorithms.policy import (
+    IMPORTANCE_CAP,
     PolicyGradient,
     ProbeBatch,
     ProbeStep,
@@ -144,7 +145,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
         normalization: ``"sequence"``, ``"token"`` or ``"constant"``: see :func:`mean_of`.
         length: what ``"constant"`` divides by, such as the most tokens that a probe may have.
         ratio: ``"token"``, ``"sequence"`` or ``"whole"``: see :func:`ratio_of`.
-        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount: see
+        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount, importance_cap: see
             :class:`~astra_accel.algorithms.policy.PolicyGradient`. In the reward, a probe's KL is the sum over its own
             tokens alone.
     """
@@ -167,6 +168,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
         kl_weighted: bool = False,
         credit: str = "immediate",
         discount: float = 1.0,
+        importance_cap: float | None = IMPORTANCE_CAP,
     ) -> None:
         check_choice("scale", scale, SCALES)
         check_choice("normalization", normalization, NORMALIZATIONS)
@@ -186,6 +188,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
             kl_weighted=kl_weighted,
             credit=credit,
             discount=discount,
+            importance_cap=importance_cap,
         )
         self.scale = scale
         self.normalization = normalization
@@ -233,8 +236,9 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
         )
         log_ratio_BT = ratio_of(logprobs_BT - batch.old_BT.to(logprobs_BT.device), mask_BT, self.ratio)
         loss_BT = clipped_loss(log_ratio_BT, advantages_B1, self.clip_low, self.clip_high)
-        loss_BT, figures = self.add_kl(loss_BT, logprobs_BT, log_ratio_BT, batch)
-        figures |= {
+        loss_BT, figures = self.weigh(loss_BT, batch)
+        loss_BT, kl_figures = self.add_kl(loss_BT, logprobs_BT, log_ratio_BT, batch)
+        figures |= kl_figures | {
             "clip_fraction": is_clipped(log_ratio_BT, advantages_B1, self.clip_low, self.clip_high),
             "entropy": -logprobs_BT,
             "no_advantage": (advantages_B1 == 0).float().expand_as(logprobs_BT),
@@ -265,7 +269,7 @@ class RLOO(GRPO[StateT, ActionT]):
     Args:
         system: scores probes under the tester and the baseline.
         scale: ``"none"``, or ``"batch"``, which divides advantages by the deviation of all returns of an experience.
-        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount: see :class:`GRPO`.
+        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount, importance_cap: see :class:`GRPO`.
     """
 
     leave_one_out = True
@@ -283,6 +287,7 @@ class RLOO(GRPO[StateT, ActionT]):
         kl_weighted: bool = False,
         credit: str = "immediate",
         discount: float = 1.0,
+        importance_cap: float | None = IMPORTANCE_CAP,
     ) -> None:
         super().__init__(
             system,
@@ -296,4 +301,5 @@ class RLOO(GRPO[StateT, ActionT]):
             kl_weighted=kl_weighted,
             credit=credit,
             discount=discount,
+            importance_cap=importance_cap,
         )

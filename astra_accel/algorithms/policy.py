@@ -3,14 +3,24 @@
 A ratio compares a probe's probability under the tester as it is with that under the tester that wrote it. The latter is
 computed once an experience, before the first update, in the way of training. The log-probs that came along with
 sampling would save that pass, but they differ by rounding, and by more where a merged adapter or lower precision
-sampled: then the ratio would not be 1 where nothing was learned yet. Either way they are those of the whole
-distribution at temperature 1, whatever top-p, top-k or temperature chose the tokens.
+sampled: then the ratio would not be 1 where nothing was learned yet.
+
+So there are two policies of the same weights: the one that the ratio is of (``old``) and the one that sampled
+(``behaviour``). Where they differ, what is trained on is not what the old policy would have said, and the clipped loss
+of each token is weighted by ``min(old / behaviour, importance_cap)``: truncated importance sampling (Yao et al. 2025,
+"Your efficient RL framework secretly brings you off-policy RL training", https://fengyao.notion.site/off-policy-rl; to
+truncate bounds the variance, as in V-trace, Espeholt et al. 2018,
+https://arxiv.org/abs/1802.01561). In float32 the weights are 1 but for rounding.
+
+All these log-probs are those of the whole distribution at temperature 1, whatever top-p, top-k or temperature chose the
+tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -23,6 +33,8 @@ from astra_accel.core.system import ActionT, StateT, System
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
 KL_PLACES = ("loss", "reward")
+IMPORTANCE_CAP = 2.0
+"""That of Yao et al. (see above). Weights that come of rounding alone are mostly within a tenth of 1."""
 MAX_LOG_RATIO = 20.0
 """Beyond it a log-ratio counts as this much (and has no gradient): its exponential must stay finite."""
 
@@ -36,6 +48,7 @@ class ProbeStep(Generic[StateT, ActionT]):
         reward: what it earned.
         old_logprobs: of each of its tokens under the tester that wrote it, once they are known.
         baseline_logprobs: the same under the baseline; None where no KL is asked for.
+        behaviour_logprobs: the same as they were when the probe was sampled; None where nobody knows.
     """
 
     context: StateT
@@ -43,6 +56,7 @@ class ProbeStep(Generic[StateT, ActionT]):
     reward: float
     old_logprobs: tuple[float, ...] | None = None
     baseline_logprobs: tuple[float, ...] | None = None
+    behaviour_logprobs: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     @property
     def num_tokens(self) -> int:
@@ -68,6 +82,8 @@ class ProbeBatch(Generic[StateT, ActionT]):
         mask_BT: which places hold a token.
         old_BT: the log-probs of the tokens under the tester that wrote them, 0 elsewhere.
         baseline_BT: the same under the baseline; None where no KL is asked for.
+        behaviour_BT: the same as they were when the probes were sampled, of a probe of which nobody knows ``old_BT``;
+            None where that goes for all.
     """
 
     contexts: Sequence[StateT]
@@ -75,6 +91,7 @@ class ProbeBatch(Generic[StateT, ActionT]):
     mask_BT: torch.Tensor
     old_BT: torch.Tensor
     baseline_BT: torch.Tensor | None
+    behaviour_BT: torch.Tensor | None = field(default=None, kw_only=True)
 
     def to(self, device: torch.device) -> Self:
         """The same with its tensors on a device."""
@@ -133,6 +150,8 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
             probe is taken off its reward.
         kl_weighted: multiply the estimate in the loss with the ratio of the probe's tokens.
         credit, discount: what a probe earned, see :class:`~astra_accel.algorithms.credit.Credit`.
+        importance_cap: the most that a token's loss is weighted by where it was sampled in another precision than it is
+            trained in, at least 1; None weights nothing.
     """
 
     def __init__(
@@ -147,6 +166,7 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         kl_weighted: bool,
         credit: str,
         discount: float,
+        importance_cap: float | None,
     ) -> None:
         check_positive("clip", clip)
         check_fraction("clip", clip)
@@ -160,7 +180,10 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
             )
         if kl_weighted and kl_in == "reward":
             raise ValueError("kl_weighted is set, but kl_in is 'reward', where the ratio is 1; expected kl_in 'loss'")
+        if importance_cap is not None and not 1 <= importance_cap < inf:
+            raise ValueError(f"importance_cap is {importance_cap}, expected at least 1, or None for no weights")
         super().__init__(system)
+        self.importance_cap = importance_cap
         self.clip_low = clip
         self.clip_high = clip if clip_high is None else clip_high
         self.kl_coef = kl_coef
@@ -176,7 +199,11 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
 
     @torch.no_grad()
     def precompute(self, steps: Sequence[StepT]) -> list[StepT]:
-        """Add the log-probs of the tester as it is now, and of the baseline."""
+        """Add the log-probs of the tester as it is now, as it was when it sampled, and of the baseline.
+
+        Raises:
+            ValueError: the system has other numbers of log-probs of a probe for the two testers.
+        """
         if not steps:
             return []
         contexts, probes = [step.context for step in steps], [step.probe for step in steps]
@@ -185,11 +212,45 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         if self.kl_coef:
             known["baseline_logprobs"] = self.system.get_baseline_logprobs(contexts, probes)
         rows: dict[str, Any] = {name: _rows(values_BT, num_tokens) for name, values_BT in known.items()}
+        rows["behaviour_logprobs"] = self._ask_sampler(probes, num_tokens)
         return [replace(step, **{name: rows[name][row] for name in rows}) for row, step in enumerate(steps)]
 
     def ask_writer(self, contexts: Sequence[StateT], probes: Sequence[ActionT]) -> dict[str, torch.Tensor]:
         """What the tester as it is says of each token, ``[batch, tokens]``, by the fields of a step."""
         return {"old_logprobs": self.system.get_tester_logprobs(contexts, probes)}
+
+    def _ask_sampler(self, probes: Sequence[ActionT], num_tokens: Sequence[int]) -> Sequence[tuple[float, ...] | None]:
+        """The log-probs of each probe's tokens as it was sampled; None where nobody knows."""
+        ask = getattr(self.system, "sampled_logprobs", None)
+        if ask is None:
+            return [None] * len(probes)
+        rows = [None if row is None else tuple(row) for row in ask(probes)]
+        if not hasattr(self.system, "num_probe_tokens"):
+            # A last token that is certain is taken for padding: see `token_mask`.
+            rows = [row and row[:count] for row, count in zip(rows, num_tokens, strict=True)]
+        for row, count, probe in zip(rows, num_tokens, probes, strict=True):
+            if row is not None and len(row) != count:
+                raise ValueError(
+                    f"sampled_logprobs gives {len(row)} log-probs of the probe {str(probe)[:80]!r}, of which "
+                    f"get_tester_logprobs gives {count}; expected one a token of both"
+                )
+        return rows
+
+    def weigh(self, loss_BT: torch.Tensor, batch: ProbeBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The clipped loss of each token by its importance weight, ``min(exp(old - behaviour), importance_cap)``.
+
+        Besides, how far the two policies are apart and what the weights are, for the logs.
+        """
+        if batch.behaviour_BT is None:
+            return loss_BT, {}
+        gap_BT = (batch.old_BT - batch.behaviour_BT).to(loss_BT.device)
+        ratio_BT = bounded_exp(gap_BT)
+        figures = {"behaviour_gap": gap_BT.abs(), "importance_ratio": ratio_BT}
+        if self.importance_cap is None:
+            return loss_BT, figures
+        weight_BT = ratio_BT.clamp(max=self.importance_cap)
+        figures |= {"importance_weight": weight_BT, "importance_capped": (ratio_BT > self.importance_cap).float()}
+        return loss_BT * weight_BT, figures
 
     def check_sampler(self, sampler: Any) -> None:
         """A KL needs a baseline."""
@@ -230,7 +291,16 @@ def collate_probes(steps: Sequence[ProbeStep[StateT, ActionT]]) -> dict[str, Any
         "mask_BT": torch.arange(int(num_tokens_B.max())) < num_tokens_B[:, None],
         "old_BT": pad_rows([step.old_logprobs or () for step in steps]),
         "baseline_BT": pad_rows(baseline) if len(baseline) == len(steps) else None,
+        "behaviour_BT": _behaviour(steps),
     }
+
+
+def _behaviour(steps: Sequence[ProbeStep]) -> torch.Tensor | None:
+    if all(step.behaviour_logprobs is None for step in steps):
+        return None
+    return pad_rows(
+        [(step.old_logprobs or ()) if step.behaviour_logprobs is None else step.behaviour_logprobs for step in steps]
+    )
 
 
 def pad_rows(rows: Sequence[Sequence[float]]) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from astra_accel.algorithms.gae import advantages_on_trees
 from astra_accel.algorithms.options import check_choice, check_fraction, check_not_negative, check_positive
 from astra_accel.algorithms.policy import (
+    IMPORTANCE_CAP,
     PolicyGradient,
     ProbeBatch,
     ProbeStep,
@@ -94,7 +95,7 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
         entropy_coef: of the entropy bonus.
         target_kl: no more updates on an experience after one whose tester is as far from the one that wrote it, in nats
             a token; None is no limit. It is measured before the update, and by ``k3``.
-        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted: see
+        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, importance_cap: see
             :class:`~astra_accel.algorithms.policy.PolicyGradient`. In the reward, a token's KL is taken off the
             token's or the turn's reward, and so counts in the advantages of all before it.
     """
@@ -122,6 +123,7 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
         kl_estimator: str = "k1",
         kl_in: str = "reward",
         kl_weighted: bool = False,
+        importance_cap: float | None = IMPORTANCE_CAP,
     ) -> None:
         check_choice("actions", actions, ACTIONS)
         check_fraction("gae_lambda", gae_lambda)
@@ -140,6 +142,7 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
             kl_weighted=kl_weighted,
             credit=credit,
             discount=discount,
+            importance_cap=importance_cap,
         )
         self.actions = actions
         self.gae_lambda = gae_lambda
@@ -224,7 +227,9 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
         log_ratio_BT = (logprobs_BT - batch.old_BT).masked_fill(~batch.mask_BT, 0.0)
         policy_BT = clipped_loss(log_ratio_BT, batch.advantages_BT, self.clip_low, self.clip_high)
         value_BT = value_loss(values_BT, batch.old_values_BT, batch.returns_BT, self.value_clip)
-        loss_BT, figures = self.add_kl(policy_BT + self.value_coef * value_BT, logprobs_BT, log_ratio_BT, batch)
+        policy_BT, figures = self.weigh(policy_BT, batch)
+        loss_BT, kl_figures = self.add_kl(policy_BT + self.value_coef * value_BT, logprobs_BT, log_ratio_BT, batch)
+        figures |= kl_figures
         if "entropies" in read:
             loss_BT = loss_BT - self.entropy_coef * read["entropies"]
         figures |= {

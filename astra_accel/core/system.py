@@ -23,6 +23,10 @@ class System(ABC, Generic[StateT, ActionT]):
     of each continuation given its context, **0 where a row has no token**, so that a sum over the last dimension
     is the log-probability of the continuation.
 
+    A system may have ``sampled_logprobs(probe)``, which returns for each probe the log-prob of each of its tokens as it
+    was when the tester sampled it, or None where nobody knows. They differ from :meth:`get_tester_logprobs` where the
+    tester samples in another precision, or elsewhere, than it is trained; policy gradients make up for that.
+
     A system may have ``save_pretrained(folder)``, which writes the tester. Where a launch spreads the trained weights
     over processes it gets a ``state_dict`` besides: those weights, whole, by the system's attributes (``tester.…``).
 

@@ -27,7 +27,7 @@ from astra_accel.models.memory import return_freed_memory
 from astra_accel.models.merging import can_merge, merged_adapter
 from astra_accel.models.quantization import check_device, check_quantization
 from astra_accel.models.reading import Scored
-from astra_accel.models.recall import Recall
+from astra_accel.models.recall import Precision, Recall
 from astra_accel.models.sampling import Seed
 from astra_accel.models.support import transformers_model
 from astra_accel.models.text_forward import freeze_unreached
@@ -64,10 +64,10 @@ class LanguageModel:
     def logprobs(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[torch.Tensor]:
         """The log-prob of every token of each continuation.
 
-        See :func:`~astra_accel.models.logprobs.sequence_logprobs`. What a frozen role said during the rollout is
-        looked up.
+        See :func:`~astra_accel.models.logprobs.sequence_logprobs`. What a frozen role said during the rollout in the
+        precision of now is looked up; after the rollout, if that was full precision.
         """
-        found = [None] * len(contexts) if self.recall is None else self.recall.find(contexts, continuations)
+        found = self._recalled(contexts, continuations)
         missing = [index for index, values in enumerate(found) if values is None]
         with self.switch():
             computed = sequence_logprobs(
@@ -108,11 +108,21 @@ class LanguageModel:
             )
         if self.turns_left is not None:
             self.turns_left -= 1
-        if scored is not None and self.recall is not None:
+        if scored is not None:
             for context, asked, row in zip(contexts, scored, generated, strict=True):
                 if row.scored is not None:
-                    self.recall.keep(context[: asked.start], asked.ids, row.scored)
+                    self.keep(context[: asked.start], asked.ids, row.scored)
         return generated
+
+    def keep(self, context: Ids, continuation: Ids, logprobs: tuple[float, ...]) -> None:
+        """Take down log-probs that were computed just now, where the role's weights stay as they are."""
+        if self.recall is not None:
+            self.recall.keep(context, continuation, logprobs, Precision.of(self.model))
+
+    def _recalled(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[tuple[float, ...] | None]:
+        if self.recall is None:
+            return [None] * len(contexts)
+        return self.recall.find(contexts, continuations, Precision.of(self.model))
 
 
 @dataclass
@@ -136,11 +146,11 @@ class Roles:
     def rolling_out(self, num_turns: int | None = None) -> Iterator[None]:
         """A rollout, in which no weights move: each role goes on from what it has read in the turns before.
 
-        Behind the last of ``num_turns`` it keeps nothing.
+        Behind the last of ``num_turns`` it keeps nothing. What frozen roles said is recalled until the next rollout.
         """
-        for role in (self.target, self.baseline):
-            if role.recall is not None:
-                role.recall.clear()
+        recalls = [role.recall for role in (self.target, self.baseline) if role.recall is not None]
+        for recall in recalls:
+            recall.clear()
         return_freed_memory(self.target.model.device)
         for role in (self.tester, self.target):
             role.memory, role.turns_left = PrefixCache(), num_turns
@@ -151,6 +161,8 @@ class Roles:
             yield
         finally:
             self.tester.switch = switch
+            for recall in recalls:
+                recall.forget_rounded()
             for role in (self.tester, self.target):
                 role.memory = role.turns_left = None
 

@@ -148,7 +148,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
             self._check_packing()
         elif compute.packing == "auto":
             # Found out here, since later the weights may be spread over processes that are not all at this point.
-            can_pack(transformers_model(self.roles.tester.model))
+            with _naming_role("tester"):
+                can_pack(transformers_model(self.roles.tester.model))
         if compute.activation_checkpointing and not checkpointed_layers(self.tester):
             raise ValueError(
                 f"compute.activation_checkpointing is set, but {files.tester.source} has no layers that can do it"
@@ -158,7 +159,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
         for name in ("tester", "target", "baseline"):
             role: LanguageModel = getattr(self.roles, name)
             try:
-                can_pack(transformers_model(role.model), required=True)
+                with _naming_role(name):
+                    can_pack(transformers_model(role.model), required=True)
             except ValueError as error:
                 raise ValueError(f"compute.packing is prefix_tree, but the {name}'s {error}; use auto") from error
 
@@ -269,6 +271,10 @@ class HFASTSystem(ASTSystem[Any, Any]):
         ]
         return num_distinct_tokens(sequences)
 
+    def sampled_logprobs(self, probe: Sequence[Segment | str]) -> list[tuple[float, ...] | None]:
+        """The log-prob of each token of each probe as it was when it was sampled; None of what no tester wrote."""
+        return [self._probe(item).sampled_logprobs for item in probe]
+
     def num_probe_tokens(self, probe: Sequence[Segment | str]) -> list[int]:
         """How many tokens of each probe the tester's and the baseline's log-probs are of."""
         return [len(self._probe(item).sampled_ids) for item in probe]
@@ -287,6 +293,15 @@ class HFASTSystem(ASTSystem[Any, Any]):
             NonFiniteLogitsError: the model's logits hold nan or inf.
         """
         probes = self._probes(context, probe)
+        with _naming_role(model, [self._state(state) + item for state, item in zip(context, probes, strict=True)]):
+            rows = self._content_logprobs(context, probes, model)
+            for row in rows:
+                check_finite(row.tolist())
+        return rows
+
+    def _content_logprobs(
+        self, context: Sequence[Transcript | str], probes: Sequence[Segment], model: NaturalnessModel
+    ) -> list[torch.Tensor]:
         if model == "target":
             logprobs_BT = self.get_target_logprobs(context, probes).cpu()
             counts = [len(item.target_ids) for item in probes]
@@ -294,17 +309,14 @@ class HFASTSystem(ASTSystem[Any, Any]):
             logprobs_BT = self.get_baseline_logprobs(context, probes).cpu()
             counts = [len(item.tester_ids) for item in probes]
             self._recall_baseline(context, probes, logprobs_BT)
-        with _naming_role(model, [self._state(state) + item for state, item in zip(context, probes, strict=True)]):
-            check_finite(logprobs_BT.flatten().tolist())
         return [row[:count] for row, count in zip(logprobs_BT, counts, strict=True)]
 
     def _recall_baseline(
         self, context: Sequence[Transcript | str], probes: Sequence[Segment], logprobs_BT: torch.Tensor
     ) -> None:
         """Algorithms ask the baseline of the same probes again."""
-        if self.roles.baseline.recall is not None:
-            for ids, item, row in zip(self._policy_contexts(context), probes, logprobs_BT.tolist(), strict=True):
-                self.roles.baseline.recall.keep(ids, item.sampled_ids, tuple(row[: len(item.sampled_ids)]))
+        for ids, item, row in zip(self._policy_contexts(context), probes, logprobs_BT.tolist(), strict=True):
+            self.roles.baseline.keep(ids, item.sampled_ids, tuple(row[: len(item.sampled_ids)]))
 
     def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write the tester (the adapter alone where it is LoRA) and its tokenizer.
@@ -380,17 +392,17 @@ def within(state_dict: Mapping[str, torch.Tensor], name: str) -> dict[str, torch
 
 
 @contextmanager
-def _naming_role(role: str, states: Sequence[Transcript]) -> Iterator[None]:
-    """Say of logits that are not finite whose they are, when, and what may help."""
+def _naming_role(role: str, states: Sequence[Transcript] = ()) -> Iterator[None]:
+    """Say of logits that are not finite whose they are, in which turn of which conversations, and what may help."""
     try:
         yield
     except NonFiniteLogitsError as error:
         turns = sorted({1 + (len(state.segments) - 1) // 2 for state in states})
-        when = f"turn {turns[0]}" if len(turns) == 1 else f"turns {turns[0]} to {turns[-1]}"
+        when = f" in turn {' or '.join(map(str, turns))} of a rollout" if turns else ""
         cause = "overflowed in training" if role == "tester" else "are damaged"
         remedy = "a lower training.lr, a training.max_grad_norm" if role == "tester" else "whole files"
         raise NonFiniteLogitsError(
-            f"the {role}'s {error} in {when} of a rollout: its weights {cause}, or its precision can't hold what it "
+            f"the {role}'s {error}{when}: its weights {cause}, or its precision can't hold what it "
             f"computes. Try {remedy}, or {role}.dtype bfloat16 or float32 in place of float16"
         ) from error
 

@@ -189,6 +189,7 @@ def numbers() -> SimpleNamespace:
         old=old_BT,
         logprobs=(old_BT + 0.15 * shift_BT).masked_fill(~mask_BT, 0),
         baseline=(old_BT + 0.5 * baseline_shift_BT).masked_fill(~mask_BT, 0),
+        behaviour=(old_BT + 0.6 * torch.randn(3, 4, generator=generator)).masked_fill(~mask_BT, 0),
         advantages=torch.tensor([1.0, -0.7, 0.4]),
     )
 
@@ -204,8 +205,8 @@ class Numbers:
         return self.logprobs[list(continuation)]
 
 
-def our_loss_and_gradient(algorithm_class, **options) -> tuple[torch.Tensor, torch.Tensor]:
-    given = numbers()
+def our_loss_and_gradient(algorithm_class, sampled=False, given=None, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    given = given or numbers()
     system = Numbers(given)
     algorithm = algorithm_class(system, **options)
     counts = given.mask.sum(-1).tolist()
@@ -217,6 +218,7 @@ def our_loss_and_gradient(algorithm_class, **options) -> tuple[torch.Tensor, tor
             tuple(given.old[row, : counts[row]].tolist()),
             tuple(given.baseline[row, : counts[row]].tolist()) if algorithm.kl_coef else None,
             advantage=given.advantages[row].item(),
+            behaviour_logprobs=tuple(given.behaviour[row, : counts[row]].tolist()) if sampled else None,
         )
         for row in range(3)
     ]
@@ -275,6 +277,8 @@ def trl_loss_and_gradient(trainer, **attributes) -> tuple[torch.Tensor, torch.Te
         "old_logps": given.old.sum(-1),
         "ref_per_token_logps": given.baseline,
         "num_items_in_batch": given.mask.sum().float(),
+        # As TRL takes it from an engine's log-probs in its mode token_truncate, with a cap of 1.8.
+        "importance_sampling_ratio": (given.old - given.behaviour).exp().clamp(max=1.8),
     }
     loss = trainer._compute_loss(trainer.model.train(), inputs)
     loss.backward()
@@ -309,6 +313,86 @@ def test_the_loss_is_that_of_trl(trainers, ours, loss_type, level, kl_coef, kl_w
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-5)
     assert gradient.abs().max() > 0.01
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("ours", "loss_type", "level"),
+    [
+        ({}, "grpo", "token"),
+        ({"normalization": "token"}, "dapo", "token"),
+        ({"normalization": "constant", "length": 4}, "dr_grpo", "token"),
+        ({"ratio": "sequence"}, "grpo", "sequence"),
+    ],
+    ids=["grpo", "dapo", "dr_grpo", "gspo"],
+)
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+def test_the_importance_weighted_loss_is_that_of_trl(trainers, ours, loss_type, level, kl_coef, monkeypatch):
+    """TRL weights so what an inference engine sampled; the KL is not weighted."""
+    plain, _ = our_loss_and_gradient(GRPO, kl_coef=kl_coef, **ours)
+    loss, gradient = our_loss_and_gradient(GRPO, sampled=True, kl_coef=kl_coef, importance_cap=1.8, **ours)
+    trainer = trainers[GRPO]
+    trainer.args.use_bias_correction_kl = False
+    for name in ("use_vllm", "vllm_importance_sampling_correction"):
+        monkeypatch.setattr(trainer, name, True)
+    expected, expected_gradient = trl_loss_and_gradient(
+        trainer,
+        loss_type=loss_type,
+        importance_sampling_level=level,
+        beta=kl_coef,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+    )
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert abs(loss.item() - plain.item()) > 0.01
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-5)
+    weights = (numbers().old - numbers().behaviour).exp()[numbers().mask]
+    assert 0 < (weights > 1.8).sum() < len(weights) / 2
+
+
+def test_the_importance_weighted_loss_of_rloo_by_hand():
+    """Each token of a probe has the probe's clipped loss, weighted by its own old over behaviour, 1.8 at most."""
+    given = numbers()
+    loss, gradient = our_loss_and_gradient(RLOO, sampled=True, kl_coef=0, importance_cap=1.8)
+    total, expected_gradient = 0.0, torch.zeros(3, 4)
+    for row, advantage in enumerate(given.advantages.tolist()):
+        count = int(given.mask[row].sum())
+        ratio = math.exp((given.logprobs - given.old)[row].sum())
+        weights = [min(math.exp(given.old[row, t] - given.behaviour[row, t]), 1.8) for t in range(count)]
+        clipped = min(max(ratio, 0.8), 1.2)
+        total += -min(ratio * advantage, clipped * advantage) * sum(weights) / count / 3
+        if ratio * advantage <= clipped * advantage:
+            expected_gradient[row, :count] = -ratio * advantage * sum(weights) / count / 3
+    assert loss.item() == pytest.approx(total, abs=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_the_figures_of_the_policy_that_sampled_are_means_over_tokens():
+    given = numbers()
+    algorithm = GRPO(Numbers(given), normalization="token", importance_cap=1.8, kl_coef=0)
+    counts = given.mask.sum(-1).tolist()
+    rows = [[tuple(values[row, : counts[row]].tolist()) for row in range(3)] for values in (given.old, given.behaviour)]
+    steps = [GRPOStep("c", row, 0.0, rows[0][row], behaviour_logprobs=rows[1][row], advantage=1.0) for row in range(3)]
+    _, logs = algorithm.step(algorithm.collate_fn(steps))
+    gaps = [old - sampled for each in zip(*rows, strict=True) for old, sampled in zip(*each, strict=True)]
+    expected = {
+        "grpo/behaviour_gap": sum(map(abs, gaps)) / 8,
+        "grpo/importance_ratio": sum(map(math.exp, gaps)) / 8,
+        "grpo/importance_weight": sum(min(math.exp(gap), 1.8) for gap in gaps) / 8,
+        "grpo/importance_capped": sum(math.exp(gap) > 1.8 for gap in gaps) / 8,
+    }
+    assert {name: float(logs[name]) for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("algorithm_class", [GRPO, RLOO])
+def test_where_sampling_and_training_agree_the_loss_is_to_the_bit_what_it_was(algorithm_class):
+    for options in ({"kl_coef": 0}, {"kl_coef": 0.3, "kl_in": "loss", "kl_estimator": "k3"}):
+        plain, plain_gradient = our_loss_and_gradient(algorithm_class, **options)
+        agreeing = numbers()
+        agreeing.behaviour = agreeing.old
+        loss, gradient = our_loss_and_gradient(algorithm_class, sampled=True, given=agreeing, **options)
+        assert torch.equal(loss, plain)
+        assert torch.equal(gradient, plain_gradient)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -155,6 +155,93 @@ def test_without_the_writers_log_probs_there_is_no_batch():
         GRPO.collate_fn(STEPS)
 
 
+# --- The policy that sampled -----------------------------------------------------------------------------------
+
+
+class Sampled(Table):
+    """Sampled in another precision: of good, the tokens were likelier by 0.1, as likely, and much less likely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sampled = {"good": [-0.9, -0.5, -3.5], "bad": [-4.2]}
+
+    def sampled_logprobs(self, probe):
+        return [self.sampled.get(name) for name in probe]
+
+
+def test_how_a_probe_was_sampled_goes_with_it():
+    """Of a probe that nobody sampled the batch has the writer's log-probs, under which its weight is 1."""
+    steps = GRPO(Sampled(), kl_coef=0).precompute(STEPS)
+    assert [step.behaviour_logprobs for step in steps] == [(-0.9, -0.5, -3.5), (-4.2,), None]
+    batch = GRPO.collate_fn(steps)
+    rows = [[-0.9, -0.5, -3.5], [-4.2, 0.0, 0.0], [-2.0, -1.0, 0.0]]
+    assert batch.behaviour_BT.tolist() == [pytest.approx(row) for row in rows]
+    assert GRPO.collate_fn(steps[2:]).behaviour_BT is None
+    assert [step.behaviour_logprobs for step in GRPO(Table(), kl_coef=0).precompute(STEPS)] == [None] * 3
+
+
+def test_how_it_was_sampled_is_known_of_every_token_or_of_none():
+    system = Sampled()
+    system.num_probe_tokens = lambda probe: [len(system.tester[name]) for name in probe]
+    GRPO(system, kl_coef=0).precompute(STEPS)
+    system.sampled["good"] = [-0.9, -0.5]
+    with pytest.raises(
+        ValueError, match=r"sampled_logprobs gives 2 log-probs of the probe 'good', of which .* gives 3"
+    ):
+        GRPO(system, kl_coef=0).precompute(STEPS)
+
+
+def test_a_last_token_that_is_certain_is_left_out_of_both():
+    """It has the log-prob of padding, 0, and a system that counts no tokens can't tell."""
+    system = Sampled()
+    system.tester["bad"], system.sampled["bad"] = [-4.0, 0.0], [-4.2, -0.1]
+    steps = GRPO(system, kl_coef=0).precompute(STEPS)
+    assert (steps[1].old_logprobs, steps[1].behaviour_logprobs) == ((-4.0,), (-4.2,))
+
+
+def weighed(cap: float | None) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    algorithm = GRPO(Sampled(), kl_coef=0, importance_cap=cap)
+    batch = algorithm.collate_fn(algorithm.precompute(STEPS))
+    loss = torch.ones(3, 3, requires_grad=True)
+    weighted, figures = algorithm.weigh(loss, batch)
+    weighted.sum().backward()
+    return weighted.detach(), figures, loss.grad
+
+
+def test_the_importance_weights_by_hand():
+    """Old less behaviour: -0.1, 0 and 3 of good, 0.2 of bad. e^3 is capped, and places without a token weigh 1."""
+    expected = torch.tensor([[math.exp(-0.1), 1, 2], [math.exp(0.2), 1, 1], [1, 1, 1]])
+    weighted, figures, gradient = weighed(2.0)
+    torch.testing.assert_close(weighted, expected)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(figures["behaviour_gap"], torch.tensor([[0.1, 0, 3], [0.2, 0, 0], [0, 0, 0]]))
+    assert figures["importance_ratio"][0, 2].item() == pytest.approx(math.exp(3), rel=1e-5)
+    torch.testing.assert_close(figures["importance_weight"], expected)
+    assert figures["importance_capped"].tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+
+def test_without_a_cap_nothing_is_weighted_but_the_gap_is_told():
+    weighted, figures, _ = weighed(None)
+    assert torch.equal(weighted, torch.ones(3, 3))
+    assert set(figures) == {"behaviour_gap", "importance_ratio"}
+
+
+@pytest.mark.parametrize("far", [1e3, -1e3])
+def test_far_policies_have_finite_weights(far):
+    system = Sampled()
+    system.sampled["bad"] = [-4.0 - far]
+    algorithm = GRPO(system, kl_coef=0)
+    loss, logs = algorithm.step(algorithm.collate_fn(algorithm.precompute(STEPS)))
+    assert torch.isfinite(torch.stack([loss.detach(), *logs.values()])).all()
+    assert logs["grpo/importance_weight"] <= 2
+
+
+@pytest.mark.parametrize("cap", [0.5, 0, -1, math.inf, math.nan])
+def test_the_cap_is_checked(cap):
+    with pytest.raises(ValueError, match=f"importance_cap is {cap}, expected at least 1, or None"):
+        GRPO(None, importance_cap=cap)
+
+
 def test_tokens_are_those_of_all_probes_in_their_contexts():
     """Letters as tokens: cgood, cbad and cfair share the c."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -164,6 +165,30 @@ def test_a_step_by_hand():
         },
         rel=1e-5,
     )
+
+
+@pytest.mark.parametrize("cap", [1.2, None])
+def test_the_policys_loss_alone_is_weighted_by_how_it_was_sampled(cap):
+    """Old less behaviour is 0.1, -0.2 and 1 of good, 0 of bad; e^1 is capped at 1.2. Nothing has moved since."""
+    system = ValueTable()
+    sampled = {"good": (-1.1, -0.3, -1.5), "bad": (-4.0,)}
+    system.sampled_logprobs = lambda probe: [sampled[name] for name in probe]
+    algorithm = PPO(system, value_coef=0.5, kl_coef=0, importance_cap=cap)
+    given = [((1.0, -1.0, 2.0), (2.0, 2.0, 2.0)), ((-2.0,), (0.0,))]
+    steps = algorithm.precompute([PPOStep("c", name, 0.0) for name in ("good", "bad")])
+    steps = [replace(step, advantages=own[0], returns=own[1]) for step, own in zip(steps, given, strict=True)]
+    loss, logs = algorithm.step(algorithm.collate_fn(steps))
+    weights = [math.exp(0.1), math.exp(-0.2), 1.2, 1] if cap else [1, 1, 1, 1]
+    policy = sum(-w * a for w, a in zip(weights, [1, -1, 2, -2], strict=True)) / 4
+    value = ((1 - 2) ** 2 + 0 + (3 - 2) ** 2 + 0.5**2) / 2 / 4
+    assert loss.item() == pytest.approx(policy + 0.5 * value, rel=1e-5)
+    assert logs["ppo/policy_loss"].item() == pytest.approx(policy, rel=1e-5)
+    assert logs["ppo/behaviour_gap"].item() == pytest.approx(1.3 / 4, rel=1e-5)
+    assert logs["ppo/importance_ratio"].item() == pytest.approx((math.exp(0.1) + math.exp(-0.2) + math.e + 1) / 4)
+    assert ("ppo/importance_weight" in logs) == (cap is not None)
+    if cap:
+        assert logs["ppo/importance_weight"].item() == pytest.approx(sum(weights) / 4, rel=1e-5)
+        assert logs["ppo/importance_capped"].item() == 0.25
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_tokens():

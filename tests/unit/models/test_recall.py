@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from astra_accel.models.recall import Recall
+import pytest
+import torch
+
+from astra_accel.models.recall import Precision, Recall
+from astra_accel.models.tiny import build_tiny
 
 
 def test_what_was_kept_is_found():
@@ -41,3 +45,38 @@ def test_cleared_is_forgotten():
     recall.keep((1,), (2,), (-1.0,))
     recall.clear()
     assert recall.find([(1,)], [(2,)]) == [None]
+
+
+AUTOCAST, HALF = Precision(torch.float32, torch.bfloat16), Precision(torch.bfloat16, None)
+
+
+def test_what_was_said_in_another_precision_is_not_found():
+    recall = Recall()
+    recall.keep((1,), (2,), (-1.0,))
+    recall.keep((1,), (2,), (-1.1,), AUTOCAST)
+    asked = [(1,)], [(2,)]
+    assert recall.find(*asked) == [(-1.0,)]
+    assert recall.find(*asked, AUTOCAST) == [(-1.1,)]
+    assert recall.find(*asked, HALF) == [None]
+
+
+def test_what_was_rounded_is_forgotten_before_the_rest():
+    recall = Recall()
+    for precision in (AUTOCAST, HALF, Precision(torch.float64, None), Precision(torch.float32, torch.float32)):
+        recall.keep((1,), (2,), (-1.0,), precision)
+    recall.forget_rounded()
+    kept = (Precision(torch.float64, None), Precision(torch.float32, torch.float32))
+    for precision in (AUTOCAST, HALF, *kept):
+        assert recall.find([(1,)], [(2,)], precision) == [(-1.0,) if precision in kept else None]
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_the_precision_of_a_model_is_its_weights_and_autocasts(weights):
+    model = build_tiny("llama")[0].to(weights)
+    assert Precision.of(model) == (weights, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Precision.of(model) == (weights, torch.bfloat16)
+        with torch.autocast("cpu", enabled=False):
+            assert Precision.of(model) == (weights, None)
+    with torch.autocast("cpu", torch.float16):
+        assert not Precision.of(model).is_full

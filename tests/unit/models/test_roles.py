@@ -5,7 +5,8 @@ The oracle of a role is a model loaded on its own, an adapter merged into its we
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -377,13 +378,20 @@ def test_a_rollout_speaks_with_the_weights_as_they_are_and_leaves_them_alone(tmp
         assert all(torch.equal(score(role), values) for role, values in zip(every, scores, strict=True))
 
 
+@contextmanager
+def counting(role: LanguageModel) -> Iterator[list[int]]:
+    """A list with an entry for each forward of the model within."""
+    runs: list[int] = []
+    hook = role.model.get_input_embeddings().register_forward_hook(lambda *_: runs.append(1))
+    yield runs
+    hook.remove()
+
+
 def num_forwards(roles: Roles, role: LanguageModel, contexts: list[Ids], continuations: list[Ids]) -> int:
     """How often the model runs for some log-probs, which are those that it gives on its own."""
     score(roles.tester)  # the model's checks
-    runs: list[int] = []
-    hook = role.model.get_input_embeddings().register_forward_hook(lambda *_: runs.append(1))
-    found = role.logprobs(contexts, continuations)
-    hook.remove()
+    with counting(role) as runs:
+        found = role.logprobs(contexts, continuations)
     with role.switch():
         assert_same(pad_logprobs(found), pad_logprobs(sequence_logprobs(role.model, contexts, continuations)))
     return len(runs)
@@ -410,6 +418,31 @@ def test_what_a_frozen_role_said_in_a_rollout_is_not_computed_again():
         assert num_forwards(roles, roles.target, [*CONTEXTS, (4,)], [*CONTINUATIONS, (5, 6)]) == 1
         with roles.rolling_out():
             assert num_forwards(roles, roles.baseline, CONTEXTS, CONTINUATIONS) == 1
+
+
+def test_nothing_is_recalled_in_another_precision():
+    """A rollout is in the weights' own, and updates may be under autocast; then, the baseline is asked again."""
+    roles = load(model(), model())
+    with torch.no_grad():
+        with roles.rolling_out():
+            hear(roles.target)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert num_forwards(roles, roles.baseline, CONTEXTS, CONTINUATIONS) == 1
+        assert num_forwards(roles, roles.baseline, CONTEXTS, CONTINUATIONS) == 0
+
+
+def test_what_is_coarse_is_recalled_in_its_rollout_alone():
+    """Read with a cache, bf16 differs from how an update reads it; the reward, within the rollout, may look it up."""
+    roles = load(model(dtype="bfloat16"), model(dtype="bfloat16"))
+    with torch.no_grad():
+        score(roles.tester)  # the model's checks
+        with roles.rolling_out():
+            hear(roles.target)
+            for role in (roles.target, roles.baseline):
+                with counting(role) as runs:
+                    role.logprobs(CONTEXTS, CONTINUATIONS)
+                assert runs == []
+        assert num_forwards(roles, roles.baseline, CONTEXTS, CONTINUATIONS) == 1
 
 
 def test_a_role_of_other_weights_recalls_nothing(tmp_path):

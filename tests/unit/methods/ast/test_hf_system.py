@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from astra_accel.algorithms.grpo import GRPO
 from astra_accel.config import (
     ComputeConfiguration,
     LoRAConfiguration,
@@ -26,6 +27,7 @@ from astra_accel.config import (
     RolloutConfiguration,
     SamplingConfiguration,
 )
+from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.scorer import Scorer
 from astra_accel.methods.ast import ASTSampler, ASTSystem, HFASTSystem, Segment, Transcript
 from astra_accel.models import files as files_module
@@ -377,6 +379,50 @@ def test_what_is_known_is_what_would_be_computed(target, options):
     torch.testing.assert_close(inside, system.get_target_logprobs(contexts, probes), **CLOSE)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tester_that_is_the_baseline_has_no_margin_in_bf16(dtype):
+    """A new adapter changes nothing. In the way of updates both models say the same to the bit, rolled out or not."""
+    same = ModelConfiguration(path="tiny", dtype=dtype)
+    system = make(same, same)
+    contexts, probes = rolled_out(system)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "float32"):
+        tester, baseline = (
+            each(contexts, probes) for each in (system.get_tester_logprobs, system.get_baseline_logprobs)
+        )
+    assert torch.equal(tester, baseline)
+    assert tester.abs().max() > 1
+
+
+@pytest.mark.parametrize("way", ["float32", "autocast", "bfloat16"])
+def test_how_far_sampling_and_training_are_apart(way, tmp_path):
+    """Old log-probs are those of a plain forward a sequence in the precision of updates."""
+    same = ModelConfiguration(path="tiny", dtype="bfloat16" if way == "bfloat16" else "float32")
+    system = make(same, same)
+    contexts, probes = rolled_out(system)
+    sampled = system.sampled_logprobs(probes)
+    assert sampled == [probe.sampled_logprobs for probe in probes]
+    assert system.sampled_logprobs(["words of nobody"]) == [None]
+    algorithm = GRPO(system)
+    graphs = [Graph(state, [Node(state, probe, probe, 1.0)]) for state, probe in zip(contexts, probes, strict=True)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        steps = algorithm.precompute([step for graph in graphs for step in algorithm.flatten(graph)])
+        _, logs = algorithm.step(algorithm.collate_fn(algorithm.prepare(steps)))
+        oracle = build_tiny("llama")[0].to(torch.bfloat16 if way == "bfloat16" else torch.float32)
+        for state, step in zip(contexts, steps, strict=True):
+            ids = written_in(system, state)
+            expected = plain(oracle, ids, step.probe.sampled_ids)
+            rounding = 1e-4 if way == "float32" else 0.3
+            torch.testing.assert_close(torch.tensor(step.old_logprobs), expected.float(), rtol=0, atol=rounding)
+    gaps = torch.cat([torch.tensor(step.old_logprobs) - torch.tensor(step.behaviour_logprobs) for step in steps])
+    assert [step.behaviour_logprobs for step in steps] == sampled
+    if way == "float32":
+        assert gaps.abs().max() < 1e-5
+        assert logs["grpo/importance_weight"].item() == pytest.approx(1, abs=1e-5)
+    else:
+        assert 1e-4 < gaps.abs().mean() < 0.1
+        assert logs["grpo/importance_capped"] == 0
+
+
 def test_a_segment_keeps_the_log_probs_that_it_was_sampled_with():
     system = make()
     move(system)
@@ -423,6 +469,40 @@ def test_what_fails_in_a_rollout_leaves_the_tester_as_it_was(merge_adapter):
     assert torch.equal(after, before)
     after.sum().backward()
     assert all(parameter.grad is not None for parameter in system.parameters())
+
+
+def overflow(module: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(torch.inf)
+
+
+@pytest.mark.parametrize("role", ["tester", "target"])
+@pytest.mark.parametrize("turn", [1, 2])
+def test_logits_that_are_not_finite_are_an_error_that_names_role_and_turn(role, turn, tmp_path):
+    """In the first turn, where the model is new, and in the second one of a conversation that went well so far."""
+    system = make(target=save_tiny(tmp_path / "target", "llama"), lora=None)
+    states = [system.start(prompt) for prompt in PROMPTS]
+    if turn == 2:
+        states = [system.advance(*each) for each in turns(system, depth=1)]
+    probes = system.rollout_prompt_with_tester(states, seeds=seeds(len(states)))
+    asked = states if role == "tester" else [state + probe for state, probe in zip(states, probes, strict=True)]
+    speak = system.rollout_prompt_with_tester if role == "tester" else system.rollout_prompt_with_target
+    overflow(getattr(system.roles, role).model)
+    message = rf"the {role}'s logits are not finite \(nan or inf\) in turn {turn} of a rollout"
+    with pytest.raises(FloatingPointError, match=message):
+        speak(asked, seeds=seeds(len(states)))
+
+
+@pytest.mark.parametrize("model", ["target", "baseline"])
+def test_naturalness_that_is_not_finite_names_the_model(model, tmp_path):
+    other = save_tiny(tmp_path / "other", "llama")
+    system = make(target=other, baseline_model_id=other, lora=None)
+    states = [system.start(prompt) for prompt in PROMPTS]
+    probes = system.rollout_prompt_with_tester(states, seeds=seeds())
+    overflow(system.roles.target.model)
+    with pytest.raises(FloatingPointError, match=f"the {model}'s logits are not finite .* in turn 1 of a rollout"):
+        system.probe_logprobs(states, probes, model)
 
 
 def test_layers_that_can_not_be_checkpointed_are_an_error(monkeypatch):
