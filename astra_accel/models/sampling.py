@@ -127,6 +127,8 @@ def sample(
         The token ids, and their log-probs under the whole distribution at temperature 1, float32; both ``[batch]``.
         A row whose logits are not finite (``nan``, ``inf``, or all ``-inf``) has the log-prob ``nan``, and any token.
     """
+    # A decoding step's logits may lie column by column, which costs each operation below more than this copy does.
+    logits_BV = logits_BV.float().contiguous()
     size = CPU_BLOCK if logits_BV.device.type == "cpu" else DEVICE_BLOCK
     num_rows = max(1, size // logits_BV.shape[-1])
     blocks = zip(logits_BV.split(num_rows), keys_B2.split(num_rows), strict=True)
@@ -137,7 +139,6 @@ def sample(
 def _sample_block(
     logits_BV: torch.Tensor, keys_B2: torch.Tensor, sampling: SamplingConfiguration
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits_BV = logits_BV.float()
     if sampling.temperature == 0:
         tokens_B = _argmax(logits_BV)
         return tokens_B, _logprobs(logits_BV, tokens_B)
