@@ -12,6 +12,7 @@ from astra_accel import __version__
 from astra_accel.commands.help import EXIT_CODES, formatted
 from astra_accel.errors import ConfigurationError
 from astra_accel.lasting_output import lasting_output
+from astra_accel.overrides import joined, separated
 
 COMMANDS = (
     "astra_accel.commands.init",
@@ -73,10 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, int]:
     """What was asked for, and the exit code that came of it."""
     parser = build_parser()
-    known, overrides = parser.parse_known_args(arguments)
-    if overrides and not known.takes_fields:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    known, overrides = parser.parse_known_args(joined(sys.argv[1:] if arguments is None else arguments))
     try:
+        overrides = separated(overrides)
+        if overrides and not known.takes_fields:
+            parser.error(f"unrecognized arguments: {' '.join(overrides)}")
         return known, known.run(known, overrides)
     except (FileNotFoundError, ConfigurationError) as error:
         print(f"error: {error}", file=sys.stderr)

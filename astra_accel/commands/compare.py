@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from astra_accel.commands.help import add_command
+from astra_accel.files.paths import user_path
 
 
 def add_commands(commands: Any) -> None:
@@ -30,16 +30,19 @@ def add_commands(commands: Any) -> None:
         prints_result=True,
     )
     for name in ("first", "second"):
-        compare.add_argument(name, type=Path, help="the folder of an evaluation, or a run with one in evaluation/")
+        compare.add_argument(name, type=user_path, help="the folder of an evaluation, or a run with one in evaluation/")
     compare.add_argument("--threshold", type=float, help="a score from which on a response is a success")
-    compare.add_argument("--output", type=Path, metavar="FILE", help="a JSON file to write all figures to")
+    compare.add_argument("--output", type=user_path, metavar="FILE", help="a JSON file to write all figures to")
 
 
 def _compare(known: argparse.Namespace, _: list[str]) -> int:
     from astra_accel.evaluation.compare import compare
     from astra_accel.evaluation.display import show_comparison
     from astra_accel.evaluation.folder import find_evaluation
+    from astra_accel.files.writable import check_file_writable
 
+    if known.output is not None:
+        check_file_writable(known.output, "--output")
     comparison = compare(find_evaluation(known.first), find_evaluation(known.second), threshold=known.threshold)
     show_comparison(comparison)
     if known.output is not None:

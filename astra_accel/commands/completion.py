@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from astra_accel.commands.help import add_command
 from astra_accel.commands.launching import accelerate_configs
+from astra_accel.files.paths import user_path
 
 SHELLS = ("bash", "zsh", "fish")
 PATHS = ("config", "resume", "output", "path", "file", "runs", "first", "second")
@@ -59,7 +59,7 @@ def complete_parser() -> argparse.ArgumentParser:
                 meaning = description.replace("%", "%%")  # argparse would fill it in
                 command.add_argument(f"--{name}", choices=choices or None, help=meaning)
         for action in command._actions:
-            if action.dest in PATHS or action.type is Path:
+            if action.dest in PATHS or action.type is user_path:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             if action.dest == "accelerate_config":
                 action.choices = list(accelerate_configs())  # or a file: only a parser that parses would mind

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from astra_accel.commands.help import add_command
+from astra_accel.files.paths import user_path
 
 
 def add_commands(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add_commands(commands: Any) -> None:
         ],
         prints_result=True,
     )
-    doctor.add_argument("--config", type=Path, metavar="FILE", help="YAML file of a run to look at as well")
+    doctor.add_argument("--config", type=user_path, metavar="FILE", help="YAML file of a run to look at as well")
     doctor.add_argument("--hub", action="store_true", help="ask whether the model hub (HF_ENDPOINT) can be reached")
     doctor.add_argument("--json", action="store_true", help="what was found as JSON")
 

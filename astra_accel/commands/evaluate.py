@@ -8,6 +8,7 @@ from typing import Any
 
 from astra_accel.commands.help import add_command
 from astra_accel.commands.launching import add_accelerate_config, start
+from astra_accel.files.paths import expanded
 
 
 def add_commands(commands: Any) -> None:
@@ -40,13 +41,18 @@ def add_commands(commands: Any) -> None:
         ],
         takes_fields=True,
     )
-    evaluate.add_argument("path", metavar="RUN_OR_TESTER", help="the output folder of a run, or the folder of a tester")
+    evaluate.add_argument(
+        "path", type=expanded, metavar="RUN_OR_TESTER", help="the output folder of a run, or the folder of a tester"
+    )
     evaluate.add_argument("--untrained", action="store_true", help="the tester as it was before training")
     evaluate.add_argument(
-        "--config", metavar="FILE", help="YAML file with the sections of a run; left out, the run's own"
+        "--config", type=expanded, metavar="FILE", help="YAML file with the sections of a run; left out, the run's own"
     )
     evaluate.add_argument(
-        "--output", metavar="DIR", help="where to write; left out, evaluation/ or evaluation_untrained/ there"
+        "--output",
+        type=expanded,
+        metavar="DIR",
+        help="where to write; left out, evaluation/ or evaluation_untrained/ there",
     )
     evaluate.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
     add_accelerate_config(evaluate)

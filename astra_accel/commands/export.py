@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from astra_accel.commands.help import add_command
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.paths import user_path
 
 
 def add_commands(commands: Any) -> None:
@@ -24,18 +24,23 @@ def add_commands(commands: Any) -> None:
             ("every conversation of training", "astra-accel export runs/demo --dataset data/demo"),
         ],
     )
-    export.add_argument("path", type=Path, metavar="RUN", help="the output folder of a run")
-    export.add_argument("--merged", type=Path, metavar="DIR", help="a new folder for the merged model")
+    export.add_argument("path", type=user_path, metavar="RUN", help="the output folder of a run")
+    export.add_argument("--merged", type=user_path, metavar="DIR", help="a new folder for the merged model")
     export.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the merged model's weights"
     )
-    export.add_argument("--dataset", type=Path, metavar="DIR", help="a new folder for the conversations")
+    export.add_argument("--dataset", type=user_path, metavar="DIR", help="a new folder for the conversations")
     export.add_argument("--jsonl", action="store_true", help="conversations as lines of JSON instead of parquet")
 
 
 def _export(known: argparse.Namespace, _: list[str]) -> int:
     if known.merged is None and known.dataset is None:
         raise ConfigurationError("nothing to export; expected --merged DIR, --dataset DIR, or both")
+    from astra_accel.files.writable import check_writable
+
+    for name, folder in (("--dataset", known.dataset), ("--merged", known.merged)):
+        if folder is not None:
+            check_writable(folder.parent, f"{name} {folder}: the folder")
     if known.dataset is not None:
         from astra_accel.sharing.dataset_card import export_dataset
 

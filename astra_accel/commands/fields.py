@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from astra_accel.config import Named
+from astra_accel.config import Named, section_of
 
 
 def choices_of(model: type[BaseModel], name: str) -> tuple[str, ...]:
@@ -25,14 +25,6 @@ def all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", " ".join((field.description or "").split()), choices_of(model, name)
         else:
             yield from all_fields(section, f"{prefix}{name}.")
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, where it holds one (or none)."""
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and get_origin(annotation) is not dict:
-            return kind
-    return None
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from astra_accel.algorithms import ALGORITHMS
 from astra_accel.commands.help import add_command
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.paths import expanded
 
 SCREEN = "-"
 
@@ -33,7 +34,9 @@ def add_commands(commands: Any) -> None:
         ],
         prints_result=True,
     )
-    init.add_argument("file", nargs="?", default="run.yaml", metavar="FILE", help="default: run.yaml; -: the screen")
+    init.add_argument(
+        "file", nargs="?", type=expanded, default="run.yaml", metavar="FILE", help="default: run.yaml; -: the screen"
+    )
     init.add_argument("--algorithm", choices=list(ALGORITHMS), help="which algorithm trains the tester")
     init.add_argument(
         "--model", metavar="MODEL", help="what the tester begins as: a hub id, a folder, embedded or tiny"

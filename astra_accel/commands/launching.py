@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.paths import expanded
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -40,6 +41,7 @@ def add_accelerate_config(command: argparse.ArgumentParser) -> None:
     """The argument that chooses a launch."""
     command.add_argument(
         "--accelerate-config",
+        type=expanded,
         metavar="NAME",
         help=f"start `accelerate launch` with it: a file, or one of {', '.join(accelerate_configs())}; without it, one "
         "process",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from astra_accel.commands.help import add_command
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.paths import user_path
 
 
 def add_commands(commands: Any) -> None:
@@ -24,7 +24,7 @@ def add_commands(commands: Any) -> None:
             ("the conversations as well", "astra-accel push runs/demo --model me/tester --dataset me/conversations"),
         ],
     )
-    push.add_argument("path", type=Path, metavar="RUN", help="the output folder of a run that has ended")
+    push.add_argument("path", type=user_path, metavar="RUN", help="the output folder of a run that has ended")
     push.add_argument("--model", metavar="OWNER/NAME", help="where the tester goes")
     push.add_argument("--dataset", metavar="OWNER/NAME", help="where the conversations go")
     push.add_argument("--public", action="store_true", help="for everybody to see")

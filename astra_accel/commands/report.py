@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from astra_accel.commands.help import add_command
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.paths import user_path
 
 EVERY = 10.0
 
@@ -28,9 +28,11 @@ def add_commands(commands: Any) -> None:
             ("look on while a run trains; ends with it, or by Ctrl-C", "astra-accel report runs/demo --watch"),
         ],
     )
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or of an evaluation")
     report.add_argument(
-        "--output", type=Path, metavar="FILE", help="the HTML file; left out, report.html in the first run"
+        "runs", type=user_path, nargs="+", metavar="RUN", help="the folder of a run, or of an evaluation"
+    )
+    report.add_argument(
+        "--output", type=user_path, metavar="FILE", help="the HTML file; left out, report.html in the first run"
     )
     report.add_argument("--watch", action="store_true", help="write it again whenever the runs' files changed")
     report.add_argument(
@@ -39,6 +41,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _report(known: argparse.Namespace, _: list[str]) -> int:
+    from astra_accel.files.writable import check_file_writable
     from astra_accel.report.collect import RunReader
     from astra_accel.report.watch import watch
     from astra_accel.report.writing import write_report
@@ -50,6 +53,8 @@ def _report(known: argparse.Namespace, _: list[str]) -> int:
         raise ConfigurationError(f"--every is {every:g}; expected seconds, more than 0")
     readers = [RunReader(path) for path in known.runs]
     page = known.output or known.runs[0] / "report.html"
+    if known.output is not None or page.parent.is_dir():
+        check_file_writable(page, "--output")
     if known.watch:
         watch(readers, page, every)
         return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from astra_accel.commands.help import add_command
 from astra_accel.commands.launching import add_accelerate_config, start
+from astra_accel.files.paths import expanded
 
 
 def add_commands(commands: Any) -> None:
@@ -31,10 +32,14 @@ def add_commands(commands: Any) -> None:
         takes_fields=True,
     )
     train.add_argument(
-        "--config", metavar="FILE", help="YAML file with the sections of a run; `astra-accel init` writes one"
+        "--config",
+        type=expanded,
+        metavar="FILE",
+        help="YAML file with the sections of a run; `astra-accel init` writes one",
     )
     train.add_argument(
         "--resume",
+        type=expanded,
         metavar="CHECKPOINT",
         help="a checkpoint folder to go on from; auto: the newest in training.output_dir, if any",
     )

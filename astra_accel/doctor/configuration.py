@@ -5,7 +5,6 @@ Each check finds one thing, so that all that is wrong is told at once; a run wou
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,6 @@ from astra_accel.config import (
     RunConfiguration,
     ScorerConfiguration,
 )
-from astra_accel.doctor.machine import existing
 from astra_accel.doctor.packages import find_package, pip_line, requirements
 
 
@@ -148,11 +146,9 @@ def _trackers(config: RunConfiguration) -> str:
 
 
 def _output_folder(config: RunConfiguration) -> str:
-    from astra_accel.training.outputs import check_output_dir
+    from astra_accel.training.outputs import check_output_dir, check_place
 
     folder = config.training.output_dir
     check_output_dir(config.training, resuming=False)
-    where = existing(folder or Path("runs"))
-    if not os.access(where, os.W_OK):
-        raise PermissionError(f"{where} can't be written to; expected another training.output_dir")
+    check_place(config.training)
     return "a new folder in runs/" if folder is None else f"{folder} can be written to"

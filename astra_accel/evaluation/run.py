@@ -19,11 +19,13 @@ from astra_accel.evaluation.diversity import tokenize
 from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED, FIELD, FILES, EvaluationFolder
 from astra_accel.evaluation.loop import check_seeds
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
+from astra_accel.files.paths import user_path
 from astra_accel.files.run_lock import RunLock
 from astra_accel.files.writable import check_writable
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.evaluator import ASTEvaluator, check_scorer_names
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
+from astra_accel.overrides import joined
 from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.evaluated import update_card
 from astra_accel.sharing.folders import README
@@ -38,15 +40,21 @@ USAGE = "RUN_OR_TESTER [--untrained] [--config FILE.yaml] [--output DIR] [--over
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes besides fields of the configuration."""
-    parser.add_argument("path", type=Path, metavar="RUN_OR_TESTER", help="the output folder of a run, or of a tester")
+    parser.add_argument(
+        "path", type=user_path, metavar="RUN_OR_TESTER", help="the output folder of a run, or of a tester"
+    )
     parser.add_argument(
         "--untrained",
         action="store_true",
         help=f"the tester as it was before training, to compare with; written to {EVALUATION_UNTRAINED}/",
     )
-    parser.add_argument("--config", type=Path, help="YAML file with the sections of a run; left out, the run's own")
     parser.add_argument(
-        "--output", type=Path, help=f"where to write; left out, {EVALUATION}/ there. What is written already is kept"
+        "--config", type=user_path, help="YAML file with the sections of a run; left out, the run's own"
+    )
+    parser.add_argument(
+        "--output",
+        type=user_path,
+        help=f"where to write; left out, {EVALUATION}/ there. What is written already is kept",
     )
     parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
 
@@ -101,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="evaluate", usage=f"%(prog)s {USAGE}", allow_abbrev=False)
     add_arguments(parser)
-    known, overrides = parser.parse_known_args(arguments)
+    known, overrides = parser.parse_known_args(joined(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = known.output or known.path / (EVALUATION_UNTRAINED if known.untrained else EVALUATION)

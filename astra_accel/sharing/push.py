@@ -98,7 +98,7 @@ def as_uploaded(tester: Path, run: Path, hub: Hub) -> Iterator[Path]:
     """
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")) if (run / CONFIG).is_file() else {}
     base = hub_id(config.get("tester"))
-    with tempfile.TemporaryDirectory(prefix=".upload-", dir=tester.parent) as scratch:
+    with _scratch(tester.parent) as scratch:
         folder = Path(scratch) / "tester"
         shutil.copytree(tester, folder, copy_function=_link)
         if (folder / ADAPTER_CONFIG).is_file():
@@ -110,6 +110,14 @@ def as_uploaded(tester: Path, run: Path, hub: Hub) -> Iterator[Path]:
             card = (folder / README).read_text(encoding="utf-8")
             write_atomically(folder / README, _with_license(card, base, hub))
         yield folder
+
+
+def _scratch(beside: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder for a while: where files can have second names, or elsewhere if nothing can be written there."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=".upload-", dir=beside)
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix="upload-")
 
 
 def _with_license(card: str, base: str | None, hub: Hub) -> str:

@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,17 @@ from safetensors import SafetensorError, safe_open
 from astra_accel.files.removal import remove
 from astra_accel.training.engine import Engine
 from astra_accel.training.optim import LearningRate
+from astra_accel.training.prompt_digests import Digests
 
 FORMAT = 1
-MANIFEST, WEIGHTS, OPTIMIZER, ROLLOUT_STATE, STATE, CONFIG = (
+MANIFEST, WEIGHTS, OPTIMIZER, ROLLOUT_STATE, STATE, CONFIG, PROMPTS = (
     "manifest.json",
     "trained.safetensors",
     "optimizer.pt",
     "rollout_state.pt",
     "trainer_state.json",
     "config.yaml",
+    "prompts.json",
 )
 
 
@@ -73,13 +75,17 @@ class TrainerState:
 
 @dataclass
 class Training:
-    """What a checkpoint is made of. Of the system, what its rollouts depend on besides the weights, if it tells."""
+    """What a checkpoint is made of.
+
+    Of the system, what its rollouts depend on besides the weights, if it tells; of the prompts, which they are.
+    """
 
     engine: Engine
     learning_rate: LearningRate
     state: TrainerState
     config_yaml: str
     system: Any = None
+    prompts: Digests = field(default_factory=dict)
 
 
 def checkpoint_name(step: int) -> str:
@@ -155,6 +161,12 @@ def load_weights(engine: Engine, path: Path) -> None:
 def read_config(path: Path) -> str:
     """The configuration with which a checkpoint was written, as YAML."""
     return (path / CONFIG).read_text(encoding="utf-8")
+
+
+def read_prompts(path: Path) -> Digests:
+    """Which prompts the run had that wrote a checkpoint; none where it did not tell, as older versions."""
+    file = path / PROMPTS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def prune_checkpoints(folder: Path, keep: int | None, step: int, best_step: int | None) -> None:

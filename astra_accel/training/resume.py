@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.config_text import changed_fields
 from astra_accel.training.distributed import on_main
+from astra_accel.training.prompt_digests import Digests, changed_prompts
 
 if TYPE_CHECKING:
     from astra_accel.training.trainer import AccelTrainer
@@ -32,21 +34,28 @@ def go_on_from(trainer: AccelTrainer, checkpoint: Path) -> None:
     """Take over weights, state and progress, and tell what has changed since. All processes together.
 
     Raises:
-        CheckpointError: see :func:`changes_since`; or its weights are another model's.
+        CheckpointError: see :func:`changes_since`; or it is no whole checkpoint, or its weights are another model's.
     """
-    for change in changes_since(checkpoint, trainer.config_yaml):
+    checkpoints.verify_checkpoint(checkpoint)
+    allowed = trainer.config.allow_changed_prompts
+    for change in changes_since(checkpoint, trainer.config_yaml, trainer.prompts, allowed):
         trainer.display.say(f"changed since {checkpoint.name}: {change}")
     trainer.state = checkpoints.load_checkpoint(trainer.saved_parts(), checkpoint)
     trainer.display.say(f"resumed from {checkpoint} at step {trainer.state.step}")
 
 
-def changes_since(checkpoint: Path, config_yaml: str) -> list[str]:
-    """The fields that have other values than when a checkpoint was written, with both.
+def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_changed_prompts: bool) -> list[str]:
+    """What is otherwise than when a checkpoint was written, with both values: fields, and prompts.
+
+    Args:
+        checkpoint: a whole one.
+        config_yaml: the configuration now.
+        prompts: which prompts there are now.
+        allow_changed_prompts: whether they may be others although the configuration names the same.
 
     Raises:
-        CheckpointError: it is no whole checkpoint, or its optimizer or schedule was another.
+        CheckpointError: its optimizer or schedule was another; or its prompts were, and no field of theirs has changed.
     """
-    checkpoints.verify_checkpoint(checkpoint)
     changes = changed_fields(checkpoints.read_config(checkpoint), config_yaml)
     fixed = [change for name, change in changes.items() if name in FIXED_ON_RESUME]
     if fixed:
@@ -54,4 +63,17 @@ def changes_since(checkpoint: Path, config_yaml: str) -> list[str]:
             f"{checkpoint} holds the state of another optimizer or schedule: {'; '.join(fixed)}. Resume with the "
             f"values that it has, or start a new run from its tester"
         )
-    return list(changes.values())
+    others = changed_prompts(checkpoints.read_prompts(checkpoint), prompts)
+    unasked = [line for name, line in others.items() if not _names_others(name, changes)]
+    if unasked and not allow_changed_prompts:
+        raise checkpoints.CheckpointError(
+            f"{checkpoint} was written by a run on other prompts: {'; '.join(unasked)}. Their file or data set has "
+            f"changed. Resume with the prompts as they were, or go on with these by "
+            f"--training.allow_changed_prompts true"
+        )
+    return [*changes.values(), *others.values()]
+
+
+def _names_others(name: str, changes: Mapping[str, str]) -> bool:
+    """Whether the configuration asks for other prompts than before, which are then told like any changed field."""
+    return any(change == f"prompts.{name}" or change.startswith(f"prompts.{name}.") for change in changes)

@@ -24,6 +24,7 @@ from astra_accel.config import (
     check_resume,
 )
 from astra_accel.data import check_disjoint, load_prompts
+from astra_accel.files.paths import expanded
 from astra_accel.files.run_lock import RunLock
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.evaluator import ASTEvaluator
@@ -33,6 +34,7 @@ from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.embedded import EmbeddedModelError
 from astra_accel.models.roles import RoleFiles, find_roles
+from astra_accel.overrides import joined
 from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.push import check_push
 from astra_accel.training.checkpoint import CheckpointError, newest_checkpoint, verify_checkpoint
@@ -45,7 +47,10 @@ from astra_accel.training.outputs import (
     check_place,
     holding,
 )
+from astra_accel.training.prompt_digests import digests_of
+from astra_accel.training.resume import changes_since
 from astra_accel.training.trainer import AccelTrainer
+from astra_accel.yaml_files import to_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +80,10 @@ class Prompts:
         self.test = _load(config.prompts.test)
         for name, held_out in (("dev", self.dev), ("test", self.test)):
             check_disjoint(self.train, held_out, ("train", name))
+
+    def by_name(self) -> dict[str, list[str]]:
+        """All of them."""
+        return {"train": self.train, "dev": self.dev, "test": self.test}
 
 
 def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
@@ -152,7 +161,7 @@ def build_trainer(
     """
     if lock is None and config.training.output_dir is not None:
         RunLock(config.training.output_dir).check_free()
-    _check_folders(config.training, resume)
+    checkpoint = _check_folders(config.training, resume)
     if config.training.eval_steps is not None and config.prompts.dev is None:
         raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
     # Made once without a system, only to find a bad option, or trees that don't fit, before weights load.
@@ -164,11 +173,21 @@ def build_trainer(
     on_main(accelerator, lambda: check_place(config.training))
     on_main(accelerator, lambda: check_push(config.training))
     prompts = Prompts(config)
+    if checkpoint is not None:
+        digests, allowed = digests_of(prompts.by_name()), config.training.allow_changed_prompts
+        on_main(accelerator, lambda: changes_since(checkpoint, to_yaml(config), digests, allowed))
     sampler = build_sampler(config, accelerator.device, prompts)
     algorithm = build_algorithm(config.algorithm.name, sampler.system, **config.algorithm.options)
     evaluator = ASTEvaluator(sampler, seeds=prompts.dev or None)
     trainer = AccelTrainer(
-        config.training, sampler, algorithm, accelerator=accelerator, evaluator=evaluator, run_config=config, lock=lock
+        config.training,
+        sampler,
+        algorithm,
+        accelerator=accelerator,
+        evaluator=evaluator,
+        run_config=config,
+        prompts=prompts.by_name(),
+        lock=lock,
     )
     return trainer, prompts
 
@@ -198,11 +217,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="train", usage=f"%(prog)s {USAGE}", allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file with the sections of a run (examples/configs)")
+    parser.add_argument("--config", type=expanded, help="YAML file with the sections of a run (examples/configs)")
     parser.add_argument(
-        "--resume", help="a checkpoint folder to go on from; auto: the newest in training.output_dir, if any"
+        "--resume",
+        type=expanded,
+        help="a checkpoint folder to go on from; auto: the newest in training.output_dir, if any",
     )
-    known, overrides = parser.parse_known_args(arguments)
+    known, overrides = parser.parse_known_args(joined(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -232,8 +253,8 @@ def mistake(error: Exception) -> int:
     return 2
 
 
-def _check_folders(config: TrainingConfiguration, resume: str | Path | None) -> None:
-    """What :meth:`AccelTrainer.train` finds too, but after the models have loaded."""
+def _check_folders(config: TrainingConfiguration, resume: str | Path | None) -> Path | None:
+    """What :meth:`AccelTrainer.train` finds too, but after the models have loaded; the checkpoint to go on from."""
     check_resume(config, resume)
     if resume == AUTO and config.output_dir is not None:
         checkpoint, _ = newest_checkpoint(config.output_dir / CHECKPOINTS)
@@ -242,6 +263,7 @@ def _check_folders(config: TrainingConfiguration, resume: str | Path | None) -> 
     check_output_dir(config, resuming=checkpoint is not None, restarting=resume == AUTO)
     if checkpoint is not None:
         verify_checkpoint(checkpoint)
+    return checkpoint
 
 
 def _load(source: PromptSource | None) -> list[str]:

@@ -33,6 +33,7 @@ from astra_accel.training.checkpoint import (
     FORMAT,
     MANIFEST,
     OPTIMIZER,
+    PROMPTS,
     ROLLOUT_STATE,
     STATE,
     WEIGHTS,
@@ -274,6 +275,7 @@ def _main_files(training: Training, optimizer_state: Mapping[int, Any]) -> Snaps
         **({ROLLOUT_STATE: rollout_state} if rollout_state else {}),
         STATE: json.dumps(asdict(training.state), indent=2) + "\n",
         CONFIG: training.config_yaml,
+        **({PROMPTS: json.dumps(training.prompts, indent=2) + "\n"} if training.prompts else {}),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from astra_accel.training.metrics import Stopwatch, experience_metrics, speed_fi
 from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.outputs import METRICS, RunFolder, agree_on_output_dir, check_output_dir, write_atomically
 from astra_accel.training.preemption import Preempted, Preemption
+from astra_accel.training.prompt_digests import digests_of, prompts_of
 from astra_accel.training.resume import go_on_from, newest_whole
 from astra_accel.training.saving import CheckpointSaver
 from astra_accel.training.status import telling_status
@@ -67,6 +68,8 @@ class AccelTrainer:
             an ``ASTEvaluator``, which needs nothing but rewards.
         run_config: the whole configuration of which ``config`` is a part, for ``config.yaml``.
         callbacks: are told of the run, and may ask to stop, save or evaluate (:class:`~.callbacks.TrainerCallback`).
+        prompts: what conversations begin with, by what for (``train``, ``dev``, ``test``), so that a run that goes on
+            from a checkpoint notices others; None asks the sampler.
         lock: of the output folder, which the caller holds already; None takes it for as long as it trains.
 
     Attributes:
@@ -89,6 +92,7 @@ class AccelTrainer:
         evaluator: Evaluator | None = None,
         run_config: RunConfiguration | None = None,
         callbacks: Sequence[Any] = (),
+        prompts: Mapping[str, Sequence[str]] | None = None,
         lock: RunLock | None = None,
     ) -> None:
         self.config = config
@@ -124,6 +128,7 @@ class AccelTrainer:
         if config.output_dir is None and self.accelerator.is_main_process:
             self.folder.remove_if_unused()
         self.config_yaml = config_yaml(config, run_config)
+        self.prompts = digests_of(prompts_of(sampler) if prompts is None else prompts)
         self.control = TrainerControl()
         self.callbacks = CallbackHandler(self, [self.folder, Trackers(), self.display, KeepBest(), *callbacks])
         self.stopwatch = Stopwatch()
@@ -311,7 +316,9 @@ class AccelTrainer:
 
     def saved_parts(self) -> Training:
         """What a checkpoint is made of."""
-        return Training(self.engine, self.learning_rate, self.state, self.config_yaml, self.harness.sampler.system)
+        return Training(
+            self.engine, self.learning_rate, self.state, self.config_yaml, self.harness.sampler.system, self.prompts
+        )
 
     def _write_tester(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
         """Write the tester, with these weights where it does not hold them whole itself."""
