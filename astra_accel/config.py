@@ -169,6 +169,9 @@ class ModelConfiguration(Section):
     """Branch, tag or commit of a hub model."""
     dtype: Dtype = "auto"
     """Of the weights. auto: float32 on CPU and for a tester that is trained in full, else the checkpoint's own."""
+    trust_remote_code: bool = False
+    """Let the model and its tokenizer run Python code of their own, which some need. It runs on every process, with all
+    of your rights: read it first."""
     adapter: HomePath | None = None
     """A LoRA adapter (hub id or folder) on the model. The tester goes on training it."""
     quantization: Quantization | None = None

@@ -6,9 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from astra_accel.config import ConfigurationError, RunConfiguration
+from astra_accel.models.loading.checkpoint_files import damage_of
 from astra_accel.training.outputs import CONFIG, TESTER
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
@@ -32,8 +31,10 @@ def find_tester(path: Path) -> Path:
         )
     if not _weights(folder):
         raise FileNotFoundError(f"{folder} holds a tester without weights; expected {' or '.join(WEIGHTS)}")
-    for file in folder.glob("*.safetensors"):
-        _check_whole(file)
+    for file in sorted(folder.glob("*.safetensors")):
+        damage = damage_of(file)
+        if damage is not None:
+            raise ConfigurationError(f"the weights in {file} can't be read: {damage}")
     return folder
 
 
@@ -83,14 +84,6 @@ def settings_of(config: RunConfiguration, folder: Path | None) -> dict[str, Any]
 
 def _weights(folder: Path) -> list[Path]:
     return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
-
-
-def _check_whole(file: Path) -> None:
-    try:
-        with safe_open(file, "pt"):
-            pass
-    except SafetensorError as error:
-        raise ConfigurationError(f"the weights in {file} can't be read: {error}") from error
 
 
 def _sha256(path: Path) -> str:

@@ -11,11 +11,17 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from astra_accel.config import LoRAConfiguration, ModelConfiguration, Quantization
+from astra_accel.config import ConfigurationError, LoRAConfiguration, ModelConfiguration, Quantization
 from astra_accel.models.adapter_targets import ALL_LINEAR, other_parameters, unmatched
 from astra_accel.models.embedded import EMBEDDED_NAME, embedded_model_path
 from astra_accel.models.embedding_rows import configured_rows
+from astra_accel.models.loading.adapter_files import ADAPTER_CONFIG
+from astra_accel.models.loading.causal_models import EXPECTED, not_causal, reads_ahead
+from astra_accel.models.loading.checkpoint_files import damage_of_settings, damage_of_weights
+from astra_accel.models.loading.places import check_place, local_folder, why_not_had
+from astra_accel.models.loading.remote_code import own_code_of_model, own_code_of_tokenizer, refuse_own_code
 from astra_accel.models.quantization import compute_alike, loading_options
 from astra_accel.models.text_forward import is_linear
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
@@ -37,6 +43,7 @@ class ModelFiles:
         tokenizer: with a pad token (the end-of-text token where it had none).
         end_ids: the tokens that end a turn.
         max_length: tokens that the model takes at most; None where it has no limit.
+        trust_remote_code: it may run code of its own.
     """
 
     source: str
@@ -45,6 +52,7 @@ class ModelFiles:
     tokenizer: Any
     end_ids: frozenset[int]
     max_length: int | None
+    trust_remote_code: bool = False
 
     def load(
         self, dtype: torch.dtype | str, device: torch.device | str = "cpu", quantization: Quantization | None = None
@@ -52,7 +60,7 @@ class ModelFiles:
         """The model with its weights on a device, in eval mode and frozen. ``dtype`` "auto" is the checkpoint's own.
 
         Raises:
-            ValueError: weights are missing; transformers would draw them at random.
+            ValueError: weights are missing, which transformers would draw at random, or the model is no causal one.
         """
         if not self.source.startswith(TINY_NAME + ":"):
             model = self._from_pretrained(dtype, device, quantization)
@@ -62,7 +70,12 @@ class ModelFiles:
                 model.to(dtype=torch.float32 if dtype == "auto" else dtype)
             else:  # Weights are quantised as they load.
                 model = self._from_pretrained(dtype, device, quantization, built=model)
-        return model.to(device).eval().requires_grad_(False)
+        model.to(device).eval().requires_grad_(False)
+        if reads_ahead(model):
+            raise ConfigurationError(
+                f"{self.source} is a {type(model).__name__} whose tokens see those after them; {EXPECTED}"
+            )
+        return model
 
     def _from_pretrained(
         self,
@@ -80,7 +93,9 @@ class ModelFiles:
                 None, config=built.config, state_dict=built.state_dict(), **options
             )
         else:
-            model, loading = AutoModelForCausalLM.from_pretrained(self.source, revision=self.revision, **options)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                self.source, revision=self.revision, trust_remote_code=self.trust_remote_code, **options
+            )
         missing = sorted(loading["missing_keys"])
         if missing:
             raise ValueError(f"{self.source} lacks {len(missing)} of its weights, such as {missing[0]}")
@@ -89,27 +104,79 @@ class ModelFiles:
 
 
 def find_model(model: ModelConfiguration, role: str) -> ModelFiles:
-    """Find a model's configuration and tokenizer and check that its weights are there.
+    """Find a model's configuration and tokenizer and check that its weights are there and whole.
 
     Raises:
-        FileNotFoundError: a local folder without configuration or weights.
+        FileNotFoundError, NotADirectoryError: a local folder without configuration or weights, or none.
+        ConfigurationError: a file is damaged, it is no causal language model, or it needs code of its own that is not
+            trusted; each names the field, the file, what was found and what was expected.
         ValueError: an unknown architecture, or a tokenizer that neither has a pad nor an end-of-text token, or only
             ends of turns, or a padding, that the model has no embedding for.
     """
     if model.path == TINY_NAME or model.path.startswith(TINY_NAME + ":"):
         return _tiny_files(model.path.partition(":")[2] or TINY_ARCHITECTURES[0], role)
     source = str(embedded_model_path()) if model.path == EMBEDDED_NAME else model.path
-    if Path(source).is_dir():
-        _check_folder(Path(source), role)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=model.revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=model.revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{role}.path is {model.path!r}, which is neither a local model folder nor one that the hub gave: {error}"
-        ) from error
+    check_place(source, f"{role}.path", "a saved model")
+    folder = local_folder(source, model.revision, "config.json")
+    if folder is not None:
+        _check_folder(folder, role)
+    config = _find_config(model, source, role)
+    tokenizer = _find_tokenizer(model, source, role)
     generation_config = _generation_config(source, model.revision)
-    return _files(role, source, model.revision, config=config, tokenizer=tokenizer, generation_config=generation_config)
+    return _files(role, model, source, config=config, tokenizer=tokenizer, generation_config=generation_config)
+
+
+def _find_config(model: ModelConfiguration, source: str, role: str) -> Any:
+    try:
+        code = own_code_of_model(source, model.revision)
+        refuse_own_code(code, model.path, role, model.trust_remote_code)
+        config = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except ConfigurationError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{role}.path is {model.path!r}, which is neither a local model folder nor one that the hub gave: "
+            f"{why_not_had(error, source)}"
+        ) from error
+    except Exception as error:
+        raise _failed_code(model, role, error) from error
+    own_class = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if own_class is not None and model.trust_remote_code:
+        try:  # before the weights load
+            get_class_from_dynamic_module(own_class, source, revision=model.revision)
+        except Exception as error:
+            raise _failed_code(model, role, error) from error
+    reason = not_causal(config, own_code=own_class is not None and model.trust_remote_code)
+    if reason is not None:
+        raise ConfigurationError(f"{role}.path is {model.path!r}, {reason}; {EXPECTED}")
+    return config
+
+
+def _failed_code(model: ModelConfiguration, role: str, error: Exception) -> ConfigurationError:
+    what = "the model's own code" if model.trust_remote_code else "its configuration"
+    return ConfigurationError(
+        f"{role}.path is {model.path!r}: {what} failed with {type(error).__name__}: {' '.join(str(error).split())}"
+    )
+
+
+def _find_tokenizer(model: ModelConfiguration, source: str, role: str) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:
+        refuse_own_code(own_code_of_tokenizer(source, model.revision), model.path, role, model.trust_remote_code)
+        raise ConfigurationError(
+            f"{role}.path is {model.path!r}, whose tokenizer can't be had ({type(error).__name__}: "
+            f"{why_not_had(error, source)}); expected tokenizer.json, or what else its class reads"
+        ) from error
+    # Where its files are missing, transformers makes a tokenizer of nothing but special tokens.
+    if not tokenizer("a", add_special_tokens=False).input_ids:
+        raise ConfigurationError(
+            f"{role}.path is {model.path!r}, whose tokenizer has no tokens of text ({len(tokenizer)} in all); expected "
+            f"tokenizer.json, or what else its class ({type(tokenizer).__name__}) reads"
+        )
+    return tokenizer
 
 
 def _tiny_files(architecture: str, role: str) -> ModelFiles:
@@ -119,8 +186,8 @@ def _tiny_files(architecture: str, role: str) -> ModelFiles:
     model, tokenizer = build_tiny(architecture)
     return _files(
         role,
+        ModelConfiguration(),
         f"{TINY_NAME}:{architecture}",
-        None,
         config=model.config,
         tokenizer=tokenizer,
         generation_config=model.generation_config,
@@ -145,7 +212,7 @@ def _generation_config(source: str, revision: str | None) -> GenerationConfig:
 
 
 def _files(
-    role: str, source: str, revision: str | None, *, config: Any, tokenizer: Any, generation_config: Any
+    role: str, model: ModelConfiguration, source: str, *, config: Any, tokenizer: Any, generation_config: Any
 ) -> ModelFiles:
     end_ids = _as_set(tokenizer.eos_token_id) | _as_set(generation_config.eos_token_id)
     if generation_config.stop_strings:
@@ -163,12 +230,14 @@ def _files(
                 f"set one of them in its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    _check_special_ids(role, source, config, end_ids)
+    _check_special_ids(role, source, config, end_ids, model.trust_remote_code)
     max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return ModelFiles(source, revision, config, tokenizer, end_ids, max_length)
+    return ModelFiles(
+        source, model.revision, config, tokenizer, end_ids, max_length, trust_remote_code=model.trust_remote_code
+    )
 
 
-def _check_special_ids(role: str, source: str, config: Any, end_ids: frozenset[int]) -> None:
+def _check_special_ids(role: str, source: str, config: Any, end_ids: frozenset[int], trust_remote_code: bool) -> None:
     """Find a model that can't say that its turn has ended, or whose padding has no place in its embeddings."""
     rows = configured_rows(config)
     if rows is None:
@@ -180,18 +249,18 @@ def _check_special_ids(role: str, source: str, config: Any, end_ids: frozenset[i
             f"generation_config.json"
         )
     pad_id = getattr(config.get_text_config(), "pad_token_id", None)
-    if pad_id is not None and pad_id >= rows and not _can_be_built(config):
+    if pad_id is not None and pad_id >= rows and not _can_be_built(config, trust_remote_code):
         raise ValueError(
             f"the {role}'s config.json ({source}) has the pad_token_id {pad_id}, but {rows} embeddings (vocab_size); "
             f"expected an id from 0 to {rows - 1}, or null"
         )
 
 
-def _can_be_built(config: Any) -> bool:
+def _can_be_built(config: Any, trust_remote_code: bool) -> bool:
     """Whether the layers take the configuration; torch's embedding asserts that it holds the padding."""
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
+            AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except AssertionError:
         return False
     return True
@@ -205,13 +274,35 @@ def _as_set(ids: int | list[int] | None) -> frozenset[int]:
 
 def _check_folder(folder: Path, role: str) -> None:
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{role}.path is the folder {folder}, which has no config.json: expected a saved model")
+        instead = _what_else(folder, role)
+        raise FileNotFoundError(
+            f"{role}.path is the folder {folder}, which has no config.json: expected a saved model{instead}"
+        )
     if not any(list(folder.glob(pattern)) for pattern in WEIGHT_FILES):
         found = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise FileNotFoundError(
             f"{role}.path is the folder {folder}, which has no weights (expected {' or '.join(WEIGHT_FILES)}); "
             f"it holds {found}"
         )
+    damage = damage_of_settings(folder) or damage_of_weights(folder)
+    if damage is not None:
+        raise ConfigurationError(f"{role}.path is the folder {folder}, in which {damage}")
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ConfigurationError(
+            f"{role}.path is the folder {folder}, which holds a whole model and an adapter ({ADAPTER_CONFIG}), which "
+            f"transformers would put on it unasked; expected one of them, the adapter as {role}.adapter"
+        )
+
+
+def _what_else(folder: Path, role: str) -> str:
+    """What a folder that is no model may be instead."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return f", and this is a LoRA adapter: give it as {role}.adapter, and the model that it is for as {role}.path"
+    if (folder / "tester").is_dir():
+        return f", and this is a run: its tester is in {folder / 'tester'}"
+    if (folder / "trained.safetensors").is_file():
+        return ", and this is a checkpoint of a run: go on from it by --resume, or take the run's tester folder"
+    return ""
 
 
 def same_tokenizer(one: Any, other: Any) -> bool:
@@ -238,7 +329,7 @@ def check_lora_targets(lora: LoRAConfiguration, files: ModelFiles) -> None:
     if lora.target_modules == ALL_LINEAR:
         return
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(files.config)
+        skeleton = AutoModelForCausalLM.from_config(files.config, trust_remote_code=files.trust_remote_code)
     layers = [name for name, module in skeleton.named_modules() if is_linear(module)]
     parameters = other_parameters(skeleton)
     missing = unmatched(lora.target_modules, layers)

@@ -21,6 +21,7 @@ from astra_accel.models.embedding_rows import configured_rows, embedding_rows
 from astra_accel.models.files import ModelFiles, check_lora_targets, find_model, same_tokenizer
 from astra_accel.models.generation import Generated, generate
 from astra_accel.models.kv_cache import PrefixCache
+from astra_accel.models.loading.adapter_files import check_adapter_files
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.lora_linear import fuse_adapters
 from astra_accel.models.memory import return_freed_memory
@@ -199,15 +200,22 @@ def find_roles(
         ImportError: a model is to be quantised, and bitsandbytes is not installed.
     """
     baseline = tester if baseline is None else baseline
-    found: dict[tuple[str, str | None], ModelFiles] = {}
+    found: dict[tuple[str, str | None, bool], ModelFiles] = {}
     configurations = {"tester": tester, "target": target, "baseline": baseline}
     for role, model in configurations.items():
-        if (model.path, model.revision) not in found:
-            found[model.path, model.revision] = find_model(model, role)
-    files = {role: found[model.path, model.revision] for role, model in configurations.items()}
+        if _source(model) not in found:
+            found[_source(model)] = find_model(model, role)
+    files = {role: found[_source(model)] for role, model in configurations.items()}
     for role, model in configurations.items():
         check_quantization(model, role, files[role].config)
         if model.adapter is not None:
+            check_adapter_files(
+                model.adapter,
+                f"{role}.adapter",
+                files[role].config,
+                model.path,
+                trust_remote_code=model.trust_remote_code,
+            )
             check_adapter(model.adapter, f"{role}.adapter")
     if tester.quantization is not None and lora is None and tester.adapter is None:
         raise ValueError(
@@ -391,5 +399,9 @@ def _dtype(model: ModelConfiguration, device: torch.device | str, in_full: bool)
     return torch.float32 if in_full or torch.device(device).type == "cpu" else "auto"
 
 
+def _source(model: ModelConfiguration) -> tuple[str, str | None, bool]:
+    return (model.path, model.revision, model.trust_remote_code)
+
+
 def _key(model: ModelConfiguration, device: torch.device | str) -> tuple[Any, ...]:
-    return (model.path, model.revision, model.quantization, _dtype(model, device, in_full=False))
+    return (*_source(model), model.quantization, _dtype(model, device, in_full=False))

@@ -61,7 +61,12 @@ def _base_of(path: Path, tester: Path) -> ModelConfiguration:
         )
     if (path / CONFIG).is_file():
         section = RunConfiguration.load(path / CONFIG).tester
-        return ModelConfiguration(path=section.path, revision=section.revision, dtype="float32")
+        return ModelConfiguration(
+            path=section.path,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+            dtype="float32",
+        )
     adapter = json.loads((tester / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     name = adapter.get("base_model_name_or_path")
     if not name:

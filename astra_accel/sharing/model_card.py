@@ -145,10 +145,12 @@ def _loading(config: Mapping[str, Any], weights: Weights) -> str:
         return "`trained.safetensors` holds the trained weights by their names in the system that was trained."
     tester = config.get("tester", {"path": ""})
     lines = ["from transformers import AutoTokenizer", "", 'folder = "."  # of this file, or its name on the hub']
-    tokenizer = "tokenizer = AutoTokenizer.from_pretrained(folder)"
+    # Of a model with code of its own, which whoever loads it has to trust as well.
+    options = ", trust_remote_code=True" if tester.get("trust_remote_code") else ""
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained(folder{options})"
     if weights != "adapter":
         lines[0] = "from transformers import AutoModelForCausalLM, AutoTokenizer"
-        lines += ["tester = AutoModelForCausalLM.from_pretrained(folder)", tokenizer]
+        lines += [f"tester = AutoModelForCausalLM.from_pretrained(folder{options})", tokenizer]
     elif is_tiny(tester["path"]):
         lines[:1] = ["from astra_accel.models.tiny import build_tiny", "from peft import PeftModel", *lines[:1]]
         architecture = tester["path"].partition(":")[2]
@@ -156,7 +158,7 @@ def _loading(config: Mapping[str, Any], weights: Weights) -> str:
         lines += [f"tester = PeftModel.from_pretrained({base}, folder)", tokenizer]
     else:
         lines[:1] = ["from peft import AutoPeftModelForCausalLM", *lines[:1]]
-        lines += ["tester = AutoPeftModelForCausalLM.from_pretrained(folder)", tokenizer]
+        lines += [f"tester = AutoPeftModelForCausalLM.from_pretrained(folder{options})", tokenizer]
     note = "It writes the next turn of a running text; see `rollout.format` below for how it was asked in training."
     return f"{_what(tester, weights)}\n\n{fenced(chr(10).join(lines), 'python')}\n\n{note}"
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from transformers import BertConfig
 
 from astra_accel.cli import main as cli_main
 from astra_accel.models import files
 from astra_accel.models.tiny import save_tiny
 from astra_accel.training.run import main
+from tests.helpers.own_code import save_with_own_code
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.runs import TINY_DPO
 
@@ -51,6 +53,38 @@ def _model_folder(prepare: Callable[[Path], None]) -> Callable[[Path], Arguments
         return ["--tester.path", str(folder / "model")]
 
     return arguments
+
+
+def _pointer(name: str) -> Callable[[Path], None]:
+    def replace(model: Path) -> None:
+        (model / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1000\n")
+
+    return replace
+
+
+def _half(model: Path) -> None:
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+def _encoder(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    BertConfig(vocab_size=config["vocab_size"]).save_pretrained(model)
+
+
+def _own_code(folder: Path) -> Arguments:
+    return ["--tester.path", str(save_with_own_code(folder / "model"))]
+
+
+def _without_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+
+
+def _damaged_adapter(folder: Path) -> Arguments:
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
+    _pointer("adapter_model.safetensors")(folder / "adapter")
+    return ["--target.adapter", str(folder / "adapter")]
 
 
 def _without_weights(model: Path) -> None:
@@ -160,6 +194,22 @@ MISTAKES = {
     "prompt of another type": (_prompts(_rows("Hi there.", 7)), ["row 2", "7"]),
     "long prompt": (_prompts(_rows("Hi there.", "a" * 600)), ["prompts.train, row 2", "512"]),
     "model without weights": (_model_folder(_without_weights), ["tester.path", "no weights", "safetensors"]),
+    "pointer of Git LFS": (
+        _model_folder(_pointer("model.safetensors")),
+        ["tester.path", "model.safetensors is a pointer of Git LFS", "git lfs pull"],
+    ),
+    "half of the weights": (_model_folder(_half), ["tester.path", "model.safetensors has", "cut off"]),
+    "tokenizer is a pointer": (
+        _model_folder(_pointer("tokenizer.json")),
+        ["tester.path", "tokenizer.json is a pointer"],
+    ),
+    "tokenizer missing": (_model_folder(_without_tokenizer), ["tester.path", "tokenizer", "expected tokenizer.json"]),
+    "damaged adapter": (_damaged_adapter, ["target.adapter", "adapter_model.safetensors is a pointer of Git LFS"]),
+    "encoder": (
+        _model_folder(_encoder),
+        ["tester.path", "model_type 'bert'", "expected a causal language model"],
+    ),
+    "code of its own": (_own_code, ["tester.trust_remote_code", "configuration_own.py", "modeling_own.py"]),
     "tokenizer without pad and end": (_model_folder(_without_pad_and_end), ["tester", "neither a pad token nor"]),
     "LoRA target": (
         _fixed("--lora.target_modules", '["attention"]'),

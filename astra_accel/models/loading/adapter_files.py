@@ -1,0 +1,122 @@
+"""Whether a LoRA adapter is whole and fits its model, before the weights of either load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from astra_accel.errors import ConfigurationError
+from astra_accel.models.loading.checkpoint_files import (
+    ADAPTER_WEIGHTS,
+    damage_of_settings,
+    damage_of_weights,
+    tensors_of,
+)
+from astra_accel.models.loading.places import check_place, local_folder
+
+ADAPTER_CONFIG = "adapter_config.json"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_WRAPPED = "base_model.model."
+
+
+def check_adapter_files(adapter: str, field: str, config: Any, base: str, *, trust_remote_code: bool = False) -> None:
+    """Find an adapter that is no LoRA adapter, is not whole, or was made for another model.
+
+    One on the hub that is not cached is not looked at.
+
+    Args:
+        adapter: a hub id or a folder.
+        field: that names it, as "tester.adapter".
+        config: of the model that it is to go on.
+        base: what the configuration calls that model.
+        trust_remote_code: that model may run code of its own.
+
+    Raises:
+        FileNotFoundError, ConfigurationError: names the field, what was found and what was expected.
+    """
+    check_place(adapter, field, "a LoRA adapter")
+    folder = local_folder(adapter, None, ADAPTER_CONFIG)
+    if folder is None:
+        return
+    if not (folder / ADAPTER_CONFIG).is_file():
+        whole = ", but the config.json of a whole model" if (folder / "config.json").is_file() else ""
+        raise FileNotFoundError(
+            f"{field} is the folder {folder}, which has no {ADAPTER_CONFIG}{whole}: expected a LoRA adapter"
+        )
+    damage = damage_of_settings(folder) or damage_of_weights(folder, ADAPTER_WEIGHTS)
+    if damage is not None:
+        raise ConfigurationError(f"{field} is {adapter!r}, in whose folder {damage}")
+    made_with = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    kind = made_with.get("peft_type")
+    if kind != "LORA":
+        raise ConfigurationError(f"{field}: the adapter {adapter} is of type {kind}; expected LORA")
+    misfit = _misfit(folder, made_with, _skeleton(config, trust_remote_code))
+    if misfit is not None:
+        raise ConfigurationError(
+            f"{field} is {adapter!r}, which was made for {made_with.get('base_model_name_or_path')!r} and does not fit "
+            f"{base!r}: {misfit}"
+        )
+
+
+def _misfit(folder: Path, made_with: Mapping[str, Any], skeleton: torch.nn.Module) -> str | None:
+    modules = dict(skeleton.named_modules())
+    targets = _own_targets(made_with, skeleton)
+    if targets and not any(_is_meant(name, target) for name in modules for target in targets):
+        return f"it adapts {', '.join(sorted(targets))}, and there is no layer of that name"
+    weights = folder / ADAPTER_WEIGHTS[0]
+    if not weights.is_file():
+        return None  # the other format says nothing of its tensors before they load
+    for name, size in _sizes(tensors_of(weights)):
+        there = _size_of(modules.get(name))
+        if there is not None and there != size:
+            return f"its {name} takes {size[0]} numbers to {size[1]}, the model's {there[0]} to {there[1]}"
+    return None
+
+
+def _own_targets(made_with: Mapping[str, Any], skeleton: torch.nn.Module) -> list[str]:
+    """The names of layers that an adapter is on, as this version of transformers has them.
+
+    It keeps the experts of a layer in one parameter, and PEFT takes the names that they had as those of parts of it.
+    """
+    targets = made_with.get("target_modules")
+    if not isinstance(targets, list):
+        return []
+    renamed = LoraConfig(target_modules=list(targets))
+    try:
+        convert_peft_config_for_transformers(renamed, skeleton, None)
+    except ValueError:  # It wants all parts of the experts named.
+        return []
+    return targets if set(renamed.target_modules or ()) == set(targets) else []
+
+
+def _sizes(tensors: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The layers that an adapter is on, with how many numbers each takes and gives."""
+    for name, shape in tensors.items():
+        after = tensors.get(name.removesuffix(_A) + _B)
+        if name.endswith(_A) and after is not None and len(shape) == len(after) == 2:
+            yield name.removesuffix(_A).removeprefix(_WRAPPED), (shape[1], after[0])
+
+
+def _size_of(layer: torch.nn.Module | None) -> tuple[int, int] | None:
+    if isinstance(layer, torch.nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    return None
+
+
+def _is_meant(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _skeleton(config: Any, trust_remote_code: bool) -> torch.nn.Module:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
