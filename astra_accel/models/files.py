@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from astra_accel.config import ConfigurationError, LoRAConfiguration, ModelConfiguration, Quantization
 from astra_accel.models.adapter_targets import ALL_LINEAR, other_parameters, unmatched
@@ -88,6 +89,8 @@ class ModelFiles:
         if quantization is not None:
             options["dtype"] = (self.config.dtype or torch.float32) if dtype == "auto" else dtype
             options |= loading_options(quantization, options["dtype"], device)
+        else:
+            options |= _placement(torch.device(device))
         if built is not None:
             model, loading = type(built).from_pretrained(
                 None, config=built.config, state_dict=built.state_dict(), **options
@@ -101,6 +104,15 @@ class ModelFiles:
             raise ValueError(f"{self.source} lacks {len(missing)} of its weights, such as {missing[0]}")
         compute_alike(model)
         return model
+
+
+def _placement(device: torch.device) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that bring each weight to a device of its own as it is read.
+
+    Otherwise every process of a machine would hold its models in the host's memory first, all at the same time.
+    transformers refuses it where an earlier run of the process left DeepSpeed's stage 3 switched on.
+    """
+    return {} if device.type == "cpu" or is_deepspeed_zero3_enabled() else {"device_map": {"": device}}
 
 
 def find_model(model: ModelConfiguration, role: str) -> ModelFiles:

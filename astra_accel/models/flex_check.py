@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from astra_accel.models.attention import Layout, Rule, attending
+from astra_accel.models.attention import Layout, Rule
 from astra_accel.models.prefix_tree import Pack, pack_sequences
 from astra_accel.models.support import UnsupportedModelError
 
@@ -51,6 +51,8 @@ def check_layout(make: MakeLayout, model: Any, dtype: torch.dtype, gradients: bo
 
 def attention_calls(model: Any) -> list[AttentionCall]:
     """The distinct calls of a model's layers, found by a forward of two tokens."""
+    from astra_accel.models.reading import packed_hidden  # which chooses among layouts itself
+
     calls: dict[AttentionCall, None] = {}
 
     class Noted:
@@ -62,9 +64,9 @@ def attention_calls(model: Any) -> list[AttentionCall]:
             calls[AttentionCall(heads, dims, rule)] = None  # type: ignore[arg-type]
             return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
 
-    ids_1T = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    with attending(model, Noted()), torch.no_grad():
-        model.base_model(input_ids=ids_1T, position_ids=torch.arange(2, device=model.device)[None], use_cache=False)
+    (pack,) = pack_sequences([[0, 0]], [[0]], token_budget=2)
+    with torch.no_grad():
+        packed_hidden(model, pack, Noted())
     return list(calls)
 
 

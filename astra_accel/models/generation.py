@@ -19,7 +19,7 @@ from astra_accel.models.batching import cheapest_groups
 from astra_accel.models.embedding_rows import check_token_ids, embedding_rows
 from astra_accel.models.few_rows import for_few_rows
 from astra_accel.models.head import head_of
-from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache
+from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache, bin_price
 from astra_accel.models.length_regimes import length_regimes
 from astra_accel.models.reading import Question, Scored, Start, match, read, starts
 from astra_accel.models.rereading import reread, takes_padding
@@ -35,9 +35,6 @@ from astra_accel.models.support import (
 from astra_accel.models.turn_plan import Generated, Task, TurnPlan
 
 Ids = tuple[int, ...]
-
-BIN_PRICE = 2048
-"""What another bin costs in every layer of a step, in tokens of the cache that could be read instead."""
 
 PREFIX_PRICE = 2
 """What a token of a prefix costs that several rows read together, in tokens that each row reads alone."""
@@ -119,7 +116,7 @@ def _decode_carried(
     last_use = [rows for rows in memory.bins() if id(rows) not in needed]
     num_new = task.sampling.max_new_tokens
     begun = starts(dict.fromkeys(task.questions), memory)
-    groups = _bins_of(task.questions, begun, num_new)
+    groups = _bins_of(task.questions, begun, num_new, bin_price(model.device))
     in_bins = [{task.questions[row]: begun[task.questions[row]] for row in group} for group in groups]
     was_read = {question: each for reads in read(model, in_bins, num_new, last_use) for question, each in reads.items()}
     bins = [_forked([was_read[task.questions[row]].row for row in group], num_new) for group in groups]
@@ -136,7 +133,9 @@ def _decode_carried(
     return generated, [row for rows in bins for row in rows.rows()]
 
 
-def _bins_of(questions: Sequence[Question], begun: Mapping[Question, Start], num_new: int) -> list[list[int]]:
+def _bins_of(
+    questions: Sequence[Question], begun: Mapping[Question, Start], num_new: int, price: float
+) -> list[list[int]]:
     """Rows in groups, each to be a bin: those of like length, and all of a prefix."""
     prefixes = [begun[question].prefix for question in questions]
     num_rows = Counter(prefixes)
@@ -144,7 +143,7 @@ def _bins_of(questions: Sequence[Question], begun: Mapping[Question, Start], num
         num_new + len(question.context) - len(prefix) + PREFIX_PRICE * len(prefix) // num_rows[prefix]
         for question, prefix in zip(questions, prefixes, strict=True)
     ]
-    return cheapest_groups(lengths, prefixes, len(questions), BIN_PRICE)
+    return cheapest_groups(lengths, prefixes, len(questions), price)
 
 
 def _forked(rows: Sequence[CachedRow], num_new: int) -> Bin:

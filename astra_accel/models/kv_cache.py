@@ -11,11 +11,27 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
+
+import torch
 
 from astra_accel.models.kv_slots import Slots, Source
 from astra_accel.models.prefix_tree import num_shared
 
 Ids = tuple[int, ...]
+
+BIN_PRICE = {"cpu": 2048}
+"""What another bin costs in every layer of a step, in tokens of the cache that could be read instead (measured)."""
+
+
+def bin_price(device: torch.device) -> float:
+    """What another bin costs on a device.
+
+    Elsewhere than on a CPU there is one. Another has a dozen kernels in each layer, each of which takes some 5 us to
+    launch; in that time a GPU reads tens of thousands of tokens of a layer's cache (4 kB each at 8B, 3 TB/s), more than
+    rows of unlike length waste. That is arithmetic: no GPU has run it yet.
+    """
+    return BIN_PRICE.get(device.type, inf)
 
 
 @dataclass(frozen=True)

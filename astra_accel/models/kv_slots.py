@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from astra_accel.models.memory import uploaded
+
 
 class Source(NamedTuple):
     """Where the first states of a row come from.
@@ -24,6 +26,25 @@ class Source(NamedTuple):
     slots: Slots
     row: int
     length: int
+
+
+class Paths(NamedTuple):
+    """The nodes of a packed forward that rows take the states of, on the device of the states.
+
+    Attributes:
+        rows_R: the rows.
+        nodes_RL: the nodes of each row's tokens, filled up with 0.
+    """
+
+    rows_R: torch.Tensor
+    nodes_RL: torch.Tensor
+
+    @classmethod
+    def of(cls, nodes_of: Mapping[int, list[int]], device: torch.device) -> Paths:
+        """From the nodes of each row; uploaded once for all layers."""
+        longest = max(map(len, nodes_of.values()), default=0)
+        filled = [[*path, *[0] * (longest - len(path))] for path in nodes_of.values()]
+        return cls(uploaded(list(nodes_of), device), uploaded(filled, device))
 
 
 @dataclass
@@ -51,20 +72,20 @@ class Slots:
 
     def swap(self, rows: Sequence[int], others: Sequence[int]) -> None:
         """Let rows and as many others change places."""
-        if rows:
-            for both in self.buffers.values():
-                for buffer in both or ():
-                    buffer[[*rows, *others]] = buffer[[*others, *rows]]
+        buffers = [buffer for both in self.buffers.values() for buffer in both or ()]
+        if rows and buffers:
+            to_R = uploaded([*rows, *others], buffers[0].device)
+            from_R = uploaded([*others, *rows], buffers[0].device)
+            for buffer in buffers:
+                buffer[to_R] = buffer[from_R]
 
-    def write(self, layer: int, key_HND: torch.Tensor, value_HND: torch.Tensor, paths: Mapping[int, list[int]]) -> None:
-        """Take a layer's states of rows from a packed forward: for each row the nodes of its tokens."""
-        longest = max(map(len, paths.values()), default=0)
-        if longest == 0:
+    def write(self, layer: int, key_HND: torch.Tensor, value_HND: torch.Tensor, paths: Paths) -> None:
+        """Take a layer's states of rows from a packed forward."""
+        if paths.nodes_RL.numel() == 0:
             return
-        nodes_RL = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths.values()])
+        longest = paths.nodes_RL.shape[1]
         for buffer, states_HND in zip(self.layer(layer, key_HND), (key_HND, value_HND), strict=True):
-            states_HRLD = states_HND[:, nodes_RL.to(states_HND.device)]
-            buffer[list(paths), :, :longest] = states_HRLD.transpose(0, 1)
+            buffer[paths.rows_R, :, :longest] = states_HND[:, paths.nodes_RL].transpose(0, 1)
 
     def copy(self, sources: Mapping[int, Source], last_use: Iterable[Slots] = ()) -> None:
         """Take the first states of rows from elsewhere.

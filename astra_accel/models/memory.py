@@ -1,12 +1,27 @@
-"""Memory that was freed, given back to the system."""
+"""Memory of the host: what was freed is given back to the system, what a device needs is sent without waiting."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
+
+
+def uploaded(values: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """Integers as an int64 tensor on a device, see :func:`sent`."""
+    return sent(torch.tensor(values, dtype=torch.long), device)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device, without waiting until all that was asked of a CUDA device is done.
+
+    Memory that is not pinned has been copied when the call returns, so that the host's tensor may go at once
+    (https://docs.nvidia.com/cuda/cuda-runtime-api/api-sync-behavior.html).
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def return_freed_memory(device: torch.device) -> None:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from astra_accel.models.attention import attending
+from astra_accel.models.attention import Layout, attending
 from astra_accel.models.batching import body_of
 from astra_accel.models.flex_layout import FlexLayout, tree_layout
 from astra_accel.models.head import head_of
 from astra_accel.models.kv_cache import Bin, CachedRow, PrefixCache, SharedPrefixes
-from astra_accel.models.kv_slots import Slots
+from astra_accel.models.kv_slots import Paths, Slots
 from astra_accel.models.length_regimes import without_earlier_lengths
 from astra_accel.models.prefix_tree import Pack, pack_sequences, shared_prefixes
 from astra_accel.models.row_layout import feed
@@ -237,10 +237,14 @@ def _write(layout: TreeLayout | FlexLayout, paths: Mapping[int, list[int]], rows
             (rows.slots, place, path[num_shared:]),
         ):
             by_slots.setdefault(id(slots), (slots, {}))[1][row] = nodes
+    if not layout.kept:
+        return
+    device = next(iter(layout.kept.values()))[0].device
+    written = [(slots, Paths.of(nodes_of, device)) for slots, nodes_of in by_slots.values()]
     for layer in sorted(layout.kept):
         key_HND, value_HND = layout.kept.pop(layer)
-        for slots, nodes_of in by_slots.values():
-            slots.write(layer, key_HND, value_HND, nodes_of)
+        for slots, taken in written:
+            slots.write(layer, key_HND, value_HND, taken)
 
 
 def _as_sequence(question: Question) -> tuple[Ids, Ids]:
@@ -252,7 +256,7 @@ def _as_sequence(question: Question) -> tuple[Ids, Ids]:
     return context[: scored.start], (*context[scored.start :], *behind)
 
 
-def packed_hidden(model: Any, pack: Pack, layout: TreeLayout | FlexLayout) -> torch.Tensor:
+def packed_hidden(model: Any, pack: Pack, layout: Layout) -> torch.Tensor:
     """The body's output at every node of a pack, ``[nodes, hidden]``, in one forward."""
     ids_1N, positions_1N = (
         torch.tensor([values], device=model.device) for values in (pack.input_ids, pack.position_ids)

@@ -15,6 +15,7 @@ from astra_accel.models.attention import Part, Rule, added_mask, attending, atte
 from astra_accel.models.batching import body_of
 from astra_accel.models.kv_cache import Bin
 from astra_accel.models.length_regimes import without_earlier_lengths
+from astra_accel.models.memory import sent, uploaded
 
 
 class RowLayout:
@@ -33,8 +34,9 @@ class RowLayout:
         longest = max(map(len, tokens))
         lengths_B, counts_B, step_T = torch.tensor(read), torch.tensor([*map(len, tokens)]), torch.arange(longest)
         # Filling has slots of its own, behind the row's end, but no position that the model may not know.
-        self.position_BT = (lengths_B[:, None] + torch.minimum(step_T, counts_B[:, None] - 1)).to(device)
-        self.input_ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in tokens], device=device)
+        position_BT = lengths_B[:, None] + torch.minimum(step_T, counts_B[:, None] - 1)
+        self.position_BT = sent(position_BT, device)
+        self.input_ids = uploaded([[*row, *[0] * (longest - len(row))] for row in tokens], device)
         self._parts: list[tuple[slice, _OwnTokens, _Prefixes]] = []
         start = 0
         for rows in self._bins:
@@ -68,7 +70,7 @@ class _OwnTokens:
         lengths = [rows.num_own(row) for row in range(rows.num_active)]
         self._rows = rows
         self._num_visible = max(lengths) + num_tokens
-        self._slots_BT = (torch.tensor(lengths)[:, None] + torch.arange(num_tokens)).to(device)
+        self._slots_BT = uploaded(lengths, device)[:, None] + torch.arange(num_tokens, device=device)
         self._row_B1 = torch.arange(rows.num_active, device=device)[:, None]
         self._masks: dict[int | None, torch.Tensor] = {}
 
@@ -102,8 +104,8 @@ class _Prefixes:
         filled = [[*each, *[0] * (most - len(each))] for each in sharing]
         place = {row: prefix * most + step for prefix, each in enumerate(sharing) for step, row in enumerate(each)}
         device = position_BT.device
-        self._rows_CS = torch.tensor(filled, device=device)
-        self._place_B = torch.tensor([place[row] for row in range(rows.num_active)], device=device)
+        self._rows_CS = uploaded(filled, device)
+        self._place_B = uploaded([place[row] for row in range(rows.num_active)], device)
         self._in_order = [row for each in filled for row in each] == list(range(rows.num_active))
         self._lengths = [*map(len, rows.prefixes.ids)]
         self._position_CQ = position_BT[self._rows_CS].flatten(1)
@@ -138,7 +140,7 @@ class _Prefixes:
         if window is None and min(self._lengths) == num_keys:
             return None
         device = self._position_CQ.device
-        last_C1 = torch.tensor(self._lengths, device=device)[:, None] - 1
+        last_C1 = uploaded(self._lengths, device)[:, None] - 1
         mask_CQK = added_mask(last_C1, num_keys, None, torch.float32)
         if window is None:
             return mask_CQK

@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -61,6 +62,18 @@ def test_a_folder(architecture, tmp_path):
     assert all(torch.equal(parameter, model.state_dict()[name]) for name, parameter in loaded.state_dict().items())
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_weights_go_straight_to_a_device_that_is_no_cpu(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a GPU: each weight is placed as it is read, and nothing is hooked to the model's forward."""
+    assert files_module._placement(torch.device("cpu")) == {}
+    assert files_module._placement(torch.device("cuda", 1)) == {"device_map": {"": torch.device("cuda", 1)}}
+    expected = find(llama).load(torch.bfloat16)
+    monkeypatch.setattr(files_module, "_placement", lambda device: {"device_map": {"": device}})
+    placed = find(llama).load(torch.bfloat16)
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in placed.state_dict().items())
+    assert not any(hasattr(module, "_hf_hook") for module in placed.modules())
+    assert Accelerator.verify_device_map(None, placed) is False  # which would refuse to train it on several processes
 
 
 @pytest.mark.parametrize("path", ["tiny", "tiny:llama", "tiny:gpt2", "tiny:qwen2"])
