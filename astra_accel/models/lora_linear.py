@@ -48,8 +48,11 @@ def _forward(layer: LoraLayer, usual: Any, states: torch.Tensor, *args: Any, **k
     if dtype is None or not _frozen(base):
         # PEFT changes a weight that it knows by name in place of adding to the output, and has it whole for that.
         return usual(states) if type(layer) is LoraLinear else _in_steps(layer, adapter, states)
+    states_TI = states.reshape(-1, states.shape[-1])
     with torch.autocast(states.device.type, enabled=False):
-        return _LoraLinear.apply(states, base.weight, base.bias, down, up, layer.scaling[adapter], dtype)
+        output_TO = _LoraLinear.apply(states_TI, base.weight, base.bias, down, up, layer.scaling[adapter], dtype)
+    # Out here, since a view that comes of an operation of our own can't be added to in place, as some models do.
+    return output_TO.view(*states.shape[:-1], -1)
 
 
 def _in_steps(layer: LoraLayer, adapter: str, states: torch.Tensor) -> torch.Tensor:
@@ -107,7 +110,7 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917
         ctx: Any,
-        states: torch.Tensor,
+        states_TI: torch.Tensor,
         weight_OI: torch.Tensor,
         bias_O: torch.Tensor | None,
         down_RI: torch.Tensor,
@@ -115,27 +118,26 @@ class _LoraLinear(torch.autograd.Function):
         scale: float,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        states_TI = states.reshape(-1, states.shape[-1]).to(dtype)
-        ctx.scale, ctx.states_dtype, ctx.adapter_dtype = scale, states.dtype, down_RI.dtype
+        ctx.scale, ctx.states_dtype, ctx.adapter_dtype = scale, states_TI.dtype, down_RI.dtype
+        states_TI = states_TI.to(dtype)
         down_RI, up_OR = down_RI.to(dtype), up_OR.to(dtype)
         inner_TR = _scaled_product(states_TI, down_RI.T, scale)
         bias_O = None if bias_O is None else bias_O.to(dtype)
         output_TO = torch.nn.functional.linear(states_TI, weight_OI.to(dtype), bias_O).addmm_(inner_TR, up_OR.T)
         ctx.save_for_backward(states_TI, inner_TR, weight_OI, down_RI, up_OR)
-        return output_TO.view(*states.shape[:-1], -1)
+        return output_TO
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient_TO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states_TI, inner_TR, weight_OI, down_RI, up_OR = ctx.saved_tensors
-        gradient_TO = gradient.reshape(-1, gradient.shape[-1])
         to_inner_TR = _scaled_product(gradient_TO, up_OR, ctx.scale)
-        to_states = None
+        to_states_TI = None
         if ctx.needs_input_grad[0]:
-            to_states_TI = (gradient_TO @ weight_OI.to(gradient.dtype)).addmm_(to_inner_TR, down_RI)
-            to_states = to_states_TI.view(*gradient.shape[:-1], -1).to(ctx.states_dtype)
+            to_states_TI = (gradient_TO @ weight_OI.to(gradient_TO.dtype)).addmm_(to_inner_TR, down_RI)
+            to_states_TI = to_states_TI.to(ctx.states_dtype)
         to_down_RI = _wide_product(to_inner_TR.T, states_TI, ctx.adapter_dtype)
         to_up_OR = _wide_product(gradient_TO.T, inner_TR, ctx.adapter_dtype)
-        return to_states, None, None, to_down_RI, to_up_OR, None, None
+        return to_states_TI, None, None, to_down_RI, to_up_OR, None, None
 
 
 def _scaled_product(left_TI: torch.Tensor, right_IR: torch.Tensor, scale: float) -> torch.Tensor:
