@@ -149,7 +149,12 @@ def _outcome(
     """The output, and where they are wanted the gradients of half its squared norm."""
     if not gradients:
         return [attend(*states)]
-    with torch.enable_grad():
+    # The check may run within a checkpointed forward, whose hooks would compute that one again here.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
         leaves = [state.clone().requires_grad_() for state in states]
         output = attend(*leaves)
         return [output.detach(), *torch.autograd.grad(output.square().sum() / 2, leaves)]
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor

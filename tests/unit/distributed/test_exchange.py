@@ -32,7 +32,8 @@ def gather(devices_alone: bool) -> tuple[list[Any], list[Any]]:
     return [exchange.gather_object([rank, "a"]), exchange.gather_object([rank])], made
 
 
-@pytest.mark.parametrize("devices_alone", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices_alone", [False, True])
 def test_everybody_gets_everything_in_the_order_of_ranks(devices_alone: bool) -> None:
     for found, made in run_processes(2, gather, devices_alone):
         assert found == [[0, "a", 1, "a"], [0, 1]]

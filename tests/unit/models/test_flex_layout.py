@@ -96,7 +96,9 @@ def test_a_block_is_computed_where_somebody_sees_somebody(make_pack: Any, window
             assert block.all()
 
 
-@pytest.mark.parametrize("gradients", [False, True], ids=["no gradients", "gradients"])
+@pytest.mark.parametrize(
+    "gradients", [pytest.param(False, marks=pytest.mark.slow, id="no gradients"), pytest.param(True, id="gradients")]
+)
 def test_a_kernel_is_compiled_twice_however_many_packs_and_windows(
     compiler: CompileCounterWithBackend, gradients: bool
 ) -> None:
@@ -171,7 +173,7 @@ def test_a_switched_off_compiler_is_an_error() -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str)
 def test_a_model_is_read_by_flex_attention_in_its_precision(dtype: torch.dtype) -> None:
     model = build("gemma2").to(dtype)
     pack = pack_of(300)
@@ -182,16 +184,21 @@ def test_a_model_is_read_by_flex_attention_in_its_precision(dtype: torch.dtype) 
 
 @pytest.mark.usefixtures("compiler")
 def test_logprobs_and_gradients_are_those_of_one_forward_a_sequence() -> None:
+    """Of three packs two are computed again in the backward pass, so that the check runs within such a computation."""
     model = build("gemma2")
     draw = random.Random(0)
     context = [draw.randrange(90) for _ in range(140)]
-    contexts, continuations = [context, context, context[:20]], [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+    contexts, continuations = [context, context[::-1], context[:20]], [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
     weight = model.base_model.layers[0].self_attn.q_proj.weight
-    found = torch.cat(sequence_logprobs(model, contexts, continuations, activation_checkpointing=True))
+    found = torch.cat(
+        sequence_logprobs(model, contexts, continuations, token_budget=150, activation_checkpointing=True)
+    )
     expected = torch.cat(plain_logprobs(model, contexts, continuations))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     (one,), (other,) = (torch.autograd.grad(values.sum(), weight) for values in (found, expected))
     assert relative_norm(one, other) < 1e-4
+    with torch.enable_grad():
+        assert isinstance(tree_layout(model, check_pack()), FlexLayout)
 
 
 @pytest.mark.usefixtures("compiler")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -71,5 +72,6 @@ def test_an_update_keeps_at_most_what_the_guide_says() -> None:
     assert 0.5 * KEPT_8B < kept_by_token(checkpointing=False) < 1.02 * KEPT_8B
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_keeps_the_input_of_each_layer() -> None:
     assert abs(kept_by_token(checkpointing=True) / INPUT_8B - 1) < 0.01
