@@ -7,14 +7,16 @@ Where that can't be known, since another machine or container may hold it, a per
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import platform
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ LOCK = "lock"
 """torch's lock, in the folder of the operation."""
 OWN_LOCK = "astra_accel.lock"
 """Ours beside it, of the operating system, which drops it with the process that holds it."""
+RECORD = "astra_accel.build"
+"""Which process builds; left beside torch's lock by a build that was killed."""
 BUILDERS = {"adam": "CPUAdamBuilder", "adamw": "CPUAdamBuilder", "adagrad": "CPUAdagradBuilder"}
 """DeepSpeed's builders of what steps optimizers on the host, by ``training.optimizer``."""
 TELL_EVERY = 30.0
@@ -44,6 +48,43 @@ class BuildLockError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class _Maker:
+    """A process that builds, or was killed while it did.
+
+    Attributes:
+        host: for people.
+        machine: its boot and its process table, within which a number is one process.
+        pid: its number.
+    """
+
+    host: str
+    machine: str
+    pid: int
+
+    @classmethod
+    def here(cls) -> _Maker:
+        """This process."""
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            return cls(platform.node(), f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}", os.getpid())
+        except OSError:  # no Linux: a restart can't be told from none
+            return cls(platform.node(), "", os.getpid())
+
+    @classmethod
+    def read(cls, file: Path) -> _Maker | None:
+        """The one that a file names; None where there is none, or it is cut off."""
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it surely is: it ran here, and is no more."""
+        return bool(self.machine) and self.machine == _Maker.here().machine and not Path(f"/proc/{self.pid}").exists()
+
+
+@dataclass(frozen=True)
 class BuildLock:
     """torch's lock on the build of an operation.
 
@@ -52,12 +93,14 @@ class BuildLock:
         seconds: since it was made.
         holder: a process of this machine that builds; None where there is none.
         abandoned: surely nobody holds it, on any machine.
+        maker: who made it, as far as that was noted.
     """
 
     path: Path
     seconds: float
     holder: int | None
     abandoned: bool
+    maker: _Maker | None = None
 
     @property
     def command(self) -> str:
@@ -69,6 +112,8 @@ class BuildLock:
             who = f"held by process {self.holder}"
         elif self.abandoned:
             who = "left by a build that was killed"
+        elif self.maker is not None:
+            who = f"made by process {self.maker.pid} on {self.maker.host}, which may be building"
         else:
             who = "held by no process that can be seen here; another machine or container may be building"
         return f"{self.path}, {self.seconds:.0f} s old, {who}"
@@ -80,11 +125,10 @@ def find_lock(path: Path) -> BuildLock | None:
         status = path.stat()
     except OSError:
         return None
-    holder = _builder(path, status)
+    holder, maker = _builder(path, status), _Maker.read(path.parent / RECORD)
     mine = sys.platform == "linux" and os.geteuid() in (0, status.st_uid)  # others' processes show no open files
-    return BuildLock(
-        path, max(0.0, time.time() - status.st_mtime), holder, holder is None and mine and _all_is_seen(path)
-    )
+    dead = (mine and _all_is_seen(path)) or (maker is not None and maker.is_dead)
+    return BuildLock(path, max(0.0, time.time() - status.st_mtime), holder, holder is None and dead, maker)
 
 
 def find_locks() -> list[BuildLock]:
@@ -130,7 +174,7 @@ def build_alone(name: str, folder: Path, load: Callable[[], Any]) -> None:
         else:
             said = f"DeepSpeed builds {name} in {folder}, once; a minute or more"
             logger.info("%s", said)
-        with _telling(f"{said}. If nothing is compiled, end this and delete {folder / LOCK}"):
+        with _telling(f"{said}. If nothing is compiled, end this and delete {folder / LOCK}"), _recorded(folder):
             load()
 
 
@@ -146,6 +190,7 @@ def wait_for_lock(name: str, path: Path, patience: float = PATIENCE) -> None:
         if lock.abandoned:
             logger.warning("removing a lock on %s that nobody holds: %s", name, lock)
             path.unlink(missing_ok=True)
+            path.with_name(RECORD).unlink(missing_ok=True)
             return
         if lock.holder is None and waited > patience:
             raise BuildLockError(
@@ -155,6 +200,19 @@ def wait_for_lock(name: str, path: Path, patience: float = PATIENCE) -> None:
             logger.warning("waiting for a build of %s: %s", name, lock)
             told = waited
         time.sleep(0.2)
+
+
+@contextmanager
+def _recorded(folder: Path) -> Iterator[None]:
+    """Note who builds, for those that find its lock when it was killed."""
+    file = folder / RECORD
+    with suppress(OSError):  # torch can't write there either
+        file.write_text(json.dumps(asdict(_Maker.here())), encoding="utf-8")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()
 
 
 @contextmanager

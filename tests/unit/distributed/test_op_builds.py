@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -99,6 +100,38 @@ def test_a_lock_that_another_machine_may_hold_is_left_and_ends_in_an_error(
     with pytest.raises(BuildLockError, match=rf"another machine or container .* rm '{folder / 'lock'}'"):
         wait_for_lock("cpu_adam", folder / "lock", patience=0.3)
     assert (folder / "lock").exists()
+
+
+def test_on_a_shared_disk_a_build_that_was_killed_here_is_known_by_its_record(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that builds notes its machine and number, and is killed; then one of another machine."""
+    monkeypatch.setattr(op_builds, "_all_is_seen", lambda path: False)
+    code = f"""
+import os, pathlib
+from astra_accel.distributed.op_builds import build_alone
+folder = pathlib.Path({str(folder)!r})
+build_alone("cpu_adam", folder, lambda: ((folder / "lock").touch(), os.kill(os.getpid(), 9)))
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -9
+    record = folder / op_builds.RECORD
+    noted = json.loads(record.read_text(encoding="utf-8"))
+    wait_for_lock("cpu_adam", folder / "lock", patience=0.3)
+    assert list(folder.glob("lock")) + list(folder.glob(op_builds.RECORD)) == []
+
+    (folder / "lock").touch()
+    record.write_text(json.dumps(noted | {"machine": "another boot", "host": "node7"}), encoding="utf-8")
+    with pytest.raises(BuildLockError, match=f"made by process {noted['pid']} on node7, which may be building"):
+        wait_for_lock("cpu_adam", folder / "lock", patience=0.3)
+    assert (folder / "lock").exists()
+
+
+def test_a_build_that_ends_leaves_no_record(folder: Path) -> None:
+    seen: list[bool] = []
+    build_alone("cpu_adam", folder, lambda: seen.append((folder / op_builds.RECORD).exists()))
+    assert seen == [True]
+    assert not (folder / op_builds.RECORD).exists()
 
 
 @pytest.mark.parametrize(
