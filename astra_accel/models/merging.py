@@ -29,8 +29,8 @@ def merged_adapter(model: Any, adapter: str) -> Callable[[], AbstractContextMana
     None where there is no adapter, or merging would change more than rounding does: quantised, sharded or bias-carrying
     layers have no plain weight to add to, and in weights of 16 bits an adapter's small steps get lost. On SmolLM2-135M
     the log-probs of a text are as near to float32's with the adapter merged in bfloat16 as beside the weights (0.036
-    and 0.037 nats a token), but rollouts would follow a tester that stands still: where the numbers of B are 1e-4 large,
-    as after a first update, 6% of the adapter is left in the sums, at 1e-3 half, at 3e-3 nine tenths.
+    and 0.037 nats a token), but rollouts would follow a tester that stands still: where the numbers of B are 1e-4
+    large, as after a first update, 6% of the adapter is left in the sums, at 1e-3 half, at 3e-3 nine tenths.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not layers or not all(_mergeable(layer, adapter) for layer in layers):

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from astra_accel import HFASTSystem
@@ -19,6 +20,7 @@ from astra_accel.models.tiny import save_tiny
 from tests.helpers.special_models import MIXTURES, SPECIAL, save_special
 
 QUICK = ("deepseek_v3", "phi_moe")
+WEIGHTS = "adapter_model.safetensors"
 TURNS = SamplingConfiguration(max_new_tokens=6)
 ROLLOUT = RolloutConfiguration(tester=TURNS, target=TURNS)
 
@@ -127,3 +129,25 @@ def test_an_adapted_head_leaves_the_embedding_that_it_is_tied_to_alone(
     assert system.roles.merges
     move(system)
     assert_one_policy(system, path, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", [pytest.param("jamba", marks=pytest.mark.slow), "gemma3"])
+def test_an_adapter_that_peft_put_on_idle_layers_too_makes_one_policy_and_trains_the_others(
+    name: str, tmp_path: Path
+) -> None:
+    """Jamba reads the weight of ``dt_proj`` past the layer, so merged there it would count, and beside it not."""
+    path = save_special(tmp_path / "base", name)
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(path), config).save_pretrained(tmp_path / "made")
+    system = system_of(path, adapter=tmp_path / "made")
+    assert not any("dt_proj" in each or "vision" in each for each in names(system))
+    move(system)
+    state, probe, sampled = said(system)
+    updated = system.get_tester_logprobs([state], [probe])[0].detach()
+    system.save_pretrained(tmp_path / "saved")
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    by_peft = plain_logprobs(PeftModel.from_pretrained(base, tmp_path / "saved").eval(), system, state, probe)
+    for found in (updated, torch.tensor(sampled)):
+        torch.testing.assert_close(found, by_peft, rtol=1e-4, atol=1e-3)
+    assert set(load_file(tmp_path / "saved" / WEIGHTS)) == set(load_file(tmp_path / "made" / WEIGHTS))

@@ -7,8 +7,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from astra_accel.models.merging import merged_adapter
+from astra_accel.models.merging import can_merge, merged_adapter
 from tests.helpers.architectures import build
+from tests.helpers.special_models import build_special
 
 IDS = torch.arange(1, 40)[None]
 
@@ -107,6 +108,48 @@ def test_training_goes_on_after_it():
         for name, gradient in gradients[0].items()
     )
     assert sum(gradient is not None for gradient in gradients[0].values()) > 0
+
+
+class Twice(torch.nn.Module):
+    """One layer in two places, of which PEFT adapts the first; and a weight that a table shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(40, 8)
+        self.first = torch.nn.Linear(8, 8)
+        self.second = torch.nn.Sequential(self.first)
+        self.head = torch.nn.Linear(8, 40, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(torch.tanh(self.first(self.table(input_ids)))))
+
+
+def test_what_shares_a_layer_or_a_weight_keeps_its_own():
+    torch.manual_seed(0)
+    model = get_peft_model(Twice(), LoraConfig(r=2, target_modules=["first", "head"], init_lora_weights=False))
+    with torch.no_grad():
+        expected = model(IDS)
+        with merged_adapter(model, "default")():
+            torch.testing.assert_close(model(IDS), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(model(IDS), expected)
+        with model.disable_adapter():
+            assert not torch.allclose(model(IDS), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "merges"), [("zamba", True), ("deepseek_v3", True), ("jamba", False)])
+def test_an_adapter_merges_where_no_layer_is_read_past_its_forward(name, merges):
+    """PEFT's ``all-linear``: fused experts, blocks in several places, and ``dt_proj``, whose weight Jamba reads."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(build_special(name), config).eval()
+    before, expected = state(model), logits(model)
+    assert can_merge(model.get_base_model(), "default") == merges
+    assert_unchanged(model, before)
+    with merged_adapter(model, "default")():
+        same = torch.allclose(logits(model), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert same == merges
+    assert_unchanged(model, before)
 
 
 def quantised() -> PeftModel:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from astra_accel.models.tiny import TINY_ARCHITECTURES, save_tiny
 from astra_accel.sharing.errors import SharingError
 from astra_accel.sharing.merged import export_merged
+from tests.helpers.special_models import SPECIAL, save_special
 
 IDS = torch.arange(1, 60)[None]
 
@@ -59,6 +60,26 @@ def test_logits_are_those_of_the_adapter(tmp_path, make_tester, architecture):
     assert 0 <= difference < 1e-4
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("Hi.").input_ids
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("qwen3_moe", {}),  # PEFT puts the adapter on the fused experts too
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),  # tied to the embeddings before
+        pytest.param("deepseek_v3", {}, marks=pytest.mark.slow),
+        pytest.param("qwen2", {"modules_to_save": ["lm_head", "embed_tokens"]}, marks=pytest.mark.slow),
+    ],
+)
+def test_experts_and_modules_that_were_saved_whole_are_merged_too(tmp_path, make_tester, name, options):
+    base = save_special(tmp_path / "base", name) if name in SPECIAL else save_tiny(tmp_path / "base", name)
+    tester = make_tester(base, **options)
+
+    assert export_merged(tester, tmp_path / "merged") < 1e-3
+
+    expected = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tester))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_the_card_says_what_it_is(tmp_path, base, make_tester):
