@@ -10,6 +10,7 @@ from astra_accel.models.logprobs import sequence_readings
 from astra_accel.models.support import check_sequences
 from astra_accel.models.value_head import ValueHead
 from tests.helpers.architectures import ARCHITECTURES, build
+from tests.helpers.output_layers import build_output_layer
 
 
 def trained_head(model) -> ValueHead:
@@ -90,6 +91,31 @@ def test_a_head_is_float32_whatever_the_model_and_the_precision():
         values = head(hidden)
     assert {values.dtype, *(parameter.dtype for parameter in head.parameters())} == {torch.float32}
     assert torch.equal(values, hidden.float() @ head.weight + head.bias)
+
+
+def test_weights_that_a_launch_hands_out_in_bf16_are_multiplied_in_float32():
+    """FSDP2 and DeepSpeed do. The weights are rounded then, the products and their sum are not."""
+    head = trained_head(build("llama")).to(torch.bfloat16)
+    hidden = torch.randn(3, 48).to(torch.bfloat16).requires_grad_()
+    values = head(hidden)
+    assert values.dtype == torch.float32
+    assert torch.equal(values, hidden.float() @ head.weight.float() + head.bias.float())
+    values.sum().backward()
+    assert {parameter.grad.dtype for parameter in head.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(hidden.grad, head.weight.detach().expand(3, 48))
+
+
+def test_a_head_is_as_wide_as_what_the_output_layer_gets():
+    """OPT-350m projects 1024 numbers to 512 behind its last layer."""
+    model = build_output_layer("opt_350m")
+    assert model.config.hidden_size == 48
+    assert ValueHead(model).weight.shape == (24,)
+
+
+def test_the_file_of_a_head_of_another_width_is_named(tmp_path):
+    trained_head(build("llama")).save(tmp_path)
+    with pytest.raises(ValueError, match=r"value_head\.safetensors has a value head for states of 48 .* expected 24"):
+        ValueHead(build_output_layer("opt_350m")).load(tmp_path)
 
 
 def test_a_head_comes_back_from_its_file(tmp_path):
