@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from astra_accel.config import ModelConfiguration
 from astra_accel.methods.ast import HFASTValueFunctionSystem
 from astra_accel.models.support import transformers_model
+from astra_accel.models.tiny import save_tiny
 from tests.helpers.launches import LAUNCHES
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import Weights, largest_difference, train_tiny
@@ -48,6 +49,28 @@ def test_a_value_head_is_trained_saved_and_resumed_in_bf16(kind: str, variant: s
         # A forward in bf16 is off by the rounding of its weights and states.
         assert float((values - expected).norm() / expected.norm()) < 0.03
     assert float(expected.norm()) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
+def test_a_model_that_makes_its_logits_itself_is_trained_alike_where_weights_are_spread(
+    kind: str, tmp_path: Path
+) -> None:
+    """An adapter on the output layer: the head can't be run apart, so the model's own forward gathers it."""
+    save_tiny(tmp_path / "model", "qwen2")  # whose output layer is not the embedding
+    run_processes(1, _train_adapted_head, tmp_path, "one", "ddp", timeout=600)
+    run_processes(2, _train_adapted_head, tmp_path, "two", kind, timeout=600)
+    for file in ("adapter_model", "value_head"):
+        one, two = (load_file(tmp_path / run / "tester" / f"{file}.safetensors") for run in ("one", "two"))
+        assert largest_difference(one, two) < 1e-5
+        assert max(float(tensor.abs().max()) for tensor in two.values()) > 1e-3
+        assert file == "value_head" or any("lm_head" in name for name in two)
+
+
+def _train_adapted_head(folder: Path, run: str, kind: str) -> None:
+    model = str(folder / "model")
+    options = ["--tester.path", model, "--target.path", model, "--lora.target_modules", "[q_proj, lm_head]"]
+    train_tiny(folder / run, *SETTINGS, *TWO_STEPS, *options, launch_kind=kind)
 
 
 def _train_and_resume(
