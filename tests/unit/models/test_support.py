@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from astra_accel.models.support import (
     UnsupportedModelError,
@@ -134,3 +135,34 @@ def test_the_model_within_an_adapters_wrapper():
     model = build("llama")
     assert transformers_model(model) is model
     assert transformers_model(get_peft_model(model, LoraConfig(target_modules=["q_proj"]))) is model
+
+
+@pytest.mark.parametrize(
+    ("config_name", "sizes", "limits"),
+    [
+        ("mistral", {"sliding_window": 4096}, {"sliding_window": 8}),
+        ("deepseek_v32", {"index_topk": 2048}, {"index_topk": 8}),
+        ("doge", {"keep_window_size": 2048, "max_position_embeddings": 2048}, {"keep_window_size": 2048}),
+        ("doge", {"keep_window_size": 2048, "max_position_embeddings": 4096}, {"keep_window_size": 8}),
+        (
+            "llama4_text",
+            {"attention_chunk_size": 8192, "floor_scale": 8192},
+            {"attention_chunk_size": 8, "floor_scale": 8},
+        ),
+    ],
+)
+def test_limits_of_many_kinds_are_short_in_a_check(config_name, sizes, limits):
+    model = build("llama")
+    model.config = CONFIG_MAPPING[config_name](**sizes)
+    layer = model.model.layers[0].self_attn
+    for name, value in sizes.items():
+        setattr(layer, name, value)
+    seen = {}
+
+    def check(model):
+        seen.update({name: (getattr(model.config, name), getattr(layer, name)) for name in limits})
+
+    supports(model, "juggling", check, "balls fall")
+    assert seen == {name: (limit, limit) for name, limit in limits.items()}
+    for name, value in sizes.items():
+        assert (getattr(model.config, name), getattr(layer, name)) == (value, value)
