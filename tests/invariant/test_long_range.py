@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
-from astra_accel.config import SamplingConfiguration
+from astra_accel.config import RolloutConfiguration, SamplingConfiguration
+from astra_accel.methods.ast import HFASTValueFunctionSystem
 from astra_accel.models.generation import Generated, carries, generate
 from astra_accel.models.head import head_of
 from astra_accel.models.kv_cache import PrefixCache
@@ -19,6 +22,7 @@ from astra_accel.models.logprobs import can_pack, sequence_logprobs, sequence_re
 from astra_accel.models.reading import Scored
 from astra_accel.models.rereading import takes_padding
 from astra_accel.models.support import UnsupportedModelError
+from astra_accel.models.tiny import build_tiny
 from tests.helpers.architectures import VOCABULARY
 from tests.helpers.long_range import ALL, DYNAMIC, LIMIT, LONGROPE, build_long_range, growing_logprobs
 
@@ -190,3 +194,82 @@ def test_an_unknown_kind_that_reads_by_length_is_found_out_far_below_its_limit()
     with pytest.raises(UnsupportedModelError, match="can't do decoding with a cache: log-probs differ by"):
         sequence_logprobs(model, CONTEXTS, CONTINUATIONS)
     assert model.model.rotary_emb.original_max_position_embeddings == 4096
+
+
+def saved_phi3(folder: Path) -> Path:
+    """With a tokenizer of bytes; what it says is no longer than 60 tokens in its short regime."""
+    _, tokenizer = build_tiny("llama")
+    rotary = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.5, 2.0, 3.0, 4.0, 8.0, 12.0, 16.0, 30.0],
+        "original_max_position_embeddings": 60,
+    }
+    config = Phi3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        intermediate_size=96,
+        max_position_embeddings=512,
+        original_max_position_embeddings=60,
+        sliding_window=None,
+        initializer_range=0.25,
+        rope_parameters=rotary,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Phi3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+def test_rollouts_updates_and_values_are_of_one_policy(tmp_path: Path) -> None:
+    """Conversations that stay below the limit, come to it in a turn, or begin beyond it."""
+    turn = SamplingConfiguration(max_new_tokens=16)
+    folder = saved_phi3(tmp_path)
+    rollout = RolloutConfiguration(tester=turn, target=turn)
+    system = HFASTValueFunctionSystem(folder, folder, rollout=rollout)
+    with torch.no_grad():
+        for parameter in system.parameters():  # an adapter that says something
+            parameter.add_(0.02)
+    states = [system.start(prompt) for prompt in ("Hm.", "It rains in " * 4, "It rains. " * 7)]
+    said = []
+    with system.rolling_out(2):
+        for turn_number in range(2):
+            seeds = [(row, turn_number) for row in range(len(states))]
+            probes = system.rollout_prompt_with_tester(states, seeds=seeds)
+            asked = [state + probe for state, probe in zip(states, probes, strict=True)]
+            responses = system.rollout_prompt_with_target(asked, seeds=seeds)
+            said += zip(states, probes, responses, strict=True)
+            states = [system.advance(*turn) for turn in zip(states, probes, responses, strict=True)]
+    contexts, probes, responses = map(list, zip(*said, strict=True))
+    heard = system.get_target_logprobs(contexts, probes)
+    updated = system.get_tester_logprobs(contexts, probes).detach()
+    read = system.read_tester(contexts, probes, ["logprobs", "values"])
+    torch.testing.assert_close(read["logprobs"].detach(), updated, **CLOSE)
+    values = system.read_tester(contexts[:1], probes[:1], ["values"])["values"]
+    torch.testing.assert_close(read["values"][0, : values.shape[1]], values[0], **CLOSE)
+    tester = copy.deepcopy(system.tester).merge_and_unload()
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    kinds = set()
+    for row, (state, probe, response) in enumerate(said):
+        of_tester = system.views.tester.own_turn(state, turn.max_new_tokens)
+        kinds.add((len(of_tester) > 60, len(of_tester) + len(probe.sampled_ids) - 1 > 60))
+        expected = growing_logprobs(tester, of_tester, probe.sampled_ids)
+        torch.testing.assert_close(torch.tensor(probe.sampled_logprobs), expected, **CLOSE)
+        torch.testing.assert_close(updated[row, : len(expected)], expected, **CLOSE)
+        of_target = system.views.target.other_turn(state, len(probe.target_ids))
+        if probe.target_ids:
+            expected = growing_logprobs(base, of_target, probe.target_ids)
+            torch.testing.assert_close(heard[row, : len(expected)], expected, **CLOSE)
+        expected = growing_logprobs(base, of_target + probe.target_ids, response.sampled_ids)
+        torch.testing.assert_close(torch.tensor(response.sampled_logprobs), expected, **CLOSE)
+    assert kinds == {(False, False), (False, True), (True, True)}
