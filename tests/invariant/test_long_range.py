@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from astra_accel.config import RolloutConfiguration, SamplingConfiguration
@@ -25,6 +26,8 @@ from astra_accel.models.support import UnsupportedModelError
 from astra_accel.models.tiny import build_tiny
 from tests.helpers.architectures import VOCABULARY
 from tests.helpers.long_range import ALL, DYNAMIC, LIMIT, LONGROPE, build_long_range, growing_logprobs
+from tests.helpers.processes import run_processes
+from tests.helpers.runs import largest_difference, rollouts, train_tiny
 
 CLOSE = {"rtol": 1e-5, "atol": 5e-5}
 FAST = ("phi3 longrope", "llama dynamic")
@@ -125,7 +128,7 @@ def assert_alone(model, context: tuple[int, ...], row: Generated) -> None:
 
 
 @some
-@pytest.mark.parametrize("batch_rows", [64, 2])
+@pytest.mark.parametrize("batch_rows", [64, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_sampled_has_the_log_probs_of_each_conversation_alone(name: str, batch_rows: int) -> None:
     """Over two turns, with what was read in the first, and each row is what it is without the others."""
     model = build_long_range(name)
@@ -273,3 +276,27 @@ def test_rollouts_updates_and_values_are_of_one_policy(tmp_path: Path) -> None:
         expected = growing_logprobs(base, of_target + probe.target_ids, response.sampled_ids)
         torch.testing.assert_close(torch.tensor(response.sampled_logprobs), expected, **CLOSE)
     assert kinds == {(False, False), (False, True), (True, True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
+def test_processes_with_other_lengths_train_sharded_weights_together(kind: str, tmp_path: Path) -> None:
+    """All make as many forwards, whether their conversations cross the limit or not."""
+    folder = saved_phi3(tmp_path / "phi3")
+    run_processes(1, _train, tmp_path / "one", folder, "ddp")
+    run_processes(2, _train, tmp_path / "two", folder, kind)
+    said = rollouts(tmp_path / "one")
+    assert said == rollouts(tmp_path / "two")
+    # A byte is a token.
+    lengths = [len(row["context"].encode()) for step in said for row in step]
+    assert min(lengths) < 40 < 60 < max(lengths)
+    one, two = (load_file(tmp_path / run / "tester" / "adapter_model.safetensors") for run in ("one", "two"))
+    assert largest_difference(one, two) < 1e-5
+    assert max(float(tensor.abs().max()) for name, tensor in two.items() if "lora_B" in name) > 1e-3
+
+
+def _train(output_dir: Path, model: Path, kind: str) -> None:
+    settings = {"training.training_steps": 2, "training.save_steps": "null", "training.eval_steps": "null"}
+    settings |= {"tester.path": model, "target.path": model}
+    overrides = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    train_tiny(output_dir, *overrides, launch_kind=kind)
