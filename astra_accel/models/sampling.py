@@ -22,8 +22,8 @@ NUM_CANDIDATES = 1024
 RUN = 128
 """Vocabularies are mostly multiples of it."""
 CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**26
-"""Logits that are worked on at once. On a CPU what is made of them has to stay in its cache: 64 rows of 49152 take 9 ms
-in blocks of 4 or 8 rows, and 13 ms row by row or all at once (one thread)."""
+"""Logits that are worked on at once. On a CPU what is made of them has to stay in its cache: noise of 64 rows of 49152
+takes 9 ms in blocks of 4 or 8 rows, and 13 ms row by row or all at once (one thread)."""
 
 _FACTORS = (0x31848BAB, 0x7FEB352D, 0x846CA68B - 2**32)
 """Of the hash, as int32: from C. Wellons's triple32 and lowbias32 (https://nullprogram.com/blog/2018/07/31/)."""
