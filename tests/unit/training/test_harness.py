@@ -9,6 +9,7 @@ from astra_accel import DPO, Graph, Node
 from astra_accel.config import TrainingConfiguration
 from astra_accel.core.seeding import derive_seed
 from astra_accel.training.distributed import make_accelerator
+from astra_accel.training.finite import NonFiniteError
 from astra_accel.training.harness import EPISODE_STREAM, Harness
 from tests.helpers.plain import build_plain
 
@@ -164,6 +165,17 @@ class TestCollect:
 
         with pytest.raises(ValueError, match="returned 3 results for 4 items"):
             Harness(sampler, Named(), 4).collect(0)
+
+    def test_what_a_model_computes_is_finite_or_an_error_that_says_when(self):
+        def overflowing(seeds):
+            raise FloatingPointError("the tester's logits are not finite")
+
+        sampler = SimpleNamespace(rollout_many=overflowing, eval_rollout_many=overflowing)
+        harness = Harness(sampler, Named(), 4)
+        with pytest.raises(NonFiniteError, match=r"^training step 4: the tester's logits are not finite"):
+            harness.collect(3)
+        with pytest.raises(NonFiniteError, match=r"^evaluation: the tester's logits are not finite"):
+            harness.evaluate([1])
 
     def test_nothing_is_recorded_for_gradients(self):
         enabled = []
