@@ -58,10 +58,10 @@ def load_prompts(
 
     Raises:
         FileNotFoundError: There is no such file, folder or data set.
-        ValueError: The file is empty, can't be read or has another suffix; there is no such split or column,
-            or no telling which column is meant; the split has no rows; a prompt is not a string, or is blank
-            (the message gives its row, counted from 1, in the whole file or in the split of a hub data set);
-            `config_name` or `revision` is given for the bundled list or for a file, which have neither.
+        ValueError: The file is empty, can't be read or has another suffix; a data set can't be reached; there is no
+            such split or column, or no telling which column is meant; the split has no rows; a prompt is not a
+            string, or is blank (the message gives its row, counted from 1, in the whole file or in the split of a
+            hub data set); `config_name` or `revision` is given for the bundled list or for a file, which have neither.
     """
     name = os.path.expanduser(os.fspath(source))
     if name != BUNDLED and not is_file_name(name):
@@ -208,19 +208,36 @@ def _datasets_file_column(path: Path, column: str | None) -> Sequence[Any]:
 def _load_dataset_column(
     name: str, split: str, column: str | None, config_name: str | None, revision: str | None
 ) -> Sequence[Any]:
-    from datasets import load_dataset
+    from datasets import config, load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
         dataset = load_dataset(name, config_name, split=split, revision=revision)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"prompts {name!r}: {error}; expected {BUNDLED!r}, a file ({', '.join(FILE_SUFFIXES)}), "
+            f"prompts {name!r}: {_line(error)}; expected {BUNDLED!r}, a file ({', '.join(FILE_SUFFIXES)}), "
             "a folder, or the id of a data set on the Hugging Face hub"
         ) from error
     except (DatasetsError, ValueError) as error:
-        raise ValueError(f"prompts {name!r}, split {split!r}: {error.__cause__ or error}") from error
+        raise ValueError(f"prompts {name!r}, split {split!r}: {_line(error.__cause__ or error)}") from error
+    except ConnectionError as error:
+        raise ValueError(
+            f"prompts {name!r}: {_line(error)}; {_why_unreachable()}, and it is not in the cache "
+            f"{config.HF_DATASETS_CACHE}; expected {BUNDLED!r}, a file, a folder, or a data set that is there"
+        ) from error
+    except Exception as error:  # of the hub, of a file's format, of an old data set that is a script
+        raise ValueError(f"prompts {name!r}, split {split!r}: {type(error).__name__}: {_line(error)}") from error
     return _column_of_dataset(dataset, column, name)
+
+
+def _why_unreachable() -> str:
+    from huggingface_hub import constants
+
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the network or the hub is away"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _column_of_dataset(dataset: Any, column: str | None, name: str) -> Sequence[Any]:

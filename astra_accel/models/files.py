@@ -15,13 +15,13 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from astra_accel.config import ConfigurationError, LoRAConfiguration, ModelConfiguration, Quantization
+from astra_accel.files.model_places import check_place, local_folder, why_not_had
+from astra_accel.files.saved_models import damage_of_settings, damage_of_weights
 from astra_accel.models.adapter_targets import ALL_LINEAR, other_parameters, unmatched
 from astra_accel.models.embedded import EMBEDDED_NAME, embedded_model_path
 from astra_accel.models.embedding_rows import configured_rows
 from astra_accel.models.loading.adapter_files import ADAPTER_CONFIG
 from astra_accel.models.loading.causal_models import EXPECTED, not_causal, reads_ahead
-from astra_accel.models.loading.checkpoint_files import damage_of_settings, damage_of_weights
-from astra_accel.models.loading.places import check_place, local_folder, why_not_had
 from astra_accel.models.loading.remote_code import own_code_of_model, own_code_of_tokenizer, refuse_own_code
 from astra_accel.models.quantization import compute_alike, loading_options
 from astra_accel.models.text_forward import is_linear

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from astra_accel.scorers.base import BatchedScorer
-from astra_accel.scorers.pretrained import encodable, label_index, load_frozen, longest_input
+from astra_accel.scorers.pretrained import encodable, find_saved, label_index, load_frozen, longest_input
 
 
 class ClassifierScorer(BatchedScorer):
@@ -48,12 +48,12 @@ class ClassifierScorer(BatchedScorer):
         super().__init__(batch_size)
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-        config = AutoConfig.from_pretrained(model)
+        config = find_saved(AutoConfig.from_pretrained, model)
         names = [config.id2label[i] for i in range(config.num_labels)]
         self._label = label_index(names, label)
         self._categories = {names[index]: index for index in (label_index(names, name) for name in categories)}
         self._sigmoid = _has_independent_labels(config)
-        self.tokenizer = _padding_tokenizer(AutoTokenizer.from_pretrained(model), config)
+        self.tokenizer = _padding_tokenizer(find_saved(AutoTokenizer.from_pretrained, model), config)
         self.model = load_frozen(AutoModelForSequenceClassification, model, device, dtype)
         # Decoders find a text's last token by the pad id of their config; it must be the one that we pad
         # with.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from astra_accel.scorers.base import BatchedExchangeScorer
-from astra_accel.scorers.pretrained import encodable, load_frozen, longest_input
+from astra_accel.scorers.pretrained import encodable, find_saved, load_frozen, longest_input
 
 # Stands in the rendered template where a turn's text goes; private-use characters, that no template writes.
 _SLOT = "\ue000{}\ue001"
@@ -86,7 +86,7 @@ class LlamaGuardScorer(BatchedExchangeScorer):
         super().__init__(batch_size)
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.tokenizer = find_saved(AutoTokenizer.from_pretrained, model)
         self._special_ids = _special_ids(self.tokenizer)
         self._prompts = {turns: self._take_apart(turns) for turns in (1, 2)}
         self.model = load_frozen(AutoModelForCausalLM, model, device, dtype)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from astra_accel.errors import ConfigurationError
+from astra_accel.files.model_places import check_place, local_folder, why_not_had
+from astra_accel.files.saved_models import damage_of_settings, damage_of_weights
 
 
 def load_frozen(auto_class: Any, name: str, device: str | torch.device, dtype: str | torch.dtype | None) -> Any:
@@ -22,12 +26,37 @@ def load_frozen(auto_class: Any, name: str, device: str | torch.device, dtype: s
         ValueError: The checkpoint lacks weights of this architecture. Transformers would draw them at random,
             and the scores of a random head are noise.
     """
-    model, info = auto_class.from_pretrained(name, dtype="auto" if dtype is None else dtype, output_loading_info=True)
+    model, info = auto_class.from_pretrained(
+        name, dtype="auto" if dtype is None else dtype, output_loading_info=True, trust_remote_code=False
+    )
     if info["missing_keys"]:
         raise ValueError(
             f"{name} has no weights for {', '.join(sorted(info['missing_keys']))} of {type(model).__name__}"
         )
     return freeze(model, device)
+
+
+def find_saved(load: Callable[..., Any], name: str) -> Any:
+    """What a ``from_pretrained`` makes of a hub id or folder: a configuration or a tokenizer, never code of its own.
+
+    Args:
+        load: ``from_pretrained`` of an auto class.
+        name: A hub id or a local folder.
+
+    Raises:
+        ConfigurationError: The folder's files are damaged, or the hub does not give it; names the option ``model``.
+        FileNotFoundError: There is no such folder.
+    """
+    field = "the scorer's option model"
+    check_place(name, field, "a saved model")
+    folder = local_folder(name, None, "config.json")
+    damage = None if folder is None else damage_of_settings(folder) or damage_of_weights(folder)
+    if damage is not None:
+        raise ConfigurationError(f"{field} is {name!r}, in whose folder {damage}")
+    try:
+        return load(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{field} is {name!r}, which can't be had: {why_not_had(error, name)}") from error
 
 
 def freeze(model: Any, device: str | torch.device) -> Any:

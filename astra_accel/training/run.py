@@ -75,9 +75,9 @@ class Prompts:
     """
 
     def __init__(self, config: RunConfiguration) -> None:
-        self.train = _load(config.prompts.train)
-        self.dev = _load(config.prompts.dev)
-        self.test = _load(config.prompts.test)
+        self.train = _load(config.prompts.train, "prompts.train")
+        self.dev = _load(config.prompts.dev, "prompts.dev")
+        self.test = _load(config.prompts.test, "prompts.test")
         for name, held_out in (("dev", self.dev), ("test", self.test)):
             check_disjoint(self.train, held_out, ("train", name))
 
@@ -266,11 +266,16 @@ def _check_folders(config: TrainingConfiguration, resume: str | Path | None) -> 
     return checkpoint
 
 
-def _load(source: PromptSource | None) -> list[str]:
+def _load(source: PromptSource | None, field: str) -> list[str]:
     if source is None:
         return []
     options = source.model_dump()
-    return load_prompts(options.pop("source"), **options)
+    try:
+        return load_prompts(options.pop("source"), **options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{field}.source: {error}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{field}: {error}") from error
 
 
 def _show(trainer: AccelTrainer, before: dict[str, float], after: dict[str, float], num_prompts: int) -> None:

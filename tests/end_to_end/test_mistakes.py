@@ -190,6 +190,18 @@ MISTAKES = {
         lambda folder: [*_prompts(_rows("Hi there."))(folder), "--prompts.train.column", "question"],
         ["question", "text"],
     ),
+    "data set of the hub, offline": (
+        _fixed("--prompts.train.source", "someone/prompts"),
+        ["prompts.train", "someone/prompts", "HF_HUB_OFFLINE is set"],
+    ),
+    "prompts that are not there": (
+        _fixed("--prompts.dev.source", "./nowhere.jsonl"),
+        ["prompts.dev.source", "nowhere.jsonl", "no such file"],
+    ),
+    "model of a scorer": (
+        _fixed("--scorer.name", "classifier", "--scorer.options", '{"model": "./nowhere", "label": "x"}'),
+        ["the scorer's option model", "./nowhere", "no such folder"],
+    ),
     "blank prompt": (_prompts(_rows("Hi there.", "One more.", "  ")), ["prompts.jsonl", "row 3"]),
     "prompt of another type": (_prompts(_rows("Hi there.", 7)), ["row 2", "7"]),
     "long prompt": (_prompts(_rows("Hi there.", "a" * 600)), ["prompts.train, row 2", "512"]),

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from astra_accel.errors import ConfigurationError
-from astra_accel.models.loading.checkpoint_files import (
+from astra_accel.files.model_places import check_place, local_folder
+from astra_accel.files.saved_models import (
     ADAPTER_WEIGHTS,
     damage_of_settings,
     damage_of_weights,
     tensors_of,
 )
-from astra_accel.models.loading.places import check_place, local_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 _A, _B = ".lora_A.weight", ".lora_B.weight"

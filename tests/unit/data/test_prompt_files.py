@@ -3,9 +3,11 @@
 import json
 import re
 import socket
+import time
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -387,6 +389,43 @@ def test_hub_options_reach_datasets(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_prompts("user/name", split="dev", config_name="en", revision="v1") == ["hello"]
     assert calls == [(("user/name", "en"), {"split": "dev", "revision": "v1"})]
+
+
+def test_a_data_set_of_the_hub_offline_is_told_without_another_try(monkeypatch):
+    def sleep(_):
+        raise AssertionError("waited for another try")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(ValueError, match=r"prompts 'someone/prompts': .*HF_HUB_OFFLINE is set, and it is not") as error:
+        load_prompts("someone/prompts")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "found"),
+    [
+        (
+            datasets.exceptions.DatasetNotFoundError("'a/b' is a gated\ndataset"),
+            FileNotFoundError,
+            "is a gated dataset",
+        ),
+        (RuntimeError("Dataset scripts are no longer supported"), ValueError, "RuntimeError: Dataset scripts are no"),
+        (OSError("504 Server Error:\nGateway Time-out"), ValueError, "OSError: 504 Server Error: Gateway Time-out"),
+        (ConnectionError("Couldn't reach 'a/b'"), ValueError, "Couldn't reach 'a/b'; "),
+    ],
+)
+def test_what_the_hub_answers_is_one_line_with_the_data_sets_name(monkeypatch, raised, kind, found):
+    def load_dataset(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(kind) as error:
+        load_prompts("a/b")
+    assert str(error.value).startswith("prompts 'a/b'")
+    assert found in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 # Held-out prompts

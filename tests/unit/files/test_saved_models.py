@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from astra_accel.config import ModelConfiguration
 from astra_accel.errors import ConfigurationError
 from astra_accel.evaluation.tester import find_tester
-from astra_accel.models.files import find_model
-from astra_accel.models.loading.checkpoint_files import (
+from astra_accel.files.saved_models import (
     ADAPTER_WEIGHTS,
     damage_of,
     damage_of_settings,
     damage_of_weights,
     tensors_of,
 )
+from astra_accel.models.files import find_model
 from astra_accel.models.tiny import build_tiny, save_tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4f5a0c\nsize 269060552\n"
