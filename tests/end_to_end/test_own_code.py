@@ -39,12 +39,7 @@ def test_trusted_models_are_trained_resumed_evaluated_and_exported(tmp_path: Pat
             text=True,
             timeout=300,
             check=False,
-            env={
-                **os.environ,
-                "HF_HUB_OFFLINE": "1",
-                "HF_MODULES_CACHE": str(tmp_path / "modules"),
-                "OMP_NUM_THREADS": "1",
-            },
+            env={**os.environ, **environment},
         )
 
     run = tmp_path / "run"
