@@ -87,6 +87,12 @@ GIVEN_APART = (
     + _MARKED
     + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+GPT_OSS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}{% else %}"
+    "{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
 THINKING = {
     "QWEN3": QWEN3,
     "QWEN3_THINKING": QWEN3_THINKING,

@@ -72,6 +72,8 @@ class ChatTemplate:
         to_assistant, to_user: between a message and the next.
         tail: after the last user message, up to where the assistant begins.
         thinking: None where the template neither drops thinking nor begins it.
+        frame: what the template writes between the tail and an answer, where that is more than a space: special tokens
+            that the model writes itself, and before them, in the same turn, messages that only it reads (gpt-oss).
 
     Raises:
         ValueError: there is no chat template, it does not take the messages, or it does not render turn by turn.
@@ -82,6 +84,7 @@ class ChatTemplate:
         self._system = [] if instruction is None else [{"role": "system", "content": instruction}]
         self.head, self.to_assistant, self.to_user, self.tail = _pieces(tokenizer, self._system)
         self.thinking = self._find_thinking()
+        self.frame, self._frame_begin = self._find_frame()
         self.shown_user = lru_cache(maxsize=4096)(self._shown_user)
         self.answer = lru_cache(maxsize=4096)(self._answer)
         self._said_unlike = False
@@ -97,6 +100,10 @@ class ChatTemplate:
 
         Thinking that never ended is all of the message: there is no answer.
         """
+        if self.frame and self._frame_begin in content:
+            thought, framed, answer = content.rpartition(self.frame)
+            thinking = thought if framed else content
+            return Answer(answer if framed else "", self._shown_assistant(answer if framed else ""), thinking)
         marks = self.thinking
         if marks is None:
             return Answer(content, self._shown_assistant(content))
@@ -156,6 +163,13 @@ class ChatTemplate:
                 if self._drops({"content": _MARKS[4], field: _MARKS[3]}):
                     return Thinking(begin, end, begun[begin, end], field=field)
         return next((Thinking(*pair, True, dropped=False) for pair in marks if begun[pair]), None)
+
+    def _find_frame(self) -> tuple[str, str]:
+        """What a model writes before an answer, and the special token that it begins with; twice "" if nothing."""
+        frame = self.to_assistant.removeprefix(self.tail).lstrip() if self.to_assistant.startswith(self.tail) else ""
+        added = self._tokenizer.added_tokens_decoder.values()
+        begin = next((token.content for token in added if token.special and frame.startswith(token.content)), None)
+        return ("", "") if begin is None else (frame, begin)
 
     def _drops(self, message: Message) -> bool:
         try:

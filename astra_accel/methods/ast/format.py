@@ -155,6 +155,7 @@ class ChatFormat(Format):
 
     Attributes:
         head, to_assistant, to_user, tail: the ids of the pieces that stay the same whatever is said.
+        message_ends: the token that the template writes after an assistant's message, if it is one.
 
     Raises:
         ValueError: there is no chat template, it does not take the messages, or it does not render turn by turn.
@@ -175,7 +176,9 @@ class ChatFormat(Format):
         self._kept = lru_cache(maxsize=8192)(self._kept_of)
         self._stretches = lru_cache(maxsize=8192)(self._find_stretches)
         self._after_opening = lru_cache(maxsize=8192)(self._slot_after_opening)
-        self.end_ids = self._find_end()
+        self.message_ends = self._find_end()
+        # A turn in which a model writes several messages goes on behind the first.
+        self.end_ids = frozenset() if self.template.frame else self.message_ends
 
     def units(self, segments: Sequence[Segment], reader: Reader) -> list[Unit]:
         """A unit for each exchange of a user and an assistant message, and one for the last user message."""
@@ -191,9 +194,8 @@ class ChatFormat(Format):
     def said(self, before: Sequence[Segment], reader: Reader, ids: Ids) -> Said:  # noqa: ARG002
         """The content of an assistant message, without what was thought before it."""
         answer = self._answer(ids)
-        plain = self.codec.continued(ids).removeprefix(self._answers.lead)
-        if not answer.thinking:
-            return Said(plain)
+        if not answer.thinking and not self.template.frame:
+            return Said(self.codec.continued(ids).removeprefix(self._answers.lead))
         part = self.codec.part_showing(ids, answer.text)
         text = self.codec.without_special(answer.text) if part is None else self.codec.continued(part)
         return Said(text, thinking=answer.thinking)

@@ -213,7 +213,7 @@ def _notes_on_ends(files: ModelFiles, format: Format) -> list[str]:
     if not isinstance(format, ChatFormat):
         return []
     ends = ", ".join(files.tokenizer.convert_ids_to_tokens(sorted(files.end_ids))) or "no token"
-    if not format.end_ids:
+    if not format.message_ends:
         return [
             f"The chat template of {files.source} ends an answer with plain text, {format.template.to_user[:40]!r}, "
             f"and with no token: turns end with {ends}, or at max_new_tokens."

@@ -258,6 +258,34 @@ def test_thinking_that_special_tokens_mark():
     assert "greets" not in tokenizer.decode(views.tester.own_turn(after, 1))
 
 
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hello", "Hello"),
+        ("<|channel|>final<|message|>Hello", "Hello"),
+        ("<|channel|>analysis<|message|>Hm.", ""),
+    ],
+)
+def test_messages_that_only_the_model_reads_are_no_answer(said: str, answer: str):
+    """gpt-oss writes several messages in a turn, so the end of the first is no end of the turn."""
+    tokenizer = tokenizer_of("llama3", templates.GPT_OSS)
+    marks = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"]
+    tokenizer.add_special_tokens({"extra_special_tokens": marks})
+    views = views_of(tokenizer, format="chat")
+    assert views.tester.format.end_ids == frozenset()
+    start = views.prompt("Hi")
+    sampled = tuple(tokenizer(said, add_special_tokens=False).input_ids)
+    probe = views.probe(sampled, frozenset(), None, start)
+    assert (probe.text, probe.sampled_ids) == (answer, sampled)
+    assert ("Hm." in probe.thinking) == ("Hm." in said)
+    assert tokenizer.decode(views.target.own_turn(start + probe, 1)) == template_text(
+        tokenizer, [{"role": "user", "content": f"Hi\n{answer}"}]
+    )
+    after = start + probe + views.segment("response", "Why?", start + probe)
+    shown = messages(["Hi", answer, "Why?"], "tester")
+    assert tokenizer.decode(views.tester.own_turn(after, 1)) == template_text(tokenizer, shown)
+
+
 @pytest.mark.parametrize(("template", "format"), [(templates.CHATML, "chat"), (templates.QWEN3, "raw")])
 def test_thinking_stays_where_no_template_drops_it(template: str, format: str):
     tokenizer = tokenizer_of("llama3", template)
