@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from functools import lru_cache, reduce
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from astra_accel.methods.ast.chat_template import Answer, ChatTemplate, name_of
+from astra_accel.methods.ast.message_slot import MessageSlot, common_end, encode_rendered
 from astra_accel.methods.ast.text_codec import Ids, TextCodec, encode_text, num_common
 from astra_accel.methods.ast.transcript import Reader, Segment, SegmentRole, Transcript, joined_text
 
@@ -241,13 +242,13 @@ class ChatFormat(Format):
         ids += probe.target_ids
         return Unit(ids, ids, self.tail)
 
-    def _slot_after_opening(self, prompt: str) -> _Slot:
+    def _slot_after_opening(self, prompt: str) -> MessageSlot:
         """Where the first probe follows the prompt."""
         if self.codec.spells_special(prompt):
             before = self.head + self._first.encode(prompt) + self.between
-            return _Slot(self.codec, None, self.template.tail, before, self.tail, "")
+            return MessageSlot(self.codec, None, self.template.tail, before, self.tail, "")
         begun = self.template.head + self._begun(prompt)
-        return _Slot.between(self.codec, begun, self.template.tail, self._words)
+        return MessageSlot.between(self.codec, begun, self.template.tail, self._words)
 
     def _begun(self, prompt: str) -> str:
         """The target's first message as the template writes it, up to where the probe begins."""
@@ -275,22 +276,22 @@ class ChatFormat(Format):
         whatever stands beside it. The rest of it is the message's ``lead``.
         """
         texts, words, one = self.template, self._words, self._words[0]
-        self._first = _Slot.between(self.codec, texts.head, texts.tail, words)
+        self._first = MessageSlot.between(self.codec, texts.head, texts.tail, words)
         self.head, self.tail = self._first.before, self._first.after
-        later = [_Slot.between(self.codec, word + texts.to_user, texts.tail, words) for word in words]
-        self._later, self.to_user = later[0], _common_end(slot.before for slot in later)
+        later = [MessageSlot.between(self.codec, word + texts.to_user, texts.tail, words) for word in words]
+        self._later, self.to_user = later[0], common_end(slot.before for slot in later)
         begun = texts.head + one + texts.to_assistant
         answers = [
-            _Slot.between(self.codec, texts.head + word + texts.to_assistant, texts.to_user + one, words)
+            MessageSlot.between(self.codec, texts.head + word + texts.to_assistant, texts.to_user + one, words)
             for word in words
         ]
-        self._answers, self.to_assistant = answers[0], _common_end(slot.before for slot in answers)
+        self._answers, self.to_assistant = answers[0], common_end(slot.before for slot in answers)
         if texts.to_assistant.startswith(texts.tail):
             # What comes next in the template (a space, say) is the answer's, which was sampled after the tail.
             self.to_assistant = self.tail
-            read = _obeying(self.codec, texts.head + one + texts.tail)
+            read = encode_rendered(self.codec, texts.head + one + texts.tail)
             rest = texts.to_assistant.removeprefix(texts.tail)
-            self._answers = _Slot.between(self.codec, begun, texts.to_user + one, words, before=read, lead=rest)
+            self._answers = MessageSlot.between(self.codec, begun, texts.to_user + one, words, before=read, lead=rest)
         self.between = self.codec.encode_continued(self.separator)
 
     def _find_end(self) -> frozenset[int]:
@@ -323,7 +324,7 @@ class ChatFormat(Format):
         return [f"{note} {reason}" for note in notes if note][:1]
 
     def _difference(self, units: Sequence[Unit], text: str) -> str:
-        ours, usual = self.join(units), _obeying(self.codec, self.template.head + text + self.template.tail)
+        ours, usual = self.join(units), encode_rendered(self.codec, self.template.head + text + self.template.tail)
         if ours == usual:
             return ""
         start = num_common(ours, usual)
@@ -337,109 +338,6 @@ class ChatFormat(Format):
     @property
     def _name(self) -> str:
         return name_of(self.codec.tokenizer)
-
-
-class _Slot(NamedTuple):
-    """A place in a rendered conversation where a message goes.
-
-    Attributes:
-        codec: of the reader.
-        left, right: the text around it; ``left`` is None where special tokens in it must not be obeyed.
-        before, after: the ids around it that do not depend on the message.
-        lead: what a decoder shows between ``before`` and the message: a space that the message's first token holds.
-    """
-
-    codec: TextCodec
-    left: str | None
-    right: str
-    before: Ids
-    after: Ids
-    lead: str
-
-    @classmethod
-    def between(
-        cls,
-        codec: TextCodec,
-        left: str,
-        right: str,
-        words: Sequence[str],
-        *,
-        before: Ids | None = None,
-        lead: str = "",
-    ) -> _Slot:
-        """The place between two texts, found by putting words there.
-
-        Args:
-            codec: of the reader.
-            left, right: the texts.
-            words: no two of them begin or end alike.
-            before: the ids that the message comes after; None takes what all words have in common.
-            lead: where the words do not show it.
-        """
-        whole = {word: _obeying(codec, left + word + right) for word in words}
-        if before is None:
-            before = reduce(_common_start, whole.values())
-        slot = cls(codec, left, right, before, _common_end(whole.values()), lead)
-        for word in words:
-            ids = slot._middle(whole[word])
-            shown = "" if ids is None else codec.continued(ids, skip_special=False)
-            if shown.endswith(word):
-                return slot._replace(lead=shown.removesuffix(word))
-        return slot
-
-    def encode(self, content: str) -> Ids:
-        """The ids of a text here, as in the whole if they can be told from it."""
-        ids = None
-        if self.left is not None and not self.codec.spells_special(content):
-            ids = self._middle(_obeying(self.codec, self.left + content + self.right))
-        return self.codec.encode_continued(self.lead + content) if ids is None else ids
-
-    def heard(self, content: str, sampled: Ids | None, *, own: bool = False) -> Ids:
-        """The ids of a text here: those that were sampled if they, or some of them, say it.
-
-        Args:
-            content: the text.
-            sampled: by whoever said it, in this tokenizer's vocabulary; None where there are none.
-            own: whether the reader itself did; the other side's special tokens are not taken.
-        """
-        if sampled is None or not (own or self.codec.takes(sampled)):
-            return self.encode(content)
-        shown = self.lead + content
-        if self.codec.continued(sampled, skip_special=False) == shown:
-            return sampled
-        part = self.codec.part_showing(sampled, shown)
-        return self.encode(content) if part is None else part
-
-    def stretch(self, content: str, num_left: int) -> Ids | None:
-        """All ids from the piece on the left to that on the right, as one text; None if they can't be told.
-
-        Args:
-            content: the text between them.
-            num_left: tokens of the left piece, at the end of ``before``.
-        """
-        if self.left is None or self.codec.spells_special(content):
-            return None
-        whole = _obeying(self.codec, self.left + content + self.right)
-        start = len(self.before) - num_left
-        return whole[start:] if whole[:start] == self.before[:start] and self.codec.can_read(whole) else None
-
-    def _middle(self, whole: Ids) -> Ids | None:
-        start, stop = len(self.before), len(whole) - len(self.after)
-        fits = start <= stop and whole[:start] == self.before and whole[stop:] == self.after
-        return whole[start:stop] if fits else None
-
-
-def _obeying(codec: TextCodec, text: str) -> Ids:
-    """The ids of a rendered template, whose special tokens are meant."""
-    return tuple(codec.tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def _common_start(one: Ids, other: Ids) -> Ids:
-    return one[: num_common(one, other)]
-
-
-def _common_end(ids: Iterable[Ids]) -> Ids:
-    return reduce(_common_start, (each[::-1] for each in ids))[::-1]
 
 
 def _joined(segments: Sequence[Segment], reader: Reader) -> Ids:

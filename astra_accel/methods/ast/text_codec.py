@@ -7,7 +7,7 @@ which their decoders strip again. A turn of a conversation begins no text, so it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -210,7 +210,7 @@ def _num_leading_spaces(text: str) -> int:
     return len(text) - len(text.lstrip(" "))
 
 
-def _first(most: int, holds: Any) -> int:
+def _first(most: int, holds: Callable[[int], bool]) -> int:
     """The smallest count up to ``most`` for which a condition holds that goes on holding."""
     low, high = 0, most
     while low < high:

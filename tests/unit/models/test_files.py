@@ -18,6 +18,7 @@ from transformers import (
     BloomConfig,
     GenerationConfig,
     LogitsProcessor,
+    PreTrainedModel,
 )
 
 from astra_accel.config import LoRAConfiguration, ModelConfiguration
@@ -124,9 +125,8 @@ class Writes(LogitsProcessor):
         return chosen
 
 
-def generate_stops_at(folder: Path, token: int) -> bool:
+def generate_stops_at(model: PreTrainedModel, token: int) -> bool:
     """Whether transformers' own ``generate`` ends with a token that the model writes."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.tensor([[20, 21]])
     written = model.generate(
         ids,
@@ -151,9 +151,9 @@ def test_turns_end_where_transformers_would_stop(llama, of_generation, of_config
     else:
         edit_json(llama / "generation_config.json", eos_token_id=of_generation)
     end = build_tiny("llama")[1].eos_token_id
-    found = find(llama).end_ids
+    found, model = find(llama).end_ids, AutoModelForCausalLM.from_pretrained(llama)
     for token in (2, 5, 6, 7, 9, end):
-        stops = generate_stops_at(llama, token) or token == end
+        stops = generate_stops_at(model, token) or token == end
         if of_generation is None:
             stops = token == end or token in ([of_config] if isinstance(of_config, int) else of_config or [])
         assert (token in found) == stops, token

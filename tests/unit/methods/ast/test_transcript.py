@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from astra_accel.methods.ast.transcript import Segment, Transcript
+from astra_accel.methods.ast.transcript import Segment, Transcript, joined_text
 
 PROMPT = Segment("prompt", "So", (1, 2), (11,))
 PROBE = Segment("probe", " how", (3, 4), (12, 13, 14), end_id=99)
@@ -34,6 +34,16 @@ def test_the_text_of_a_conversation(separator, text):
     assert longer.segments == (PROMPT, PROBE, RESPONSE)
     assert start.segments == (PROMPT,)
     assert longer.separator == separator
+
+
+def test_a_turn_that_completes_a_character_replaces_its_half():
+    """Three bytes of four are shown as one U+FFFD, until the last one comes."""
+    half = dataclasses.replace(PROBE, text=" so \ufffd")
+    whole = dataclasses.replace(RESPONSE, text="\U0001f600!", num_replaced=1)
+    assert str(Transcript((PROMPT, half))) == "So so \ufffd"
+    assert str(Transcript((PROMPT, half, whole))) == "So so \U0001f600!"
+    assert joined_text([half, whole], "") == " so \U0001f600!"
+    assert joined_text(["plain", "texts"], "\n") == "plain\ntexts"
 
 
 def test_equal_conversations_are_equal_and_can_be_keys():
