@@ -77,6 +77,10 @@ class Format(ABC):
     def said(self, before: Sequence[Segment], reader: Reader, ids: Ids) -> Said:
         """What the reader says that samples these ids (without the end of the turn) as the next segment."""
 
+    def kept(self, ids: Ids) -> Ids:
+        """What later contexts hold of ids that the reader sampled."""
+        return ids
+
     @abstractmethod
     def ids(
         self, before: Sequence[Segment], reader: Reader, role: SegmentRole, text: str, sampled: Ids | None = None
@@ -187,7 +191,7 @@ class ChatFormat(Format):
         units = [self._opening(turns[:2])] if reader == "target" and len(turns) > 1 else [self._heard(turns[0], reader)]
         turns = turns[2:] if reader == "target" else turns[1:]
         for answer, user in zip(turns[0::2], turns[1::2], strict=True):
-            said = (() if units[-1].end == () else self.to_assistant) + self._kept(answer.ids(reader))
+            said = (() if units[-1].end == () else self.to_assistant) + self.kept(answer.ids(reader))
             units[-1] = Unit(units[-1].first + said, units[-1].later + said)
             units.append(self._heard(user, reader))
         return units
@@ -263,8 +267,11 @@ class ChatFormat(Format):
         shown = self.codec.continued(ids, skip_special=False)
         return self.template.answer(shown.removeprefix(self._answers.lead))
 
-    def _kept_of(self, ids: Ids) -> Ids:
+    def kept(self, ids: Ids) -> Ids:
         """What the template leaves of an assistant message, as the ids that were sampled wherever they say it."""
+        return self._kept(ids)
+
+    def _kept_of(self, ids: Ids) -> Ids:
         if ids[:1] == (ANY_TOKEN,):
             return ids
         return self._answers.heard(self._answer(ids).shown, ids, own=True)

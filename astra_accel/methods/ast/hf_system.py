@@ -287,7 +287,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
     ) -> list[torch.Tensor]:
         """The log-prob of each token of a probe's content under a model, ``[tokens]`` a probe, on the CPU.
 
-        The end of the turn is no content: an empty probe has no token, however likely its end.
+        The end of the turn is no content, nor is what was thought before: an empty probe has no token, however likely
+        its end.
 
         Raises:
             NonFiniteLogitsError: the model's logits hold nan or inf.
@@ -304,12 +305,12 @@ class HFASTSystem(ASTSystem[Any, Any]):
     ) -> list[torch.Tensor]:
         if model == "target":
             logprobs_BT = self.get_target_logprobs(context, probes).cpu()
-            counts = [len(item.target_ids) for item in probes]
+            contents = [slice(len(item.target_ids)) for item in probes]
         else:
             logprobs_BT = self.get_baseline_logprobs(context, probes).cpu()
-            counts = [len(item.tester_ids) for item in probes]
+            contents = [self.views.content_of(item) for item in probes]
             self._recall_baseline(context, probes, logprobs_BT)
-        return [row[:count] for row, count in zip(logprobs_BT, counts, strict=True)]
+        return [row[content] for row, content in zip(logprobs_BT, contents, strict=True)]
 
     def _recall_baseline(
         self, context: Sequence[Transcript | str], probes: Sequence[Segment], logprobs_BT: torch.Tensor

@@ -126,6 +126,13 @@ class Views:
         said = writer.format.said(state.segments, writer.reader, segment.ids(writer.reader))
         return replace(segment, text=said.text, num_replaced=said.num_replaced)
 
+    def content_of(self, probe: Segment) -> slice:
+        """Which of a probe's ids say its text: all but those of thinking."""
+        ids, said = probe.tester_ids, self.tester.format.kept(probe.tester_ids)
+        places = range(len(ids) - len(said), -1, -1) if probe.thinking else ()
+        start = next((place for place in places if ids[place : place + len(said)] == said), None)
+        return slice(len(ids)) if start is None else slice(start, start + len(said))
+
     def _sampled(
         self,
         role: SegmentRole,

@@ -868,3 +868,10 @@ def test_thinking_is_kept_beside_what_is_said(tmp_path, monkeypatch):
     assert probe.sampled_ids == encode(said["tester"])
     assert system.num_probe_tokens([probe]) == [len(probe.sampled_ids)]
     assert system.get_tester_logprobs([graph.context], [probe]).shape == (1, len(probe.sampled_ids))
+    # Naturalness is of what is said, under whichever model.
+    (natural,) = system.probe_logprobs([graph.context], [probe], "baseline")
+    torch.testing.assert_close(
+        natural, system.get_baseline_logprobs([graph.context], [probe])[0, -len(encode("Why?")) :]
+    )
+    cut_off = system.views.probe(encode("<think>\nHm."), frozenset(), None, graph.context)
+    assert [len(row) for row in system.probe_logprobs([graph.context], [cut_off], "baseline")] == [0]
