@@ -178,9 +178,9 @@ class ChatFormat(Format):
         if len(self._words) < 2:
             raise ValueError(f"format 'chat' needs a tokenizer that can write words, and {self._name} can't")
         self._find_pieces()
-        self._kept = lru_cache(maxsize=8192)(self._kept_of)
-        self._stretches = lru_cache(maxsize=8192)(self._find_stretches)
-        self._after_opening = lru_cache(maxsize=8192)(self._slot_after_opening)
+        self._kept = lru_cache(maxsize=4096)(self._kept_of)
+        self._stretches = lru_cache(maxsize=4096)(self._find_stretches)
+        self._after_opening = lru_cache(maxsize=4096)(self._slot_after_opening)
         self.message_ends = self._find_end()
         # A turn in which a model writes several messages goes on behind the first.
         self.end_ids = frozenset() if self.template.frame else self.message_ends
@@ -210,7 +210,9 @@ class ChatFormat(Format):
     ) -> Ids:
         """The ids of a text in a message."""
         if (role == "probe") == (reader == "tester") and role != "prompt":
-            return self._answers.encode(text)
+            marks = self.template.thinking
+            begun = marks is not None and marks.begun and marks.dropped
+            return self._answers.encode(f"{marks.end}\n\n{text}" if marks is not None and begun else text)
         if role == "prompt":
             return self._first.encode(self.template.shown_user(text))
         if role == "probe" and len(before) == 1:

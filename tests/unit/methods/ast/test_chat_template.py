@@ -243,6 +243,24 @@ def test_thinking_that_was_cut_off_is_no_answer(name: str):
     assert views.tester.own_turn(start + probe + views.segment("response", "x", start + probe), 1)
 
 
+@pytest.mark.parametrize("name", templates.THINKING)
+def test_what_a_model_is_told_that_it_said_needs_no_thinking(name: str):
+    """A text in place of a sampled turn: where the prompt begins the thinking, it has ended before the text."""
+    tokenizer = tokenizer_of("llama3", templates.THINKING[name])
+    views = views_of(tokenizer, format="chat")
+    start = views.prompt("Hi")
+    probe = views.segment("probe", "Hello", start)
+    state = start + probe + views.segment("response", "Why?", start + probe)
+    for segments, reader in ((["Hi", "Hello", "Why?"], "tester"), (["Hi", "Hello", "Why?", "So."], "target")):
+        whole = state if reader == "tester" else state + views.segment("probe", "So.", state)
+        read = tokenizer.decode(getattr(views, reader).own_turn(whole, 1))
+        said = messages(segments, reader)
+        for message in said:
+            if name == "DEEPSEEK_R1" and message["role"] == "assistant":
+                message["content"] = "</think>\n\n" + message["content"]  # Its template keeps the newlines.
+        assert read == template_text(tokenizer, said)
+
+
 def test_thinking_that_special_tokens_mark():
     """As [THINK] and [/THINK]: they are no text, but the template knows them."""
     tokenizer = tokenizer_of("llama3", templates.QWEN3.replace("<think>", "[THINK]").replace("</think>", "[/THINK]"))
