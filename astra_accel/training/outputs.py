@@ -175,7 +175,7 @@ class RunFolder(TrainerCallback):
         """Remove the folder, which was made for this object, if nothing is written to it: after training, or when this
         object goes."""
         self._is_new = True
-        weakref.finalize(self, _remove_empty, self.path)
+        weakref.finalize(self, _remove_empty, self.path.absolute())
 
     def begin(self, config_yaml: str, overwrite: bool) -> None:
         """Start a run: delete the one that is there if asked to, and write ``config.yaml``."""

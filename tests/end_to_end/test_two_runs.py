@@ -16,7 +16,7 @@ from astra_accel.files.run_lock import LOCK
 from tests.helpers.runs import TINY_DPO, launch, metrics, start
 
 SETTINGS = ("--training.save_steps", "5", "--training.eval_steps", "null", "--prompts.test", "null")
-STEPS = 30
+STEPS = 12
 
 
 def _job(run: Path, steps: int = STEPS) -> tuple[str | Path, ...]:
@@ -38,11 +38,13 @@ def test_the_second_is_told_who_writes_there_and_changes_nothing(accelerate_conf
     with start("train.py", *_job(run), "--resume", "auto") as first:
         try:
             _wait_for(first, run / "checkpoints" / "step-000005")
+            first.send_signal(signal.SIGSTOP)  # lest it end before the second begins; it is alive all the same
             for more in (["--resume", "auto"], ["--training.overwrite_output_dir", "true"]):
                 second = launch("train.py", *_job(run), *more, accelerate_config=accelerate_config)
                 assert second.returncode == (2 if accelerate_config is None else 1)  # the launcher's own
                 (told,) = [line for line in second.stderr.splitlines() if line.startswith("error: ")]
                 assert f"error: training.output_dir {run} is in use: process {first.pid} on " in told
+            first.send_signal(signal.SIGCONT)
             assert first.wait(300) == 0
         finally:
             first.kill()

@@ -1,7 +1,9 @@
+import gc
 import json
 import math
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -77,8 +79,29 @@ class TestCheckOutputDir:
         with pytest.raises(NotADirectoryError, match=r"training\.output_dir is .*file, which is a file"):
             check(tmp_path / "file", overwrite_output_dir=True)
 
-    def test_a_run_without_a_folder_gets_one_by_date_and_time(self):
+    def test_a_run_without_a_folder_gets_one_by_date_and_time(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
         assert re.fullmatch(r"runs/\d{8}-\d{6}", new_output_dir().as_posix())
+
+    def test_of_runs_that_begin_in_one_second_each_gets_its_own(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with ThreadPoolExecutor(8) as threads:
+            folders = list(threads.map(lambda _: new_output_dir(), range(32)))
+
+        assert len(set(folders)) == 32
+        assert all(folder.is_dir() for folder in folders)
+
+    def test_one_that_nothing_was_written_to_is_removed_with_its_trainer(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        folder = RunFolder(new_output_dir())
+        folder.remove_if_unused()
+        assert folder.path.is_dir()
+
+        del folder
+        gc.collect()
+
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestBegin:
@@ -112,6 +135,22 @@ class TestBegin:
         RunFolder(run).begin("a: 1\n", overwrite=True)
 
         assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "notes.txt"]
+
+    def test_overwriting_keeps_links_to_other_disks_and_what_is_not_a_run_s_there(self, run, tmp_path):
+        scratch = tmp_path / "scratch"
+        (run / "checkpoints").rename(scratch)
+        (scratch / "of another project").touch()
+        (run / "checkpoints").symlink_to(scratch)
+        (tmp_path / "weights").mkdir()
+        (tmp_path / "weights" / "adapter_config.json").touch()
+        (run / "tester").symlink_to("../weights")
+
+        RunFolder(run).begin("a: 1\n", overwrite=True)
+
+        assert (run / "checkpoints").is_symlink()
+        assert [path.name for path in scratch.iterdir()] == ["of another project"]
+        assert (run / "tester").is_symlink()
+        assert list((tmp_path / "weights").iterdir()) == []
 
     def test_without_overwriting_the_run_stays(self, run):
         RunFolder(run).begin("a: 1\n", overwrite=False)
