@@ -28,7 +28,9 @@ def embedding_rows(model: Any) -> int | None:
 
 def head_rows(model: Any) -> int | None:
     """The tokens that a loaded model predicts, of which some have fewer than embeddings (Llama 3.2 Vision)."""
-    return getattr(model.get_output_embeddings(), "out_features", None)
+    layer = model.get_output_embeddings()
+    # PEFT's copy of a head that is tied to the embeddings has their weight, and the sizes of its transpose.
+    return getattr(getattr(layer, "original_module", layer), "out_features", None)
 
 
 def known_rows(model: Any) -> int | None:

@@ -15,13 +15,13 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
-from astra_accel.models.adapter_files import check_adapter, load_adapter, peft_asks_by_old_names, share_a_base
 from astra_accel.models.adapter_targets import new_adapter_config
 from astra_accel.models.embedding_rows import configured_rows, embedding_rows
 from astra_accel.models.files import ModelFiles, check_lora_targets, find_model, same_tokenizer
 from astra_accel.models.generation import Generated, generate
 from astra_accel.models.kv_cache import PrefixCache
 from astra_accel.models.loading.adapter_files import check_adapter_files
+from astra_accel.models.loading.saved_adapters import load_adapter, peft_asks_by_old_names, share_a_base
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.lora_linear import fuse_adapters
 from astra_accel.models.memory import return_freed_memory
@@ -216,7 +216,6 @@ def find_roles(
                 model.path,
                 trust_remote_code=model.trust_remote_code,
             )
-            check_adapter(model.adapter, f"{role}.adapter")
     if tester.quantization is not None and lora is None and tester.adapter is None:
         raise ValueError(
             f"tester.quantization is {tester.quantization!r}, but lora is null, which trains all of the tester; "

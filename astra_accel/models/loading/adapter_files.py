@@ -21,6 +21,7 @@ from astra_accel.files.saved_models import (
     damage_of_weights,
     tensors_of,
 )
+from astra_accel.models.loading.saved_adapters import check_adapter
 
 ADAPTER_CONFIG = "adapter_config.json"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -28,9 +29,9 @@ _WRAPPED = "base_model.model."
 
 
 def check_adapter_files(adapter: str, field: str, config: Any, base: str, *, trust_remote_code: bool = False) -> None:
-    """Find an adapter that is no LoRA adapter, is not whole, or was made for another model.
+    """Find an adapter that the roles can't take, is not whole, or was made for another model.
 
-    One on the hub that is not cached is not looked at.
+    The files of one on the hub that is not cached are not looked at.
 
     Args:
         adapter: a hub id or a folder.
@@ -44,26 +45,32 @@ def check_adapter_files(adapter: str, field: str, config: Any, base: str, *, tru
     """
     check_place(adapter, field, "a LoRA adapter")
     folder = local_folder(adapter, None, ADAPTER_CONFIG)
+    if folder is not None:
+        _check_settings(folder, adapter, field)
+    check_adapter(adapter, field)
     if folder is None:
         return
-    if not (folder / ADAPTER_CONFIG).is_file():
-        whole = ", but the config.json of a whole model" if (folder / "config.json").is_file() else ""
-        raise FileNotFoundError(
-            f"{field} is the folder {folder}, which has no {ADAPTER_CONFIG}{whole}: expected a LoRA adapter"
-        )
-    damage = damage_of_settings(folder) or damage_of_weights(folder, ADAPTER_WEIGHTS)
+    damage = damage_of_weights(folder, ADAPTER_WEIGHTS)
     if damage is not None:
         raise ConfigurationError(f"{field} is {adapter!r}, in whose folder {damage}")
     made_with = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    kind = made_with.get("peft_type")
-    if kind != "LORA":
-        raise ConfigurationError(f"{field}: the adapter {adapter} is of type {kind}; expected LORA")
     misfit = _misfit(folder, made_with, _skeleton(config, trust_remote_code))
     if misfit is not None:
         raise ConfigurationError(
             f"{field} is {adapter!r}, which was made for {made_with.get('base_model_name_or_path')!r} and does not fit "
             f"{base!r}: {misfit}"
         )
+
+
+def _check_settings(folder: Path, adapter: str, field: str) -> None:
+    if not (folder / ADAPTER_CONFIG).is_file():
+        whole = ", but the config.json of a whole model" if (folder / "config.json").is_file() else ""
+        raise FileNotFoundError(
+            f"{field} is the folder {folder}, which has no {ADAPTER_CONFIG}{whole}: expected a LoRA adapter"
+        )
+    damage = damage_of_settings(folder)
+    if damage is not None:
+        raise ConfigurationError(f"{field} is {adapter!r}, in whose folder {damage}")
 
 
 def _misfit(folder: Path, made_with: Mapping[str, Any], skeleton: torch.nn.Module) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedConfig
 
 from astra_accel.models.batching import by_length, cheapest_groups, forward_logits, left_padded, positions
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
@@ -145,6 +146,8 @@ def test_the_head_runs_at_the_last_positions_alone(architecture):
 
 class WithoutPositions(torch.nn.Module):
     """Takes neither position ids nor the number of logits to keep, as some recurrent models."""
+
+    config = PreTrainedConfig()
 
     def forward(self, input_ids, attention_mask):
         return SimpleNamespace(logits=(input_ids * attention_mask)[..., None].float())

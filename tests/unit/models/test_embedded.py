@@ -411,7 +411,7 @@ def test_off_a_terminal_the_steps_are_log_lines(steps, cache, caplog, capfd):
 
 def test_on_a_terminal_the_steps_are_a_bar(steps, cache, caplog, monkeypatch):
     shown = io.StringIO()
-    monkeypatch.setattr(embedded, "Console", lambda stderr: Console(file=shown, force_terminal=True, width=100))
+    monkeypatch.setattr(embedded, "Console", lambda file: Console(file=shown, force_terminal=True, width=100))
     with caplog.at_level(logging.INFO, logger="astra_accel"):
         embedded_model_path(cache_dir=cache)
     assert "Making the embedded model, once:" in shown.getvalue()

@@ -12,6 +12,8 @@ from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model, ge
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
+from astra_accel.errors import ConfigurationError
+
 CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that take a part out of the base's weights, as PEFT does again when it loads such an adapter."""
 
@@ -29,18 +31,18 @@ def check_adapter(adapter: str, field: str) -> PeftConfig:
         field: of the run's configuration, for messages.
 
     Raises:
-        ValueError: there is none, or one of a kind that changes the base itself or needs more than the tokens.
+        ConfigurationError: there is none, or one of a kind that changes the base itself or needs more than the tokens.
     """
     try:
         config = PeftConfig.from_pretrained(adapter)
     except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{field} is {adapter!r}, where no adapter can be read: {error}") from error
+        raise ConfigurationError(f"{field} is {adapter!r}, where no adapter can be read: {error}") from error
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)
-        raise ValueError(f"{field}: the adapter {adapter} is of type {kind}; expected LORA")
+        raise ConfigurationError(f"{field}: the adapter {adapter} is of type {kind}; expected LORA")
     assert isinstance(config, LoraConfig)
     for name, found, reason in _refused(config):
-        raise ValueError(f"{field}: the adapter {adapter} has {name} = {found!r}, {reason}")
+        raise ConfigurationError(f"{field}: the adapter {adapter} has {name} = {found!r}, {reason}")
     return config
 
 

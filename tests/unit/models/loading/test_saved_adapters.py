@@ -12,13 +12,13 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tests.helpers.special_models import save_special
 from transformers import AutoModelForCausalLM
 
 from astra_accel import HFASTSystem
 from astra_accel.config import ModelConfiguration
 from astra_accel.models.roles import find_roles
 from astra_accel.models.tiny import build_tiny, save_tiny
+from tests.helpers.special_models import save_special
 
 CONTEXT, PROBE = "Good morning.", "You are late again."
 
@@ -247,7 +247,9 @@ def test_an_adapter_that_changes_the_shared_base_is_refused_by_field_and_reason_
 
 def test_an_adapter_that_is_not_there_is_named_by_its_field(tmp_path: Path) -> None:
     base = ModelConfiguration(path="tiny")
-    with pytest.raises(ValueError, match=rf"target\.adapter is '{tmp_path}', where no adapter can be read"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"target\.adapter is the folder {tmp_path}, which has no adapter_conf"
+    ):
         find_roles(base, ModelConfiguration(path="tiny", adapter=str(tmp_path)), None, None)
 
 
@@ -266,5 +268,7 @@ def test_an_adapter_that_brings_other_embeddings_for_the_base_is_refused(tmp_pat
 def test_an_adapter_of_a_wider_model_does_not_fit(tmp_path: Path) -> None:
     wide = build_tiny("llama", hidden_size=96)[0]
     get_peft_model(wide, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"the adapter {tmp_path} does not fit its model: .*size mismatch"):
+    with pytest.raises(
+        ValueError, match=rf"tester\.adapter is '{tmp_path}'.* does not fit 'tiny': its .*q_proj takes 96 numbers"
+    ):
         HFASTSystem(ModelConfiguration(path="tiny", adapter=str(tmp_path)), "tiny")
