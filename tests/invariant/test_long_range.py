@@ -199,8 +199,8 @@ def test_an_unknown_kind_that_reads_by_length_is_found_out_far_below_its_limit()
     assert model.model.rotary_emb.original_max_position_embeddings == 4096
 
 
-def saved_phi3(folder: Path) -> Path:
-    """With a tokenizer of bytes; what it says is no longer than 60 tokens in its short regime."""
+def saved_phi3(folder: Path, limit: int = 60) -> Path:
+    """With a tokenizer of bytes; its factors change beyond a limit."""
     _, tokenizer = build_tiny("llama")
     rotary = {
         "rope_type": "longrope",
@@ -208,7 +208,7 @@ def saved_phi3(folder: Path) -> Path:
         "partial_rotary_factor": 1.0,
         "short_factor": [1.0] * 8,
         "long_factor": [1.5, 2.0, 3.0, 4.0, 8.0, 12.0, 16.0, 30.0],
-        "original_max_position_embeddings": 60,
+        "original_max_position_embeddings": limit,
     }
     config = Phi3Config(
         vocab_size=len(tokenizer),
@@ -218,7 +218,7 @@ def saved_phi3(folder: Path) -> Path:
         num_key_value_heads=1,
         intermediate_size=96,
         max_position_embeddings=512,
-        original_max_position_embeddings=60,
+        original_max_position_embeddings=limit,
         sliding_window=None,
         initializer_range=0.25,
         rope_parameters=rotary,
@@ -282,14 +282,14 @@ def test_rollouts_updates_and_values_are_of_one_policy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
 def test_processes_with_other_lengths_train_sharded_weights_together(kind: str, tmp_path: Path) -> None:
     """All make as many forwards, whether their conversations cross the limit or not."""
-    folder = saved_phi3(tmp_path / "phi3")
+    folder = saved_phi3(tmp_path / "phi3", limit=100)
     run_processes(1, _train, tmp_path / "one", folder, "ddp")
     run_processes(2, _train, tmp_path / "two", folder, kind)
     said = rollouts(tmp_path / "one")
     assert said == rollouts(tmp_path / "two")
     # A byte is a token.
     lengths = [len(row["context"].encode()) for step in said for row in step]
-    assert min(lengths) < 40 < 60 < max(lengths)
+    assert min(lengths) < 80 < 100 < max(lengths)
     one, two = (load_file(tmp_path / run / "tester" / "adapter_model.safetensors") for run in ("one", "two"))
     assert largest_difference(one, two) < 1e-5
     assert max(float(tensor.abs().max()) for name, tensor in two.items() if "lora_B" in name) > 1e-3
