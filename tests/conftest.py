@@ -20,7 +20,8 @@ settings.load_profile("tests")
 BUILD = """
 import logging
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from astra_accel.distributed.op_builds import build_for_offload
+from astra_accel.distributed.op_builds import build_for_cpu_processes, build_for_offload
+build_for_cpu_processes()
 build_for_offload("adam")
 """
 BUILD_SECONDS = 1800

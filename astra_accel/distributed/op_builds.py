@@ -151,11 +151,28 @@ def build_for_offload(optimizer: str) -> None:
         BuildLockError: see :func:`wait_for_lock`.
         RuntimeError: it can't be built: there is no compiler, ninja or header, or the compiler failed.
     """
-    from deepspeed.git_version_info import installed_ops
     from deepspeed.ops import op_builder
+
+    _build(getattr(op_builder, BUILDERS[optimizer])())
+
+
+def build_for_cpu_processes() -> None:
+    """Have what processes on CPUs exchange tensors by, before DeepSpeed asks for it as they meet. Every one calls it.
+
+    Raises: as :func:`build_for_offload`.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.ops import __compatible_ops__
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is not None and __compatible_ops__.get(builder.name, False):
+        _build(builder)
+
+
+def _build(builder: Any) -> None:
+    from deepspeed.git_version_info import installed_ops
     from torch.utils.cpp_extension import _get_build_directory
 
-    builder = getattr(op_builder, BUILDERS[optimizer])()
     if not installed_ops.get(builder.name, False):
         folder = Path(_get_build_directory(builder.name, verbose=False))
         build_alone(builder.name, folder, builder.load)

@@ -23,6 +23,7 @@ from accelerate.utils import (
 
 from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed.exchange import gather_object
+from astra_accel.distributed.op_builds import build_for_cpu_processes
 
 T = TypeVar("T")
 
@@ -78,6 +79,8 @@ def new_accelerator(**options: Any) -> Accelerator:
     """
     for kind in (PartialState, AcceleratorState, GradientState):
         kind._shared_state = {}
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and os.environ.get("DS_ACCELERATOR") == "cpu":
+        build_for_cpu_processes()
     accelerator = Accelerator(**options)
     accelerator.state.made_for = weakref.ref(accelerator)
     return accelerator

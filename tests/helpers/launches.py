@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DataLoaderConfiguration, DistributedType
 
 from astra_accel import TrainingConfiguration
+from astra_accel.distributed.op_builds import build_for_cpu_processes
 from astra_accel.training.distributed import make_accelerator
 
 SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
@@ -46,6 +47,7 @@ def _fsdp2(config: TrainingConfiguration) -> Accelerator:
 def _zero(stage: int, config: TrainingConfiguration, offload: str) -> Accelerator:
     """DeepSpeed over gloo: with ``cpu=True`` Accelerate would leave DeepSpeed out."""
     os.environ["DS_ACCELERATOR"] = "cpu"
+    build_for_cpu_processes()
     return Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
