@@ -206,3 +206,23 @@ class TestOnEveryRank:
 
         with pytest.raises(RankError, match="process 0 failed with KeyError: 'x'"):
             on_main(Pretended(num_processes=3, is_main_process=False), lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("environment", "builds"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}, 1),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, 0),
+        ({"DS_ACCELERATOR": "cpu"}, 0),
+    ],
+)
+def test_what_deepspeed_compiles_for_cpus_is_built_before_the_processes_meet(monkeypatch, environment, builds):
+    done = []
+    monkeypatch.setattr(distributed, "build_for_cpu_processes", lambda: done.append("built"))
+    monkeypatch.setattr(distributed, "Accelerator", lambda: done.append("met") or Accelerator(cpu=True))
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    distributed.new_accelerator()
+    assert done == ["built"] * builds + ["met"]
