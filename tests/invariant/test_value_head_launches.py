@@ -62,7 +62,8 @@ def test_a_model_that_makes_its_logits_itself_is_trained_alike_where_weights_are
     run_processes(2, _train_adapted_head, tmp_path, "two", kind, timeout=600)
     for file in ("adapter_model", "value_head"):
         one, two = (_trained(tmp_path / run / "tester" / f"{file}.safetensors") for run in ("one", "two"))
-        assert largest_difference(one, two) < 1e-5
+        # Adam makes a whole step of a gradient that is nearly 0, whose rounding then counts; a step is 3e-3.
+        assert largest_difference(one, two) < 1e-4
         assert max(float(tensor.abs().max()) for tensor in two.values()) > 1e-3
         assert file == "value_head" or any("lm_head" in name for name in two)
 
