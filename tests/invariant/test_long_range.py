@@ -279,12 +279,11 @@ def test_rollouts_updates_and_values_are_of_one_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
-def test_processes_with_other_lengths_train_sharded_weights_together(kind: str, tmp_path: Path) -> None:
+def test_processes_with_other_lengths_train_sharded_weights_together(tmp_path: Path) -> None:
     """All make as many forwards, whether their conversations cross the limit or not."""
     folder = saved_phi3(tmp_path / "phi3", limit=100)
     run_processes(1, _train, tmp_path / "one", folder, "ddp")
-    run_processes(2, _train, tmp_path / "two", folder, kind)
+    run_processes(2, _train, tmp_path / "two", folder, "fsdp2")
     said = rollouts(tmp_path / "one")
     assert said == rollouts(tmp_path / "two")
     # A byte is a token.
