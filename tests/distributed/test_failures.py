@@ -111,6 +111,7 @@ def _train_with_overflow(output_dir: Path) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
+@pytest.mark.slow
 def test_logits_that_are_not_finite_end_all_processes(tmp_path: Path) -> None:
     what = "training step 2: the tester's logits are not finite (nan or inf) in turn 1 of a rollout: its weights"
     other, own = run_processes(2, _train_with_overflow, tmp_path)

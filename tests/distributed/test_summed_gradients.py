@@ -19,9 +19,8 @@ LARGE, SMALL, NUM_STEPS = 1.0, 2.0**-10, 16
 """A bf16 number has 8 bits: one of 1.0 to which a thousandth is added is 1.0 still, however many follow."""
 
 
-@pytest.mark.parametrize(
-    "kind", ["zero1", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LAUNCHES if kind != "zero1")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LAUNCHES)
 def test_many_small_gradients_beside_a_large_one_are_not_lost(kind: str, tmp_path: Path) -> None:
     """One step of process 0 has a gradient of 1, the 31 others of both processes 1/1024 each."""
     expected = LARGE + (2 * NUM_STEPS - 1) * SMALL

@@ -18,15 +18,30 @@ from tests.helpers.plain import reset_accelerate
 from tests.helpers.runs import TINY_DPO, train_tiny
 
 PROMPTS = ["Good morning.", "It rains again.", "I lost my keys.", "What a day it was!", "Who said so?"]
-FIELDS = ("--evaluation.episodes_at_once", "3", "--evaluation.num_resamples", "100")
+FIELDS = (
+    "--evaluation.episodes_at_once",
+    "3",
+    "--evaluation.num_resamples",
+    "100",
+    "--rollout.target.max_new_tokens",
+    "24",
+)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one training step."""
+    """A run of one training step, long enough to be seen in what the tester samples."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
     train_tiny(
-        folder, "--training.training_steps", "1", "--training.save_steps", "null", "--training.eval_steps", "null"
+        folder,
+        "--training.training_steps",
+        "1",
+        "--training.save_steps",
+        "null",
+        "--training.eval_steps",
+        "null",
+        "--training.lr",
+        "0.05",
     )
     return folder
 

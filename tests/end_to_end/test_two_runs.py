@@ -120,5 +120,7 @@ def test_an_output_folder_that_can_t_be_written_to_is_found_before_models_load(
     for folder in ("/proc/none/run", tmp_path / "file" / "run", tmp_path / "linked"):
         code = run.main(["--config", str(TINY_DPO), "--training.output_dir", str(folder)])
         assert code == 2
-        assert f"error: training.output_dir {folder} " in capsys.readouterr().err.replace(" is ", " ")
+        said = capsys.readouterr().err
+        assert said.startswith("error: training.output_dir ")
+        assert str(folder) in said
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoints", "file", "linked"]

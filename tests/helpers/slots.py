@@ -19,11 +19,11 @@ NUM_SLOTS, NUM_WORDS = 4, 10
 
 
 class Rudeness(Scorer):
-    """The share of rude words: in each slot there is one."""
+    """The share of rude words."""
 
     def score(self, texts: Sequence[str]) -> list[float]:
         """One share a text."""
-        return [text.count("rude") / NUM_SLOTS for text in texts]
+        return [text.count("rude") / max(len(text.split()), 1) for text in texts]
 
 
 class Slots(ASTSystem[str, str]):

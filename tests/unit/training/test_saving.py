@@ -69,6 +69,8 @@ class TestSaving:
         assert read_state(saved).update == 3
         load_checkpoint(build(), saved)
 
+        training = build()
+        training.state.step = step
         save_checkpoint(training, saved.parent)
         assert [path.name for path in list_checkpoints(saved.parent)] == sorted({"step-000003", checkpoint_name(step)})
         assert read_state(saved.parent / checkpoint_name(step)).update == 0

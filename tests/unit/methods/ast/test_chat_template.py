@@ -16,7 +16,7 @@ from astra_accel.methods.ast.chat_template import ChatTemplate
 from astra_accel.methods.ast.format import ChatFormat, View
 from astra_accel.methods.ast.transcript import Segment, Transcript
 from tests.helpers import templates
-from tests.helpers.tokenizers import TOKENIZERS
+from tests.helpers.tokenizer_kinds import TOKENIZERS
 from tests.helpers.views import views_of
 
 MODELS = {

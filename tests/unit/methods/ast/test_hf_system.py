@@ -37,7 +37,7 @@ from astra_accel.models.roles import find_roles
 from astra_accel.models.tiny import build_tiny, save_tiny
 from astra_accel.training.outputs import rollout_rows, write_table
 from tests.helpers import templates
-from tests.helpers.tokenizers import TOKENIZERS
+from tests.helpers.tokenizer_kinds import TOKENIZERS
 
 LORA = LoRAConfiguration(r=4, alpha=8)
 PROMPTS = ["So I said", "Hm", "What do you think of caf\u00e9s?"]

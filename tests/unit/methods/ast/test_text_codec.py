@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_accel.methods.ast.text_codec import TextCodec, encode_text
-from tests.helpers.tokenizers import TOKENIZERS
+from tests.helpers.tokenizer_kinds import TOKENIZERS
 
 KINDS = {name: build() for name, build in TOKENIZERS.items()}
 CODECS = {name: TextCodec(tokenizer) for name, tokenizer in KINDS.items()}

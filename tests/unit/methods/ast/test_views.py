@@ -12,7 +12,7 @@ from astra_accel.methods.ast.transcript import Segment
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.roles import RoleFiles, find_roles
 from astra_accel.models.tiny import build_tiny
-from tests.helpers.tokenizers import TOKENIZERS
+from tests.helpers.tokenizer_kinds import TOKENIZERS
 from tests.helpers.views import views_of
 
 TURNS = {"tester": SamplingConfiguration(max_new_tokens=5), "target": SamplingConfiguration(max_new_tokens=7)}
