@@ -29,31 +29,45 @@ def reread(
 ) -> list[tuple[list[int], list[float]]]:
     """Sample a continuation of each context, in one batch: the ids of each row and their log-probs.
 
-    Rows with the same context read it once, and rows that have ended are fed no more.
+    Rows with the same context read it once, and rows that have ended are fed no more, where the model's rows may change
+    places.
     """
-    unique = list(dict.fromkeys(contexts))
+    moves = moves_rows(model)
+    begun = list(dict.fromkeys(contexts)) if moves else list(contexts)
     batch = _Padded(model)
-    logits_UV = batch.begin(unique)
-    index_of = {context: index for index, context in enumerate(unique)}
-    fork = [index_of[context] for context in contexts]
-    batch.select(fork)
-    logits_BV = logits_UV[fork]
+    logits_BV = batch.begin(begun)
+    if moves:
+        index_of = {context: index for index, context in enumerate(begun)}
+        fork = [index_of[context] for context in contexts]
+        batch.select(fork)
+        logits_BV = logits_BV[fork]
 
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
-    active = list(range(len(contexts)))
+    rows = list(range(len(contexts)))
+    ended: set[int] = set()
     for step in range(sampling.max_new_tokens):
-        tokens, logprobs = draw(logits_BV, keys_BT2[active, step], sampling, num_ids)
-        for row, token, logprob in zip(active, tokens, logprobs, strict=True):
-            results[row][0].append(token)
-            results[row][1].append(logprob)
-        keep = [index for index, token in enumerate(tokens) if token not in end_ids]
-        if not keep or step + 1 == sampling.max_new_tokens:
+        tokens, logprobs = draw(logits_BV, keys_BT2[rows, step], sampling, num_ids)
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if row not in ended:
+                results[row][0].append(token)
+                results[row][1].append(logprob)
+        ended |= {row for row, token in zip(rows, tokens, strict=True) if token in end_ids}
+        if len(ended) == len(contexts) or step + 1 == sampling.max_new_tokens:
             break
-        if len(keep) < len(active):
+        keep = [index for index, row in enumerate(rows) if row not in ended]
+        if moves and len(keep) < len(rows):
             batch.select(keep)
-            active = [active[index] for index in keep]
-        logits_BV = batch.step([tokens[index] for index in keep])
+            rows, tokens = [rows[index] for index in keep], [tokens[index] for index in keep]
+        logits_BV = batch.step(tokens)
     return results
+
+
+def moves_rows(model: Any) -> bool:
+    """Whether the rows of a batch may change places, fork and leave; found out once.
+
+    A model that keeps states of its own beside the cache (RecurrentGemma) would go on with those of another row.
+    """
+    return supports(model, "rows that change places", _check_moves, "rows stay in their batch until all have ended")
 
 
 def takes_padding(model: Any) -> bool:
@@ -117,30 +131,36 @@ def _check_padding(model: Any) -> None:
             _check_decoding(model, [contexts[row] for row in rows], [pairs[row] for row in rows])
 
 
-def _check_cache(model: Any) -> None:
+def _check_moves(model: Any) -> None:
+    _check_cache(model, moves=True)
+
+
+def _check_cache(model: Any, moves: bool = False) -> None:
     """Decode up to a length at which something may change, and beyond it where nothing is known to."""
     contexts, continuations = check_sequences(model)
     sequences = [ids for ids in map(_joined, contexts, continuations) if len(ids) >= CHECK_LENGTH + 2]
     regimes = length_regimes(model)
     begin = CHECK_LENGTH - int(regimes.of(CHECK_LENGTH) != regimes.of(CHECK_LENGTH + 1))
-    _check_decoding(model, [ids[:begin] for ids in sequences], [ids[begin : begin + 2] for ids in sequences])
+    pairs = [ids[begin : begin + 2] for ids in sequences]
+    _check_decoding(model, [ids[:begin] for ids in sequences], pairs, moves)
 
 
 def _joined(context: list[int], continuation: list[int]) -> list[int]:
     return [*context, *continuation]
 
 
-def _check_decoding(model: Any, contexts: Sequence[list[int]], pairs: Sequence[list[int]]) -> None:
+def _check_decoding(model: Any, contexts: Sequence[list[int]], pairs: Sequence[list[int]], moves: bool = True) -> None:
     """Compare the log-probs of two tokens behind each context: the first read, the second fed.
 
-    Between the two, rows change places and one forks. A model that keeps states of its own beside the cache
-    (RecurrentGemma) would go on with those of another row.
+    Between the two, rows change places and one forks if they are to.
     """
     batch = _Padded(model)
     first_B, second_B = torch.tensor(pairs, device=model.device).unbind(-1)
     read_B = token_logprobs(batch.begin(contexts), first_B)
-    order = [*range(len(pairs))[::-1], 0]
-    batch.select(order)
+    order = list(range(len(pairs)))
+    if moves:
+        order = [*order[::-1], 0]
+        batch.select(order)
     fed_B = token_logprobs(batch.step(first_B[order].tolist()), second_B[order])
     expected = plain_logprobs(model, contexts, pairs)
     found_B2 = torch.stack([read_B[order], fed_B], dim=-1)

@@ -8,8 +8,7 @@ from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.generation import generate
-from astra_accel.models.rereading import takes_padding
-from astra_accel.models.support import UnsupportedModelError
+from astra_accel.models.rereading import moves_rows, takes_padding
 from tests.helpers.architectures import build
 
 
@@ -18,7 +17,7 @@ def test_padded_batches_are_for_all_but_recurrent_models(architecture):
     assert takes_padding(build(architecture)) == (architecture != "mamba")
 
 
-def test_a_model_that_keeps_the_states_of_rows_beside_the_cache_is_refused():
+def test_a_model_that_keeps_the_states_of_rows_beside_the_cache_keeps_its_rows_in_their_batch():
     """Its rows would go on with one another's as soon as one of them ends: log-probs were 0.7 nats off."""
     config = RecurrentGemmaConfig(
         vocab_size=96, hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=96, lru_width=48
@@ -29,5 +28,16 @@ def test_a_model_that_keeps_the_states_of_rows_beside_the_cache_is_refused():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.25)
-    with pytest.raises(UnsupportedModelError, match="can't do decoding with a cache: log-probs differ by"):
-        generate(model, [(5, 6), (7, 8)], [[0], [1]], SamplingConfiguration(max_new_tokens=4), end_ids=())
+    assert not moves_rows(model)
+    contexts, sampling = [(5, 6), (7, 8), (5, 6), (7, 8), (9,)], SamplingConfiguration(max_new_tokens=6)
+    seeds = [[row] for row in range(5)]
+    found = generate(model, contexts, seeds, sampling, end_ids=set(range(24)))
+    assert len({len(row.ids) for row in found}) > 1
+    for context, seed, row in zip(contexts, seeds, found, strict=True):
+        (alone,) = generate(model, [context], [seed], sampling, end_ids=set(range(24)))
+        assert row.ids == alone.ids
+        with torch.no_grad():
+            logits = model(torch.tensor([[*context, *row.ids]]), use_cache=False).logits[0]
+        place = torch.arange(len(row.ids)) + len(context) - 1
+        expected = logits.log_softmax(-1)[place, list(row.ids)]
+        torch.testing.assert_close(torch.tensor(row.logprobs), expected, rtol=1e-4, atol=1e-4)
