@@ -20,6 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from astra_accel.files.run_lock import machine
+
 logger = logging.getLogger(__name__)
 
 LOCK = "lock"
@@ -64,11 +68,7 @@ class _Maker:
     @classmethod
     def here(cls) -> _Maker:
         """This process."""
-        try:
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-            return cls(platform.node(), f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}", os.getpid())
-        except OSError:  # no Linux: a restart can't be told from none
-            return cls(platform.node(), "", os.getpid())
+        return cls(platform.node(), machine(), os.getpid())
 
     @classmethod
     def read(cls, file: Path) -> _Maker | None:
@@ -81,7 +81,7 @@ class _Maker:
     @property
     def is_dead(self) -> bool:
         """Whether it surely is: it ran here, and is no more."""
-        return bool(self.machine) and self.machine == _Maker.here().machine and not Path(f"/proc/{self.pid}").exists()
+        return self.machine == machine() and not psutil.pid_exists(self.pid)
 
 
 @dataclass(frozen=True)
