@@ -20,9 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from astra_accel.files.run_lock import machine
+from astra_accel.files.process_table import machine, process_exists
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +79,7 @@ class _Maker:
     @property
     def is_dead(self) -> bool:
         """Whether it surely is: it ran here, and is no more."""
-        return self.machine == machine() and not psutil.pid_exists(self.pid)
+        return self.machine == machine() and not process_exists(self.pid)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.process_table import machine, own_start, process_is_alive
 from astra_accel.files.writable import made_folders, unwritable
 
 logger = logging.getLogger(__name__)
@@ -40,8 +39,6 @@ BEAT_SECONDS, STALE_SECONDS = 10.0, 90.0
 """Between two heartbeats; without one, until a run of another machine counts as dead."""
 MISSING_SECONDS = 1.0
 """How long a lock file may be missing before its holder believes it: a file server answers late at times."""
-SAME_START = 2.0
-"""Seconds by which two readings of when a process began may differ: the system's clock is adjusted now and then."""
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "JOB_ID")
 """Where schedulers say which job this is."""
 
@@ -83,7 +80,7 @@ class Holder:
             host=platform.node(),
             machine=machine(),
             pid=os.getpid(),
-            started=psutil.Process().create_time(),
+            started=own_start(),
             user=_user(),
             job=jobs[0] if jobs else "",
             since=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -333,30 +330,6 @@ def check_nesting(folder: Path, field: str, parts: tuple[str, ...] = ()) -> None
             f"{field} {folder} and {other} lie inside one another, and {holder or 'another run'} writes to the latter "
             f"({other / LOCK}); expected a folder apart from that of another run"
         )
-
-
-def machine() -> str:
-    """What process numbers are numbers of: this boot of this host, and within it this table of processes."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        boot = f"{psutil.boot_time():.0f}"
-    try:
-        table = os.readlink("/proc/self/ns/pid")  # containers of one host have tables of their own
-    except OSError:
-        table = ""
-    return f"{platform.node()} {boot} {table}".strip()
-
-
-def process_is_alive(pid: int, started: float) -> bool:
-    """Whether a process of this machine that began at a time is still there."""
-    try:
-        process = psutil.Process(pid)
-        # Another process may have the number by now; one that nobody waited for has ended too.
-        same = abs(process.create_time() - started) <= SAME_START
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 BEAT_BEFORE, BEAT_DIGITS = b'{"beat": "', 12

@@ -14,10 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from astra_accel.errors import ConfigurationError
-from astra_accel.files.run_lock import LockLostError, process_is_alive
+from astra_accel.files.process_table import own_start, process_is_alive
+from astra_accel.files.run_lock import LockLostError
 from astra_accel.training.outputs import valid_text, write_atomically
 from astra_accel.training.preemption import Preempted
 
@@ -94,7 +93,7 @@ def _write(folder: Path, status: Status) -> None:
         "detail": valid_text(status.detail),
         "host": platform.node(),
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "started": own_start(),
     }
     write_atomically(folder / STATUS, json.dumps(record, indent=2) + "\n")
 
