@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from astra_accel.config import ConfigurationError, LoRAConfiguration, ModelConfiguration, Quantization
 from astra_accel.files.model_places import check_place, local_folder, why_not_had
@@ -26,6 +25,7 @@ from astra_accel.models.loading.remote_code import own_code_of_model, own_code_o
 from astra_accel.models.quantization import compute_alike, loading_options
 from astra_accel.models.text_forward import is_linear
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
+from astra_accel.whole_models import build_skeleton, loaded_whole
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +91,15 @@ class ModelFiles:
             options |= loading_options(quantization, options["dtype"], device)
         else:
             options |= _placement(torch.device(device))
-        if built is not None:
-            model, loading = type(built).from_pretrained(
-                None, config=built.config, state_dict=built.state_dict(), **options
-            )
-        else:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                self.source, revision=self.revision, trust_remote_code=self.trust_remote_code, **options
-            )
+        with loaded_whole():
+            if built is not None:
+                model, loading = type(built).from_pretrained(
+                    None, config=built.config, state_dict=built.state_dict(), **options
+                )
+            else:
+                model, loading = AutoModelForCausalLM.from_pretrained(
+                    self.source, revision=self.revision, trust_remote_code=self.trust_remote_code, **options
+                )
         missing = sorted(loading["missing_keys"])
         if missing:
             raise ValueError(f"{self.source} lacks {len(missing)} of its weights, such as {missing[0]}")
@@ -110,9 +111,8 @@ def _placement(device: torch.device) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that bring each weight to a device of its own as it is read.
 
     Otherwise every process of a machine would hold its models in the host's memory first, all at the same time.
-    transformers refuses it where an earlier run of the process left DeepSpeed's stage 3 switched on.
     """
-    return {} if device.type == "cpu" or is_deepspeed_zero3_enabled() else {"device_map": {"": device}}
+    return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
 def find_model(model: ModelConfiguration, role: str) -> ModelFiles:
@@ -271,8 +271,7 @@ def _check_special_ids(role: str, source: str, config: Any, end_ids: frozenset[i
 def _can_be_built(config: Any, trust_remote_code: bool) -> bool:
     """Whether the layers take the configuration; torch's embedding asserts that it holds the padding."""
     try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        build_skeleton(config, trust_remote_code=trust_remote_code)
     except AssertionError:
         return False
     return True
@@ -340,8 +339,7 @@ def check_lora_targets(lora: LoRAConfiguration, files: ModelFiles) -> None:
     """
     if lora.target_modules == ALL_LINEAR:
         return
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(files.config, trust_remote_code=files.trust_remote_code)
+    skeleton = build_skeleton(files.config, trust_remote_code=files.trust_remote_code)
     layers = [name for name, module in skeleton.named_modules() if is_linear(module)]
     parameters = other_parameters(skeleton)
     missing = unmatched(lora.target_modules, layers)

@@ -11,6 +11,7 @@ from torch import nn
 from astra_accel.errors import ConfigurationError
 from astra_accel.files.model_places import check_place, local_folder, why_not_had
 from astra_accel.files.saved_models import damage_of_settings, damage_of_weights
+from astra_accel.whole_models import loaded_whole
 
 
 def load_frozen(auto_class: Any, name: str, device: str | torch.device, dtype: str | torch.dtype | None) -> Any:
@@ -26,9 +27,10 @@ def load_frozen(auto_class: Any, name: str, device: str | torch.device, dtype: s
         ValueError: The checkpoint lacks weights of this architecture. Transformers would draw them at random,
             and the scores of a random head are noise.
     """
-    model, info = auto_class.from_pretrained(
-        name, dtype="auto" if dtype is None else dtype, output_loading_info=True, trust_remote_code=False
-    )
+    with loaded_whole():
+        model, info = auto_class.from_pretrained(
+            name, dtype="auto" if dtype is None else dtype, output_loading_info=True, trust_remote_code=False
+        )
     if info["missing_keys"]:
         raise ValueError(
             f"{name} has no weights for {', '.join(sorted(info['missing_keys']))} of {type(model).__name__}"

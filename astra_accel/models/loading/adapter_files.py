@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from astra_accel.errors import ConfigurationError
@@ -22,6 +21,7 @@ from astra_accel.files.saved_models import (
     tensors_of,
 )
 from astra_accel.models.loading.saved_adapters import check_adapter
+from astra_accel.whole_models import build_skeleton
 
 ADAPTER_CONFIG = "adapter_config.json"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -54,7 +54,7 @@ def check_adapter_files(adapter: str, field: str, config: Any, base: str, *, tru
     if damage is not None:
         raise ConfigurationError(f"{field} is {adapter!r}, in whose folder {damage}")
     made_with = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    misfit = _misfit(folder, made_with, _skeleton(config, trust_remote_code))
+    misfit = _misfit(folder, made_with, build_skeleton(config, trust_remote_code=trust_remote_code))
     if misfit is not None:
         raise ConfigurationError(
             f"{field} is {adapter!r}, which was made for {made_with.get('base_model_name_or_path')!r} and does not fit "
@@ -122,8 +122,3 @@ def _size_of(layer: torch.nn.Module | None) -> tuple[int, int] | None:
 
 def _is_meant(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)
-
-
-def _skeleton(config: Any, trust_remote_code: bool) -> torch.nn.Module:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
