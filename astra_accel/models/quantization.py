@@ -43,7 +43,7 @@ def check_quantization(model: ModelConfiguration, role: str, config: Any) -> Non
 
 
 def check_device(quantization: str | None, role: str, device: torch.device | str) -> None:
-    """Find a device on which bitsandbytes does not compute, or a launch that would spread weights of 4 bits.
+    """Find a device on which bitsandbytes does not compute, or a launch that would split weights of 4 bits.
 
     Raises:
         ValueError: names the device and those that there are, or the launch.
@@ -53,10 +53,10 @@ def check_device(quantization: str | None, role: str, device: torch.device | str
     import bitsandbytes
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    if is_deepspeed_zero3_enabled():
+    if role == "tester" and is_deepspeed_zero3_enabled():  # of all roles it alone is split
         raise ValueError(
-            f"{role}.quantization is {quantization!r}, but the launch is DeepSpeed ZeRO-3, under which transformers "
-            f"loads no weights of 4 bits; expected another launch (zero2, fsdp2, DDP), or quantization null"
+            f"{role}.quantization is {quantization!r}, but the launch is DeepSpeed ZeRO-3, which splits the tester's "
+            f"weights, and can't those of 4 bits; expected another launch (zero2, fsdp2, DDP), or quantization null"
         )
 
     supported = sorted(bitsandbytes.supported_torch_devices)

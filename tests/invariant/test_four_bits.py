@@ -3,6 +3,7 @@ processes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,21 @@ def test_two_processes_train_it_as_one(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_zero_3_is_refused_before_weights_load(tmp_path: Path) -> None:
+def test_zero_3_splits_the_tester_alone(tmp_path: Path) -> None:
+    """So a target of 4 bits is as good as anywhere."""
+    of_target = ["--tester.quantization", "null"]
+    run_processes(1, _train, tmp_path / "one", "ddp", of_target)
+    run_processes(2, _train, tmp_path / "two", "zero3", of_target)
+    assert rollouts(tmp_path / "one") == rollouts(tmp_path / "two")
+    one, two = (load_file(tmp_path / run / "tester" / "adapter_model.safetensors") for run in ("one", "two"))
+    assert largest_difference(one, two) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_tester_of_4_bits_under_zero_3_is_refused_before_weights_load(tmp_path: Path) -> None:
     with pytest.raises(ProcessFailure, match=r"tester\.quantization is 'nf4', but the launch is DeepSpeed ZeRO-3"):
         run_processes(2, _train, tmp_path, "zero3")
 
 
-def _train(folder: Path, kind: str) -> None:
-    train_tiny(folder, *SHORT, launch_kind=kind)
+def _train(folder: Path, kind: str, overrides: Sequence[str] = ()) -> None:
+    train_tiny(folder, *SHORT, *overrides, launch_kind=kind)

@@ -169,10 +169,10 @@ def test_a_checkpoint_that_is_quantised_already(tmp_path):
         find_roles(model(tmp_path), model(tmp_path), None, LORA)
 
 
-def test_a_launch_that_would_spread_them(monkeypatch):
-    files = find_roles(model(kind=None), model(), None, LORA)
+def test_a_launch_that_would_split_them(monkeypatch):
+    files = find_roles(model(), model(), None, LORA)
     monkeypatch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match=r"target\.quantization is 'nf4', but the launch is DeepSpeed ZeRO-3"):
+    with pytest.raises(ValueError, match=r"tester\.quantization is 'nf4', but the launch is DeepSpeed ZeRO-3"):
         load_roles(SimpleNamespace(configurations=files.configurations), "cpu")
 
 
