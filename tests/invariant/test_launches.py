@@ -110,7 +110,7 @@ def test_a_language_model_is_trained_and_saved_alike(kind: str, variant: str, tm
 def test_models_that_were_saved_are_trained_alike_where_weights_are_split(
     name: str, variant: str, tmp_path: Path
 ) -> None:
-    """Accelerate has transformers split what it loads under DeepSpeed's stage 3; a model built by hand shows nothing."""
+    """At DeepSpeed's stage 3 transformers would split what it loads, which a model built by hand doesn't show."""
     build_saved = _save_phi3 if name == "phi3" else save_tiny if name == "llama" else save_special
     folder = build_saved(tmp_path / "model", *([] if name in ("phi3", "llama") else [name]))
     settings = [*TINY, "--tester.path", str(folder), "--target.path", str(folder)]
