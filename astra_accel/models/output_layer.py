@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from astra_accel.models.batching import body_of
 from astra_accel.models.support import UnsupportedModelError, check_sequences
 
 SMALL, LARGE = 2.0**-13, 2.0**27
@@ -170,8 +171,8 @@ def _form(model: Any, layer: Any, got: LayerInput, replaced: _Replaced) -> Outpu
         raise UnsupportedModelError("its output layer is not a plain linear layer")
     if len(replaced.given) != 1 or got.states_BTH is None:
         raise UnsupportedModelError(f"its forward calls its output layer {len(replaced.given)} times")
-    body_BTH = model.base_model(input_ids=ids_1T, use_cache=False)[0]
-    before = None if model.base_model is model else _factor(body_BTH, got.states_BTH)
+    body = body_of(model)
+    before = None if body is model else _factor(body(input_ids=ids_1T, use_cache=False)[0], got.states_BTH)
     if before is None or (before != 1 and layer.bias is not None):
         raise UnsupportedModelError("what its output layer gets is not its body's output")
     scale, softcap = _scale_and_cap(replaced.given[0][..., : logits_BTV.shape[-1]], logits_BTV)

@@ -156,7 +156,7 @@ FORMS: dict[str, tuple[float, float | None, int]] = {
 }
 """The factor, the soft cap and the number of logits of each, as its configuration has them."""
 
-OF_THEIR_OWN = ("bert", "electra", "rembert", "modernbert_decoder", "llama4")
+OF_THEIR_OWN = ("bert", "electra", "rembert", "modernbert_decoder")
 """Those whose logits are not a linear layer of their body's output."""
 
 OUTPUT_LAYERS = tuple(_BUILDERS)
@@ -173,3 +173,8 @@ def build_output_layer(name: str) -> Any:
         if name == "xlstm":  # whose own weights begin too small to show the cap
             torch.nn.init.normal_(model.lm_head.weight, std=0.5)
         return model
+
+
+def body(model: Any) -> Any:
+    """What is below a model's output layer. Llama 4 names itself for it."""
+    return model.model if model.base_model is model else model.base_model

@@ -13,7 +13,7 @@ from astra_accel.methods.ast import HFASTSystem, HFASTValueFunctionSystem
 from astra_accel.models.head import Head
 from astra_accel.models.support import transformers_model
 from astra_accel.models.tiny import build_tiny
-from tests.helpers.output_layers import OF_THEIR_OWN, OUTPUT_LAYERS, build_output_layer
+from tests.helpers.output_layers import OF_THEIR_OWN, OUTPUT_LAYERS, body, build_output_layer
 
 PROMPTS = ("Good morning, how are you?", "So")
 SEEDS = [(1, 2), (3,)]
@@ -50,7 +50,7 @@ def plain(system: Any, contexts: list[tuple[int, ...]], probes: list[Any]) -> li
         logits_1TV = model(input_ids=ids_1T, use_cache=False).logits
         handle.remove()
         own = Head.of(model) is None
-        hidden_1TH = inputs[0] if own else model.base_model(input_ids=ids_1T, use_cache=False)[0]
+        hidden_1TH = inputs[0] if own else body(model)(input_ids=ids_1T, use_cache=False)[0]
         before = slice(len(context) - 1, -1)
         logprobs_SV = logits_1TV[0, before].float().log_softmax(-1)
         tokens_S1 = torch.tensor(probe.sampled_ids)[:, None]

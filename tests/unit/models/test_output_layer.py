@@ -12,7 +12,7 @@ from astra_accel.models.output_layer import find_output_layer, state_width
 from astra_accel.models.support import UnsupportedModelError, check_sequences, plain_logprobs
 from astra_accel.models.value_head import ValueHead
 from tests.helpers.architectures import build
-from tests.helpers.output_layers import FORMS, OF_THEIR_OWN, OUTPUT_LAYERS, build_output_layer
+from tests.helpers.output_layers import FORMS, OF_THEIR_OWN, OUTPUT_LAYERS, body, build_output_layer
 
 QUICK = ("hyperclovax", "granite", "minicpm3", "recurrent_gemma", "gemma2", "phi", "opt_350m", "bert", "falcon_h1")
 NAMES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in OUTPUT_LAYERS]
@@ -45,7 +45,7 @@ def test_the_head_makes_a_models_logits_or_the_model_does(name):
     if name not in OF_THEIR_OWN:
         ids = torch.arange(1, 30)[None]
         with torch.no_grad():
-            logits = head_of(model).logits(model.base_model(input_ids=ids, use_cache=False)[0])
+            logits = head_of(model).logits(body(model)(input_ids=ids, use_cache=False)[0])
             torch.testing.assert_close(logits, model(input_ids=ids, use_cache=False).logits, rtol=1e-5, atol=1e-5)
 
 
