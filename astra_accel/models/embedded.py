@@ -19,7 +19,6 @@ process. That process runs this very file as a script, so the file imports nothi
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -198,7 +198,9 @@ def _build(folder: Path) -> None:
 
 
 def _require(module: str, purpose: str) -> None:
-    if importlib.util.find_spec(module) is None:
+    # Not importlib.util.find_spec: setuptools' finder, asked for pip, takes the process for pip's own, and torch, which
+    # imports setuptools where it compiles, can't do so any more.
+    if PathFinder.find_spec(module) is None:
         raise _failure("prepare", f"the package {module} is not installed in {sys.prefix} ({purpose})")
 
 

@@ -324,10 +324,17 @@ def test_a_changed_wheel_is_not_used(steps, cache, monkeypatch):
 
 @pytest.mark.parametrize(("package", "advice"), [("pip", "uv pip install pip"), ("gguf", "pip install gguf")])
 def test_a_missing_tool_is_named_before_anything_is_downloaded(package, advice, steps, cache, monkeypatch):
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None if name == package else name)
+    monkeypatch.setattr(embedded.PathFinder, "find_spec", lambda name: None if name == package else name)
     with pytest.raises(EmbeddedModelError, match=f"the package {package} is not installed.*{advice}"):
         embedded_model_path(cache_dir=cache)
     assert steps.fetched == 0
+
+
+def test_looking_for_pip_leaves_setuptools_usable():
+    """Which torch compiles with: asked for pip, setuptools' own finder takes the process for pip's."""
+    code = "from astra_accel.models import embedded; embedded._require('pip', ''); import setuptools"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("step", ["fetch_wheel", "extract", "convert", "seal", "publish"])
