@@ -50,6 +50,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 """YAML reads the word no as false."""
 Count = Annotated[int, Field(ge=1)]
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HomePath = Annotated[str, Field(min_length=1), AfterValidator(expanded)]
 """A path, a hub id or a word; ``~`` is the home folder."""
 NO_WARMUP = ("constant", "reduce_lr_on_plateau")
@@ -61,6 +62,28 @@ class Section(BaseModel):
     """A part of a configuration: unknown fields are errors, and so are values of another type."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+class Bound(Section):
+    """Between which multiples of the untrained tester's value a metric has to be."""
+
+    min: Factor | None = None
+    """At least this many times the untrained tester's value."""
+    max: Factor | None = None
+    """At most this many times the untrained tester's value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        return {"max": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> Bound:
+        if self.min is None and self.max is None:
+            raise ValueError("found no factor; expected a number, or one of min and max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min}, above max = {self.max}; expected min at most max")
+        return self
 
 
 class TrainingConfiguration(Section):
@@ -116,6 +139,11 @@ class TrainingConfiguration(Section):
     best_metric: str = "reward/mean"
     """The evaluation metric by which the best checkpoint is kept; higher is better. `attack_success` counts an episode
     that missing scores leave open as no success."""
+    best_bounds: dict[str, Bound] | None = None
+    """Within which an evaluation has to be to count as the best, and as better for early stopping: by metric, a factor
+    of the untrained tester's value on the same prompts. A number is how many times that at most; `{min: 0.8}` says at
+    least, `{min: 0.8, max: 1.3}` both. `{probe_perplexity/median: 1.3, self_bleu: 1.3}` keeps probes as natural and as
+    different as they were. The run then evaluates the untrained tester first."""
     load_best_at_end: bool = True
     """Where evaluations chose a best checkpoint, `tester/` gets its weights rather than the last."""
     push_to_hub: bool = False
@@ -147,6 +175,12 @@ class TrainingConfiguration(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_bounds(self) -> TrainingConfiguration:
+        if self.best_bounds and self.eval_steps is None:
+            raise ValueError("best_bounds is set, but eval_steps is null, so nothing is evaluated; expected a number")
+        return self
+
+    @model_validator(mode="after")
     def _check_warmup(self) -> TrainingConfiguration:
         if self.warmup_steps and self.lr_scheduler in NO_WARMUP:
             raise ValueError(
@@ -158,6 +192,11 @@ class TrainingConfiguration(Section):
                 f"warmup_steps is {self.warmup_steps}, expected at most training_steps = {self.training_steps}"
             )
         return self
+
+    @property
+    def watched_metrics(self) -> list[str]:
+        """The metrics that choose the best checkpoint."""
+        return [self.best_metric, *(self.best_bounds or {})]
 
 
 class ModelConfiguration(Section):
@@ -377,7 +416,9 @@ class EvaluationConfiguration(Section):
     threshold: float = Field(0.5, ge=0, le=1)
     """A response with at least this score is a success of the attack."""
     tree_width: Count = 1
-    """Probes a context; 1 holds conversations without branches. `rollout.tree_depth` is how many turns they have."""
+    """Probes a context; 1 holds conversations without branches."""
+    tree_depth: Count | None = None
+    """Turns of a conversation, here and in the evaluations during training; None is `rollout.tree_depth`."""
     scorers: dict[str, ScorerConfiguration] = {}
     """Further scorers by a name of your own, which the tester was not trained by."""
     embedding_model: HomePath | None = None
@@ -435,6 +476,11 @@ class RunConfiguration(BaseSettings):
             )
         return self
 
+    @property
+    def eval_depth(self) -> int:
+        """Turns of a conversation in evaluations."""
+        return self.evaluation.tree_depth or self.rollout.tree_depth
+
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfiguration:
         """Read a YAML file and apply overrides (``["--training.lr", "1e-4"]``) to it.
@@ -489,7 +535,7 @@ def _check_mappings(overrides: Sequence[str]) -> None:
         ConfigurationError: names the field.
     """
     for name, value in pairwise(overrides):
-        if name.startswith("--") and name.endswith(("options", "_kwargs", ".scorers")):
+        if name.startswith("--") and name.endswith(("options", "_kwargs", ".scorers", ".best_bounds")):
             text = value.strip()
             if text in ("", "null") or text.startswith("["):
                 raise ConfigurationError(

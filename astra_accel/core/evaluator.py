@@ -29,6 +29,10 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
     def compute_metrics(self, graph: Graph[StateT, ActionT]) -> Mapping[str, Any]:
         """The metrics of one episode."""
 
+    def compute_metrics_many(self, graphs: Sequence[Graph[StateT, ActionT]]) -> Sequence[Mapping[str, Any]]:
+        """The metrics of each of some episodes. A trainer asks each process for its own part of an evaluation's."""
+        return [self.compute_metrics(graph) for graph in graphs]
+
     @abstractmethod
     def aggregate_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The metrics of a whole evaluation from those of its episodes."""
@@ -49,7 +53,7 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         ``AccelTrainer.evaluate`` does the same spread over all processes.
         """
         graphs = eval_rollouts(self.sampler, self.select_seeds(num_episodes))
-        return self.aggregate_metrics([self.compute_metrics(graph) for graph in graphs])
+        return self.aggregate_metrics(self.compute_metrics_many(graphs))
 
     @staticmethod
     def write_json(metrics: Mapping[str, Any], path: str | Path) -> None:

@@ -12,6 +12,9 @@ from typing import Any, Generic
 
 from astra_accel.core.system import ActionT, StateT, System
 
+NO_TERMS = ("reward", "probe_tokens", "response_tokens")
+"""Numbers in a node's ``info`` that are no terms of the reward."""
+
 
 @dataclass
 class Node(Generic[StateT, ActionT]):
@@ -121,9 +124,17 @@ def term_values(nodes: Sequence[Node[StateT, ActionT]]) -> dict[str, list[float]
     terms: dict[str, list[float]] = {}
     for node in nodes:
         for name, value in getattr(node, "info", {}).items():
-            if name not in ("reward", "probe_tokens", "response_tokens") and isinstance(value, int | float):
+            if name not in NO_TERMS and isinstance(value, int | float):
                 terms.setdefault(name, []).append(value)
     return terms
+
+
+def missing_terms(nodes: Sequence[Node[StateT, ActionT]]) -> list[str]:
+    """The terms of the reward that are missing at some node."""
+    infos = [getattr(node, "info", {}) for node in nodes]
+    return list(
+        dict.fromkeys(name for info in infos for name, value in info.items() if value is None and name not in NO_TERMS)
+    )
 
 
 class Sampler(ABC, Generic[StateT, ActionT]):

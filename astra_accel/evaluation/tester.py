@@ -77,6 +77,7 @@ def settings_of(config: RunConfiguration, folder: Path | None) -> dict[str, Any]
     settings["held_out"] = config.model_dump(mode="json")["evaluation"]["scorers"]
     for name in ("tree_width", "batch_rows"):  # of training; and without a say
         del settings["rollout"][name]
+    settings["rollout"]["tree_depth"] = config.eval_depth
     if folder is not None:
         settings["tester"]["weights"] = {file.name: _sha256(file) for file in _weights(folder)}
     return settings

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astra_accel.training import checkpoint as checkpoints
+from astra_accel.training.bounds import check_untrained, out_of_bounds
 from astra_accel.training.callbacks import TrainerCallback
 from astra_accel.training.distributed import on_main
 from astra_accel.training.early_stopping import is_better, read_metric
@@ -14,20 +16,50 @@ from astra_accel.training.early_stopping import is_better, read_metric
 if TYPE_CHECKING:
     from astra_accel.training.trainer import AccelTrainer
 
+METRIC_FIELD = "training.best_metric"
+
 
 class KeepBest(TrainerCallback):
     """Notes the best evaluation by ``training.best_metric``, and has it saved."""
 
     def on_evaluate(self, trainer: AccelTrainer, metrics: Mapping[str, float]) -> None:
-        """Ask for a checkpoint of a training step that is better than all before.
+        """Ask for a checkpoint of a training step that is better than all before, and within ``best_bounds``.
 
         Raises:
             ValueError: the evaluator has no such metric.
         """
-        value = read_metric(metrics, trainer.config.best_metric, "training.best_metric")
-        if is_better(value, trainer.state.best_value):
-            trainer.state.best_value, trainer.state.best_step = value, trainer.state.step
+        state, name = trainer.state, trainer.config.best_metric
+        value = read_metric(metrics, name, METRIC_FIELD)
+        why = f"{METRIC_FIELD} {name} has no value" if math.isnan(value) else out_of_bounds(trainer, metrics)
+        if why is not None:
+            state.not_best = why
+            trainer.display.say(f"the evaluation of step {state.step} is not the best: {why}")
+        elif is_better(value, state.best_value):
+            state.best_value, state.best_step = value, state.step
             trainer.control.should_save = True
+
+
+def evaluate_untrained(trainer: AccelTrainer) -> None:
+    """Learn what ``best_bounds`` are relative to, before the first training step. All processes together.
+
+    It is no evaluation that could be the best: the untrained tester is not what a run is for.
+
+    Raises:
+        ValueError: the evaluator has no such metric; or see :func:`.bounds.check_untrained`.
+    """
+    config, state = trainer.config, trainer.state
+    if not config.best_bounds or state.untrained is not None:
+        return
+    with trainer.stopwatch.phase("evaluate"):
+        metrics = trainer.evaluate()
+    read_metric(metrics, config.best_metric, METRIC_FIELD)
+    check_untrained(config.best_bounds, metrics)
+    state.untrained = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    record = {"step": 0, "update": 0, **{f"eval/{name}": value for name, value in metrics.items()}}
+    record |= trainer.stopwatch.take()
+    on_main(trainer.accelerator, lambda: trainer.folder.write_metrics(record))
+    figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in (config.best_metric, *config.best_bounds))
+    trainer.display.say(f"the untrained tester, to which training.best_bounds are relative: {figures}")
 
 
 def bring_best(trainer: AccelTrainer, resumed: Path) -> None:
@@ -51,7 +83,12 @@ def bring_best(trainer: AccelTrainer, resumed: Path) -> None:
 
 def load_best(trainer: AccelTrainer) -> None:
     """Take the weights of the best checkpoint, where there is one that is not the last. All processes together."""
-    best = trainer.state.best_step
+    best, why_not = trainer.state.best_step, trainer.state.not_best
+    if best is None and why_not is not None:
+        lacked = "was within training.best_bounds" if trainer.config.best_bounds else f"had a value of {METRIC_FIELD}"
+        trainer.display.say(
+            f"no evaluation {lacked}, so none is the best and the tester has the last weights; of the last: {why_not}"
+        )
     if best is None or best == trainer.state.step:
         return
     path = trainer.folder.checkpoints / checkpoints.checkpoint_name(best)

@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class TrainerState:
         best_value: the best evaluation so far.
         best_step: its training step, which has a checkpoint that is not pruned.
         callbacks: what callbacks keep, by name; None where none keeps anything.
+        untrained: the evaluation before the first training step, to which ``best_bounds`` are relative; None without.
+        not_best: why the last evaluation that could not be the best could not; None where there is none.
     """
 
     step: int = 0
@@ -71,6 +73,14 @@ class TrainerState:
     best_value: float | None = None
     best_step: int | None = None
     callbacks: dict[str, Any] | None = None
+    untrained: dict[str, float] | None = None
+    not_best: str | None = None
+
+    def as_json(self) -> str:
+        """What a checkpoint holds of it."""
+        optional = ("untrained", "not_best")
+        values = {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
+        return json.dumps(values, indent=2) + "\n"
 
 
 @dataclass
@@ -127,7 +137,7 @@ def load_checkpoint(training: Training, path: Path) -> TrainerState:
     own_states = path / random_file(engine.accelerator.process_index)
     if own_states.exists():  # A run that goes on with more processes has none for the new ones.
         _restore_random_states(torch.load(own_states, weights_only=True))
-    return TrainerState(**json.loads((path / STATE).read_text(encoding="utf-8")))
+    return read_state(path)
 
 
 def load_weights(engine: Engine, path: Path) -> None:
@@ -161,6 +171,11 @@ def load_weights(engine: Engine, path: Path) -> None:
 def read_config(path: Path) -> str:
     """The configuration with which a checkpoint was written, as YAML."""
     return (path / CONFIG).read_text(encoding="utf-8")
+
+
+def read_state(path: Path) -> TrainerState:
+    """How far the run was that wrote a checkpoint."""
+    return TrainerState(**json.loads((path / STATE).read_text(encoding="utf-8")))
 
 
 def read_prompts(path: Path) -> Digests:

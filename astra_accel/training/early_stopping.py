@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from astra_accel.training.bounds import out_of_bounds
 from astra_accel.training.callbacks import TrainerCallback
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 class EarlyStopping(TrainerCallback):
     """Ends a run after evaluations in a row that did not get better; it needs ``training.eval_steps``.
 
+    One that is out of ``training.best_bounds`` is no better, whatever its value.
     The run ends as it would at its last training step, and with ``load_best_at_end`` with the best weights. A resumed
     run goes on counting; one that had ended this way ends again, unless it is given more patience::
 
@@ -55,7 +57,7 @@ class EarlyStopping(TrainerCallback):
             ValueError: the evaluator has no such metric.
         """
         value = read_metric(metrics, self.metric or trainer.config.best_metric, "EarlyStopping's metric")
-        if is_better(value, self.best, self.threshold):
+        if is_better(value, self.best, self.threshold) and out_of_bounds(trainer, metrics) is None:
             self.best, self.num_no_better = value, 0
         else:
             self.num_no_better += 1

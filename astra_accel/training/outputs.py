@@ -187,18 +187,24 @@ class RunFolder(TrainerCallback):
         write_atomically(self.path / CONFIG, comments + config_yaml)
 
     def rewind(self, step: int) -> None:
-        """Drop what a run that is resumed wrote after its checkpoint's training step; those steps come again."""
+        """Drop what a run that is resumed wrote after its checkpoint's training step; those steps come again.
+
+        At step 0 all comes again, the evaluation of the untrained tester too.
+        """
         metrics = self.path / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step and step > 0]
             write_atomically(metrics, "".join(kept))
         for file in (self.path / ROLLOUTS).glob("step-*.parquet"):
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
 
     def write_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one update's line to ``metrics.jsonl``; what is not finite becomes null, as JSON has no nan."""
+        """Append an update's line, or the untrained tester's, to ``metrics.jsonl``.
+
+        What is not finite becomes null, as JSON has no nan.
+        """
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in record.items()

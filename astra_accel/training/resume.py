@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from astra_accel.config import Bound
 from astra_accel.training import checkpoint as checkpoints
+from astra_accel.training.bounds import check_untrained
 from astra_accel.training.config_text import changed_fields
 from astra_accel.training.distributed import on_main
 from astra_accel.training.prompt_digests import Digests, changed_prompts
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 # What the optimizer's and the schedule's saved state decides: a new value would be overruled, or would not fit.
 FIXED_ON_RESUME = tuple(
     f"training.{name}" for name in ("optimizer", "lr", "weight_decay", "lr_scheduler", "warmup_steps")
+)
+# What the figures of an evaluation depend on besides the tester.
+EVALUATED = (
+    *("training.num_eval_episodes", "evaluation.tree_depth", "prompts.dev", "rollout."),
+    *("target.", "baseline.", "scorer.", "reward."),
 )
 
 
@@ -34,14 +41,39 @@ def go_on_from(trainer: AccelTrainer, checkpoint: Path) -> None:
     """Take over weights, state and progress, and tell what has changed since. All processes together.
 
     Raises:
-        CheckpointError: see :func:`changes_since`; or it is no whole checkpoint, or its weights are another model's.
+        CheckpointError: see :func:`changes_since` and :func:`check_bounds_known`; or it is no whole checkpoint, or its
+            weights are another model's.
     """
     checkpoints.verify_checkpoint(checkpoint)
     allowed = trainer.config.allow_changed_prompts
-    for change in changes_since(checkpoint, trainer.config_yaml, trainer.prompts, allowed):
+    changes = changes_since(checkpoint, trainer.config_yaml, trainer.prompts, allowed)
+    for change in changes:
         trainer.display.say(f"changed since {checkpoint.name}: {change}")
+    if trainer.config.best_bounds and any(change.startswith(EVALUATED) for change in changes):
+        trainer.display.say(
+            "training.best_bounds stay relative to the untrained tester's figures from before the run was changed"
+        )
+    check_bounds_known(checkpoint, trainer.config.best_bounds)
     trainer.state = checkpoints.load_checkpoint(trainer.saved_parts(), checkpoint)
     trainer.display.say(f"resumed from {checkpoint} at step {trainer.state.step}")
+
+
+def check_bounds_known(checkpoint: Path, bounds: Mapping[str, Bound] | None) -> None:
+    """Find bounds that a run can't go on with, since its tester is not the untrained one any more.
+
+    Raises:
+        CheckpointError: the run that wrote the checkpoint did not keep the untrained tester's value of one.
+    """
+    known = checkpoints.read_state(checkpoint).untrained or {}
+    unknown = [name for name in bounds or {} if name not in known]
+    if unknown:
+        raise checkpoints.CheckpointError(
+            f"training.best_bounds has {', '.join(unknown)}, but {checkpoint} does not know the untrained tester's "
+            f"value{'' if len(unknown) == 1 else 's'}: its run began without. Resume with bounds on "
+            f"{', '.join(known) or 'nothing'}, or begin a new run"
+        )
+    if bounds:
+        check_untrained(bounds, known)
 
 
 def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_changed_prompts: bool) -> list[str]:

@@ -24,10 +24,11 @@ from astra_accel.config import (
     check_resume,
 )
 from astra_accel.data import check_disjoint, load_prompts
+from astra_accel.evaluation.dev_figures import DEV_FIGURES, SELF_BLEU, check_dev_figures
 from astra_accel.files.paths import expanded
 from astra_accel.files.run_lock import RunLock
 from astra_accel.lasting_output import lasting_output
-from astra_accel.methods.ast.evaluator import ASTEvaluator
+from astra_accel.methods.ast.evaluator import ASTEvaluator, figures_among, metric_names
 from astra_accel.methods.ast.hf_system import HFASTSystem
 from astra_accel.methods.ast.sampler import ASTSampler
 from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
@@ -48,7 +49,7 @@ from astra_accel.training.outputs import (
     holding,
 )
 from astra_accel.training.prompt_digests import digests_of
-from astra_accel.training.resume import changes_since
+from astra_accel.training.resume import changes_since, check_bounds_known
 from astra_accel.training.trainer import AccelTrainer
 from astra_accel.yaml_files import to_yaml
 
@@ -97,7 +98,7 @@ def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
     for name, texts in (("train", prompts.train), ("dev", prompts.dev), ("test", prompts.test)):
         if texts:
             check_prompts(texts, views, config.rollout, what=f"prompts.{name}")
-    if config.rollout.tree_depth > 1:
+    if max(config.rollout.tree_depth, config.eval_depth) > 1:
         check_later_turns(views, config.rollout)
     return files
 
@@ -129,6 +130,7 @@ def build_sampler(
         config.rollout.tree_depth,
         prompts.dev or None,
         episodes_per_prompt=config.rollout.episodes_per_prompt,
+        eval_depth=config.evaluation.tree_depth,
     )
 
 
@@ -168,17 +170,19 @@ def build_trainer(
     build_algorithm(config.algorithm.name, None, **config.algorithm.options).check_sampler(config.rollout)
     check_scorer(config.scorer.name, config.scorer.options)
     check_schedule(config.training)
+    check_bounds(config)
     if accelerator is None:
         accelerator = _accelerator(config.training)
     on_main(accelerator, lambda: check_place(config.training))
     on_main(accelerator, lambda: check_push(config.training))
     prompts = Prompts(config)
     if checkpoint is not None:
+        on_main(accelerator, lambda: check_bounds_known(checkpoint, config.training.best_bounds))
         digests, allowed = digests_of(prompts.by_name()), config.training.allow_changed_prompts
         on_main(accelerator, lambda: changes_since(checkpoint, to_yaml(config), digests, allowed))
     sampler = build_sampler(config, accelerator.device, prompts)
     algorithm = build_algorithm(config.algorithm.name, sampler.system, **config.algorithm.options)
-    evaluator = ASTEvaluator(sampler, seeds=prompts.dev or None)
+    evaluator = ASTEvaluator(sampler, seeds=prompts.dev or None, figures=figures_among(config.training.watched_metrics))
     trainer = AccelTrainer(
         config.training,
         sampler,
@@ -190,6 +194,30 @@ def build_trainer(
         lock=lock,
     )
     return trainer, prompts
+
+
+def check_bounds(config: RunConfiguration) -> None:
+    """Find bounds on figures that the evaluations in training don't have, or that bound nothing.
+
+    Raises:
+        ConfigurationError: names the figure, and those that there are.
+        ImportError: a package that a figure needs is not installed; names the extra.
+    """
+    weights = {name.removesuffix("_weight"): value for name, value in config.reward.model_dump().items()}
+    further = [name for name in ("length", "repetition", "self_bleu_novelty", "embedding_novelty") if weights[name]]
+    known = [*metric_names(["combined_score", "response_score", "naturalness", *further]), *DEV_FIGURES]
+    for name, bound in (config.training.best_bounds or {}).items():
+        if name not in known:
+            raise ConfigurationError(
+                f"training.best_bounds has {name!r}, which no evaluation in training has; expected some of "
+                f"{', '.join(known)}"
+            )
+        if name.startswith("diversity/") and bound.max is not None:
+            raise ConfigurationError(
+                f"training.best_bounds.{name} is at most {bound.max:g} times the untrained tester's, but it is higher "
+                f"where probes differ more; expected {{min: FACTOR}}, or a bound on {SELF_BLEU}, which is lower there"
+            )
+    check_dev_figures(figures_among(config.training.watched_metrics))
 
 
 def _accelerator(config: TrainingConfiguration) -> Accelerator:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -273,7 +273,7 @@ def _main_files(training: Training, optimizer_state: Mapping[int, Any]) -> Snaps
     return {
         OPTIMIZER: {"optimizer": optimizer, **small},
         **({ROLLOUT_STATE: rollout_state} if rollout_state else {}),
-        STATE: json.dumps(asdict(training.state), indent=2) + "\n",
+        STATE: training.state.as_json(),
         CONFIG: training.config_yaml,
         **({PROMPTS: json.dumps(training.prompts, indent=2) + "\n"} if training.prompts else {}),
     }

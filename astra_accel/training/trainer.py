@@ -19,7 +19,7 @@ from astra_accel.sharing.folders import README
 from astra_accel.sharing.model_card import Origin, model_card, weights_in
 from astra_accel.sharing.push import check_push, push_tester
 from astra_accel.training import checkpoint as checkpoints
-from astra_accel.training.best import KeepBest, bring_best, load_best
+from astra_accel.training.best import KeepBest, bring_best, evaluate_untrained, load_best
 from astra_accel.training.callback_handler import CallbackHandler
 from astra_accel.training.callbacks import TrainerControl
 from astra_accel.training.checkpoint import TrainerState, Training
@@ -105,7 +105,7 @@ class AccelTrainer:
         check_sampler = getattr(algorithm, "check_sampler", None)
         if check_sampler is not None:
             check_sampler(sampler)
-        self.evaluator = _default_evaluator(sampler) if evaluator is None else evaluator
+        self.evaluator = _default_evaluator(sampler, config) if evaluator is None else evaluator
         self.harness = Harness(
             sampler,
             algorithm,
@@ -162,6 +162,7 @@ class AccelTrainer:
             self._begin(resume_from_checkpoint)
             is_main = self.accelerator.is_main_process
             with telling_status(self.folder.path, here=is_main, verify=self.folder.lock.verify):
+                evaluate_untrained(self)
                 self._run_steps()
                 self._end()
 
@@ -205,7 +206,12 @@ class AccelTrainer:
             seeds = given[: self.config.num_eval_episodes] if given else range(self.config.num_eval_episodes)
         with self.engine.whole_weights():
             graphs = self.harness.evaluate(list(seeds))
-        return self.evaluator.aggregate_metrics([self.evaluator.compute_metrics(graph) for graph in graphs])
+            many = getattr(self.evaluator, "compute_metrics_many", None)
+            if many is None:
+                metrics = [self.evaluator.compute_metrics(graph) for graph in graphs]
+            else:
+                metrics = self.harness.spread(graphs, many)
+        return self.evaluator.aggregate_metrics(metrics)
 
     def find_checkpoint(self, resume: str | Path | None) -> Path | None:
         """The checkpoint that a run resumed from ``resume`` goes on from. All processes together.
@@ -330,7 +336,7 @@ class AccelTrainer:
             save_pretrained(path)
         else:
             save_pretrained(path, state_dict=weights)
-        figures = asdict(replace(self.state, callbacks=None))
+        figures = asdict(replace(self.state, callbacks=None, untrained=None, not_best=None))
         origin = Origin.of_run(self.config_yaml, figures, self.folder.path / METRICS)
         write_atomically(path / README, model_card(origin, weights_in(path)))
 
@@ -338,10 +344,10 @@ class AccelTrainer:
 Trainer = AccelTrainer
 
 
-def _default_evaluator(sampler: Any) -> Evaluator:
-    from astra_accel.methods.ast.evaluator import ASTEvaluator
+def _default_evaluator(sampler: Any, config: TrainingConfiguration) -> Evaluator:
+    from astra_accel.methods.ast.evaluator import ASTEvaluator, figures_among
 
-    return ASTEvaluator(sampler)
+    return ASTEvaluator(sampler, figures=figures_among(config.watched_metrics))
 
 
 def _mean_reward(experience: Experience) -> float:

@@ -131,6 +131,18 @@ def _trained_and_held_out(folder: Path) -> Arguments:
 
 MISTAKES = {
     "optimizer": (_fixed("--training.optimizer", "adamx"), ["training.optimizer", "'adamx'", "adamw"]),
+    "bound on no figure": (
+        _fixed("--training.best_bounds", '{"perplexity": 1.3}'),
+        ["training.best_bounds", "'perplexity'", "probe_perplexity/median", "self_bleu", "reward/mean"],
+    ),
+    "bound that bounds nothing": (
+        _fixed("--training.best_bounds", '{"diversity/self_bleu": 1.3}'),
+        ["training.best_bounds.diversity/self_bleu", "at most 1.3 times", "{min: FACTOR}", "a bound on self_bleu"],
+    ),
+    "bounds without evaluations": (
+        _fixed("--training.best_bounds", '{"self_bleu": 1.3}', "--training.eval_steps", "null"),
+        ["best_bounds is set, but eval_steps is null"],
+    ),
     "scheduler": (_fixed("--training.lr_scheduler", "cosin"), ["training.lr_scheduler", "'cosin'", "cosine"]),
     "scorer": (_fixed("--scorer.name", "perspective"), ["scorer.name", "perspective", "profanity", "llama_guard"]),
     "scorer option": (_fixed("--scorer.options", '{"colour": "red"}'), ["profanity", "colour"]),

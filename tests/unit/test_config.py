@@ -124,6 +124,36 @@ class TestTrainingConfiguration:
         with pytest.raises(ValueError, match="warmup_steps is 6, expected at most training_steps = 5"):
             TrainingConfiguration(lr_scheduler="linear", warmup_steps=6, training_steps=5)
 
+    def test_a_bound_is_at_most_a_number_or_between_two(self):
+        bounds = '{"a/b": 1.3, "c": {"min": 0.5}, "d": {"min": 0.5, "max": 2}}'
+        config = load("--training.eval_steps", "2", "--training.best_bounds", bounds)
+        found = {name: (bound.min, bound.max) for name, bound in config.training.best_bounds.items()}
+        assert found == {"a/b": (None, 1.3), "c": (0.5, None), "d": (0.5, 2.0)}
+        assert RunConfiguration(**yaml.safe_load(config.to_yaml())) == config
+        assert config.training.watched_metrics == ["reward/mean", "a/b", "c", "d"]
+        assert load("--training.best_bounds", "{}").training.watched_metrics == ["reward/mean"]
+
+    @pytest.mark.parametrize(
+        ("bounds", "named"),
+        [
+            ('{"a": 0}', r"training\.best_bounds\.a\.max: found 0; input should be greater than 0"),
+            ('{"a": {"min": -1}}', r"training\.best_bounds\.a\.min: found -1; input should be greater than 0"),
+            ('{"a": {}}', r"training\.best_bounds\.a: found no factor; expected a number"),
+            ('{"a": {"min": 2, "max": 1}}', r"training\.best_bounds\.a: min is 2\.0, above max = 1\.0"),
+            ('{"a": {"maximum": 2}}', r"training\.best_bounds\.a\.maximum: unknown field"),
+            ('{"a": "much"}', r"training\.best_bounds\.a: found 'much'"),
+            ("null", r"training\.best_bounds: found 'null'; expected a mapping as JSON, .* or \{\} for none"),
+            ('{"a": true}', r"training\.best_bounds\.a: found True"),
+        ],
+    )
+    def test_a_bad_bound_is_named(self, bounds, named):
+        with pytest.raises(ConfigurationError, match=named):
+            load("--training.eval_steps", "2", "--training.best_bounds", bounds)
+
+    def test_bounds_need_evaluations(self):
+        with pytest.raises(ValueError, match="best_bounds is set, but eval_steps is null"):
+            TrainingConfiguration(best_bounds={"a": 1.3})
+
     def test_the_schedulers_are_those_of_transformers_but_greedy(self):
         # A greedy schedule is stepped with the loss of each update; ours advance once a training step, which may have
         # several updates or none.
@@ -146,7 +176,9 @@ class TestSections:
             section = pending.pop()
             found.add(section)
             for field in section.model_fields.values():
-                kinds = get_args(field.annotation) or [field.annotation]
+                kinds = [field.annotation]
+                for kind in kinds:
+                    kinds += get_args(kind)
                 pending += [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
         assert found == {RunConfiguration, *SECTIONS}

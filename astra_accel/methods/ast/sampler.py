@@ -48,6 +48,7 @@ class ASTSampler(Sampler):
             bundled too, else ``prompts``.
         episodes_per_prompt: episodes in a row that begin with the same prompt, in training.
         eval_width: probes a context in evaluations; 1 holds conversations without branches.
+        eval_depth: turns of an episode in evaluations; None is ``tree_depth``.
     """
 
     system: ASTSystem
@@ -62,6 +63,7 @@ class ASTSampler(Sampler):
         *,
         episodes_per_prompt: int = 1,
         eval_width: int = 1,
+        eval_depth: int | None = None,
     ) -> None:
         super().__init__(system)
         shape = {
@@ -69,6 +71,7 @@ class ASTSampler(Sampler):
             "tree_depth": tree_depth,
             "episodes_per_prompt": episodes_per_prompt,
             "eval_width": eval_width,
+            "eval_depth": 1 if eval_depth is None else eval_depth,
         }
         for name, value in shape.items():
             if value < 1:
@@ -84,6 +87,7 @@ class ASTSampler(Sampler):
         self.tree_depth = tree_depth
         self.episodes_per_prompt = episodes_per_prompt
         self.eval_width = eval_width
+        self.eval_depth = eval_depth
         self._check_prompts()
         self._held_out = eval_prompts is not None
         self._takes_seeds = "seeds" in inspect.signature(system.rollout_prompt_with_tester).parameters
@@ -95,7 +99,7 @@ class ASTSampler(Sampler):
     def rollout_many(self, seeds: Sequence[int], prompt_seeds: Sequence[int] | None = None) -> list[Graph]:
         """An episode for each seed, generated together; its prompt follows from its prompt's seed, if there is one."""
         prompts = [random.Random(seed).choice(self.prompts) for seed in prompt_seeds or seeds]
-        return self._grow(prompts, [(seed, TRAIN_STREAM) for seed in seeds], self.tree_width)
+        return self._grow(prompts, [(seed, TRAIN_STREAM) for seed in seeds], self.tree_width, self.tree_depth)
 
     def eval_rollout(self, seed: int | str | None = None) -> Graph:
         """One episode of ``eval_width``, from held-out prompt number ``seed``, or from the prompt given."""
@@ -109,9 +113,10 @@ class ASTSampler(Sampler):
         prompts = [
             seed if isinstance(seed, str) else self.eval_prompts[seed % len(self.eval_prompts)] for seed in seeds
         ]
-        return self._grow(prompts, [(_as_int(seed), EVAL_STREAM) for seed in seeds], self.eval_width)
+        streams = [(_as_int(seed), EVAL_STREAM) for seed in seeds]
+        return self._grow(prompts, streams, self.eval_width, self.eval_depth or self.tree_depth)
 
-    def _grow(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]], width: int) -> list[Graph]:
+    def _grow(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]], width: int, depth: int) -> list[Graph]:
         start = getattr(self.system, "start", lambda prompt: prompt)
         graphs: list[Graph] = [Graph(start(prompt), [], seed[0]) for prompt, seed in zip(prompts, seeds, strict=True)]
         level = [
@@ -120,14 +125,14 @@ class ASTSampler(Sampler):
         ]
         if self._takes_seeds and level:
             rolling_out = getattr(self.system, "rolling_out", None)
-            with nullcontext() if rolling_out is None else rolling_out(self.tree_depth):
-                for _ in range(self.tree_depth):
+            with nullcontext() if rolling_out is None else rolling_out(depth):
+                for _ in range(depth):
                     level = self._expand(level, width)
         else:
             for branch in level:
                 with seeded(branch.seed):
                     own_level = [branch]
-                    for _ in range(self.tree_depth):
+                    for _ in range(depth):
                         own_level = self._expand(own_level, width)
         return graphs
 
@@ -159,11 +164,12 @@ class ASTSampler(Sampler):
 
     def _check_prompts(self) -> None:
         check = getattr(self.system, "check_prompts", None)
-        for prompts in (self.prompts, self.eval_prompts):
+        depths = self.tree_depth, self.eval_depth or self.tree_depth
+        for prompts, depth in zip((self.prompts, self.eval_prompts), depths, strict=True):
             if len(prompts) == 0:
                 raise ValueError("prompts: no prompt at all; expected at least one")
             if check is not None:
-                check(prompts, self.tree_depth)
+                check(prompts, depth)
 
 
 def _num_tokens(said: Any) -> int | None:

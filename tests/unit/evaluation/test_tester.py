@@ -81,6 +81,15 @@ def test_settings_know_a_tester_by_its_weights_and_not_by_its_place(tmp_path, ad
     assert settings_of(TINY, moved) != before
 
 
+def test_an_evaluation_is_as_deep_as_it_says_and_else_as_training_is(adapter):
+    def settings(rollout, evaluation):
+        sections = {"rollout": {"tree_depth": rollout}, "evaluation": {"tree_depth": evaluation}}
+        return settings_of(RunConfiguration(**{**TINY.model_dump(include={"tester", "target"}), **sections}), adapter)
+
+    assert settings(1, 3) == settings(3, None)
+    assert settings(1, None) != settings(3, None)
+
+
 def test_settings_are_what_the_conversations_depend_on(adapter):
     before = settings_of(TINY, adapter)
     for section, values in (("training", {"lr": 1.0}), ("evaluation", {"threshold": 0.9, "num_resamples": 7})):

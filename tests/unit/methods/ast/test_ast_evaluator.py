@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -97,6 +98,17 @@ def test_a_missing_score_enters_no_mean():
     assert ASTEvaluator(Ready()).compute_metrics(Graph("", [node(None)])) == {}
 
 
+def test_a_metric_whose_scores_are_all_missing_is_nan_and_still_there():
+    """As an evaluation is during an outage of the scorer: no reward, no score of a response; the rest as always."""
+    graphs = [Graph("", [turn(None, None, None, -1.0)]), Graph("", [turn(None, None, None, -3.0)])]
+    evaluator = ASTEvaluator(Ready())
+    found = evaluator.aggregate_metrics([evaluator.compute_metrics(graph) for graph in graphs])
+    missing = {name for name, value in found.items() if math.isnan(value)}
+    assert missing == {"reward/mean", "response_score/mean", "response_score/max", "combined_score/mean"}
+    assert found["naturalness/mean"] == -2.0
+    assert found["attack_success"] == 0.0
+
+
 def test_an_episode_that_missing_scores_leave_open_stays_in_the_denominator():
     """One success; one failure of the attack; one with 0.2 and a score missing; one whose scores are all missing."""
     graphs = [
@@ -138,6 +150,8 @@ def test_what_nodes_depend_on_is_described():
     sampler = SimpleNamespace(system=SimpleNamespace(scorer=3), tree_depth=2, eval_width=1)
     evaluator = ASTEvaluator(sampler, scorers={"text": "scorer"})
     assert evaluator.describe() == {"scorers": {"reward": "int", "text": "str"}, "tree_width": 1, "tree_depth": 2}
+    sampler.eval_depth = 3
+    assert evaluator.describe()["tree_depth"] == 3
     assert ASTEvaluator(SimpleNamespace(system=None)).describe() == {
         "scorers": {},
         "tree_width": None,

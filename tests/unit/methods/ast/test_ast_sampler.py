@@ -310,7 +310,19 @@ def test_the_bundled_prompts_are_the_default():
     assert (sampler.tree_width, sampler.tree_depth) == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["tree_width", "tree_depth", "eval_width"])
+@pytest.mark.parametrize("make", [drawing_sampler, lambda **shape: ASTSampler(make_system(), PROMPTS, **shape)])
+def test_an_evaluation_may_be_deeper_than_training_and_begins_alike(make):
+    deep, shallow = make(tree_depth=1, eval_depth=3), make(tree_depth=1)
+
+    def turns(graph):
+        return [(node.probe, node.response) for _, node in walk(graph)]
+
+    assert len(turns(deep.eval_rollout("A text"))) == 3
+    assert turns(deep.eval_rollout("A text"))[:1] == turns(shallow.eval_rollout("A text"))
+    assert max(len(path) for path, _ in walk(deep.rollout(0))) == 1
+
+
+@pytest.mark.parametrize("name", ["tree_width", "tree_depth", "eval_width", "eval_depth"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_tree_has_a_size(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}, expected at least 1"):
