@@ -58,7 +58,7 @@ def evaluate_untrained(trainer: AccelTrainer) -> None:
     record = {"step": 0, "update": 0, **{f"eval/{name}": value for name, value in metrics.items()}}
     record |= trainer.stopwatch.take()
     on_main(trainer.accelerator, lambda: trainer.folder.write_metrics(record))
-    figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in (config.best_metric, *config.best_bounds))
+    figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in dict.fromkeys(config.watched_metrics))
     trainer.display.say(f"the untrained tester, to which training.best_bounds are relative: {figures}")
 
 
