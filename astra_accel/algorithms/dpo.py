@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from astra_accel.algorithms.credit import Credit
 from astra_accel.algorithms.options import check_choice, check_positive
 from astra_accel.algorithms.tokens import token_mask
-from astra_accel.core.algorithm import Algorithm
-from astra_accel.core.sampler import Graph, Node
+from astra_accel.core.algorithm import Algorithm, ReplayEntry
+from astra_accel.core.sampler import Graph, Node, response_score
 from astra_accel.core.system import ActionT, StateT, System
 
 LOSSES = ("sigmoid", "hinge", "ipo")
 PAIRS = ("best_worst", "all", "adjacent")
+
+Returned = tuple[Node, float]
+"""A node and what it earned."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class DPOStep(Generic[StateT, ActionT]):
         baseline_pos: log-prob of the chosen probe under the baseline, once it is known; with the IPO loss its mean
             over tokens.
         baseline_neg: the same of the rejected probe.
+        value: what the chosen probe earned; None where nobody told.
+        score: how unsafe the response to it was judged, where the reward told.
+        fluency: mean log-prob a token of the chosen probe under the baseline, once it is known.
     """
 
     prefix: StateT
@@ -40,6 +46,9 @@ class DPOStep(Generic[StateT, ActionT]):
     suffix_neg: ActionT
     baseline_pos: float | None = None
     baseline_neg: float | None = None
+    value: float | None = None
+    score: float | None = None
+    fluency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,9 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
             :class:`~astra_accel.algorithms.credit.Credit`.
     """
 
+    off_policy = True  # a pair is preferred the same way round whoever wrote it
+    step_types = (DPOStep,)
+
     def __init__(
         self,
         system: System[StateT, ActionT],
@@ -145,7 +157,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
     def flatten(self, graph: Graph[StateT, ActionT]) -> list[DPOStep[StateT, ActionT]]:
         """The pairs of each context, parents before children."""
         siblings = self.credit.siblings(graph)
-        return [_pair(better, worse) for nodes in siblings for better, worse in self._preferences(nodes)]
+        return [_pair(*better, worse) for nodes in siblings for better, (worse, _) in self._preferences(nodes)]
 
     @staticmethod
     def collate_fn(batch: Sequence[DPOStep[StateT, ActionT]]) -> DPOBatch[StateT, ActionT]:
@@ -164,24 +176,31 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         if count is None:
             return None
         batch = self.collate_fn(steps)
-        return count([*batch.prefixes] * 2, [*batch.suffix_pos, *batch.suffix_neg])
+        return count([*batch.prefixes] * 2, _probes(batch))
 
     def precompute(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> list[DPOStep[StateT, ActionT]]:
         """Add the baseline's log-probs, which stay the same over the epochs of an experience."""
         if not steps:
             return []
         batch = self.collate_fn(steps)
-        chosen, rejected = self._baseline_logprobs(batch)
-        return [
-            replace(step, baseline_pos=pos, baseline_neg=neg)
-            for step, pos, neg in zip(steps, chosen.tolist(), rejected.tolist(), strict=True)
-        ]
+        with torch.no_grad():
+            logprobs_BT = _logprobs(self.system.get_baseline_logprobs, batch)
+        chosen, rejected = self._compared(batch, logprobs_BT)
+        fluency, _ = self._means(batch, logprobs_BT).chunk(2)
+        known = zip(steps, chosen.tolist(), rejected.tolist(), fluency.tolist(), strict=True)
+        return [replace(step, baseline_pos=pos, baseline_neg=neg, fluency=mean) for step, pos, neg, mean in known]
+
+    def replay_entry(self, step: DPOStep[StateT, ActionT]) -> ReplayEntry | None:
+        """By what the chosen probe earned."""
+        return None if step.value is None else ReplayEntry(step.value, (step.suffix_pos,), step.fluency, step.score)
 
     def step(self, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
         """The mean loss of a batch of pairs, and the usual figures of DPO (means over pairs, in nats)."""
-        tester_pos, tester_neg = self._of_both(self.system.get_tester_logprobs, batch)
+        tester_pos, tester_neg = self._compared(batch, _logprobs(self.system.get_tester_logprobs, batch))
         if batch.baseline_pos is None or batch.baseline_neg is None:
-            baseline_pos, baseline_neg = self._baseline_logprobs(batch)
+            with torch.no_grad():
+                logprobs_BT = _logprobs(self.system.get_baseline_logprobs, batch)
+            baseline_pos, baseline_neg = self._compared(batch, logprobs_BT)
         else:
             baseline_pos = batch.baseline_pos.to(tester_pos.device)
             baseline_neg = batch.baseline_neg.to(tester_pos.device)
@@ -206,7 +225,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         if width is not None and width < 2:
             raise ValueError(f"tree_width is {width}, but {type(self).__name__} compares siblings; expected at least 2")
 
-    def _preferences(self, siblings: Sequence[tuple[Node, float]]) -> list[tuple[Node, Node]]:
+    def _preferences(self, siblings: Sequence[Returned]) -> list[tuple[Returned, Returned]]:
         """The pairs of siblings, each with its return, to prefer one of; the better one first."""
         ranked = sorted(siblings, key=itemgetter(1), reverse=True)
         if self.pairs == "best_worst":
@@ -214,24 +233,22 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         else:
             candidates = list(combinations(ranked, 2) if self.pairs == "all" else pairwise(ranked))
         return [
-            (better, worse)
+            ((better, more), (worse, less))
             for (better, more), (worse, less) in candidates
             if more - less > self.margin and better.probe != worse.probe
         ]
 
-    @torch.no_grad()
-    def _baseline_logprobs(self, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._of_both(self.system.get_baseline_logprobs, batch)
-
-    def _of_both(self, logprobs_of: Any, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A model's log-prob of the chosen and of the rejected probes, or its mean over tokens, ``[batch]`` each."""
-        probes = [*batch.suffix_pos, *batch.suffix_neg]
-        logprobs_BT = logprobs_of([*batch.prefixes] * 2, probes)
-        logprobs_B = logprobs_BT.sum(-1)
-        if self.loss == "ipo":
-            logprobs_B = logprobs_B / token_mask(self.system, probes, logprobs_BT).sum(-1).clamp(min=1)
-        chosen, rejected = logprobs_B.chunk(2)
+    def _compared(
+        self, batch: DPOBatch[StateT, ActionT], logprobs_BT: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the loss compares of the log-probs of chosen and of rejected probes, ``[batch]`` each."""
+        chosen, rejected = (self._means(batch, logprobs_BT) if self.loss == "ipo" else logprobs_BT.sum(-1)).chunk(2)
         return chosen, rejected
+
+    def _means(self, batch: DPOBatch[StateT, ActionT], logprobs_BT: torch.Tensor) -> torch.Tensor:
+        """The mean log-prob a token of the chosen, then of the rejected probes."""
+        num_tokens_B = token_mask(self.system, _probes(batch), logprobs_BT).sum(-1)
+        return logprobs_BT.sum(-1) / num_tokens_B.clamp(min=1)
 
 
 class IPO(DPO[StateT, ActionT]):
@@ -258,10 +275,20 @@ class IPO(DPO[StateT, ActionT]):
         super().__init__(system, beta, loss="ipo", pairs=pairs, margin=margin, credit=credit, discount=discount)
 
 
-def _pair(better: Node[StateT, ActionT], worse: Node[StateT, ActionT]) -> DPOStep[StateT, ActionT]:
+def _pair(better: Node[StateT, ActionT], value: float, worse: Node[StateT, ActionT]) -> DPOStep[StateT, ActionT]:
     if better.context != worse.context:
         raise ValueError(f"siblings of a graph have different contexts: {better.context!r} and {worse.context!r}")
-    return DPOStep(better.context, better.probe, worse.probe)
+    return DPOStep(better.context, better.probe, worse.probe, value=value, score=response_score(better))
+
+
+def _probes(batch: DPOBatch[StateT, ActionT]) -> list[ActionT]:
+    """The chosen, then the rejected ones."""
+    return [*batch.suffix_pos, *batch.suffix_neg]
+
+
+def _logprobs(logprobs_of: Any, batch: DPOBatch[StateT, ActionT]) -> torch.Tensor:
+    """A model's log-probs of the tokens of the chosen, then of the rejected probes, ``[2 batch, tokens]``."""
+    return logprobs_of([*batch.prefixes] * 2, _probes(batch))
 
 
 def _tensor(values: Sequence[float | None]) -> torch.Tensor | None:
