@@ -173,6 +173,18 @@ MISTAKES = {
         _fixed("--algorithm.name", "ppo", "--algorithm.options", '{"clip": 0}'),
         ["clip is 0", "more than 0"],
     ),
+    "replay share": (
+        _fixed("--training.replay.share", "1.5"),
+        ["training.replay.share", "'1.5'", "less than 1"],
+    ),
+    "small replay": (
+        _fixed("--training.replay.size", "7"),
+        ["replay.size is 7", "an update takes 8 examples", "at least 8"],
+    ),
+    "replay of an algorithm on policy": (
+        _fixed("--training.replay.size", "64", "--algorithm.name", "grpo"),
+        ["training.replay", "GRPO learns on-policy", "dpo, ipo"],
+    ),
     "group of one": (
         _fixed("--algorithm.name", "grpo", "--rollout.tree_width", "1"),
         ["tree_width is 1", "episodes_per_prompt 1", "GRPO", "at least 2 of either"],

@@ -257,6 +257,23 @@ def test_a_step_by_hand():
     assert not any(value.requires_grad for value in logs.values())
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_a_replay_goes_by_the_chosen_probe(loss):
+    """Good earned 2, with a response of 0.75: -1 -1 -2 under the baseline, a mean of -4/3; fair has -1."""
+    algorithm = DPO(Table(), loss=loss)
+    nodes = [
+        Node("c", "bad", "r", -1.0, info={"response_score": 0.5}),
+        Node("c", "good", "r", 2.0, info={"response_score": 0.75}),
+        Node("c", "fair", "r", 1.0),
+    ]
+    first, second = algorithm.precompute([*algorithm.flatten(Graph("c", nodes)), DPOStep("c", "fair", "bad")])
+    entry = algorithm.replay_entry(first)
+    assert entry == (2.0, ("good",), pytest.approx(-4 / 3), 0.75)
+    assert second.fluency == -1.0
+    # What nobody said anything about is kept out.
+    assert algorithm.replay_entry(second) is None
+
+
 def test_a_step_of_ipo_compares_means_over_tokens():
     """Means: tester good -2/3, bad -4, fair -3/2; baseline good -4/3, bad -2, fair -1.
 

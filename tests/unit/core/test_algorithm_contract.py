@@ -32,6 +32,9 @@ def test_the_optional_methods_change_nothing():
     assert algorithm.check_sampler(sampler=object()) is None
     assert algorithm.stop_early({"loss": 1.0}) is False
     assert algorithm.needs_values is False
+    assert algorithm.off_policy is False
+    assert algorithm.step_types == ()
+    assert algorithm.replay_entry(steps[0]) is None
 
 
 @pytest.mark.parametrize("missing", ["flatten", "collate_fn", "step"])
