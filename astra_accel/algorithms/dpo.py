@@ -36,9 +36,9 @@ class DPOStep(Generic[StateT, ActionT]):
         baseline_pos: log-prob of the chosen probe under the baseline, once it is known; with the IPO loss its mean
             over tokens.
         baseline_neg: the same of the rejected probe.
-        value: what the chosen probe earned; None where nobody told.
-        score: how unsafe the response to it was judged, where the reward told.
-        fluency: mean log-prob a token of the chosen probe under the baseline, once it is known.
+        return_pos: what the chosen probe earned, where it is known.
+        score_pos: how unsafe the response to it was judged, where the reward told.
+        fluency_pos: its mean log-prob a token under the baseline, once it is known.
     """
 
     prefix: StateT
@@ -46,9 +46,9 @@ class DPOStep(Generic[StateT, ActionT]):
     suffix_neg: ActionT
     baseline_pos: float | None = None
     baseline_neg: float | None = None
-    value: float | None = None
-    score: float | None = None
-    fluency: float | None = None
+    return_pos: float | None = None
+    score_pos: float | None = None
+    fluency_pos: float | None = None
 
 
 @dataclass(frozen=True)
@@ -188,11 +188,13 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         chosen, rejected = self._compared(batch, logprobs_BT)
         fluency, _ = self._means(batch, logprobs_BT).chunk(2)
         known = zip(steps, chosen.tolist(), rejected.tolist(), fluency.tolist(), strict=True)
-        return [replace(step, baseline_pos=pos, baseline_neg=neg, fluency=mean) for step, pos, neg, mean in known]
+        return [replace(step, baseline_pos=pos, baseline_neg=neg, fluency_pos=mean) for step, pos, neg, mean in known]
 
     def replay_entry(self, step: DPOStep[StateT, ActionT]) -> ReplayEntry | None:
         """By what the chosen probe earned."""
-        return None if step.value is None else ReplayEntry(step.value, (step.suffix_pos,), step.fluency, step.score)
+        if step.return_pos is None:
+            return None
+        return ReplayEntry(step.return_pos, (step.suffix_pos,), step.fluency_pos, step.score_pos)
 
     def step(self, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
         """The mean loss of a batch of pairs, and the usual figures of DPO (means over pairs, in nats)."""
@@ -275,10 +277,10 @@ class IPO(DPO[StateT, ActionT]):
         super().__init__(system, beta, loss="ipo", pairs=pairs, margin=margin, credit=credit, discount=discount)
 
 
-def _pair(better: Node[StateT, ActionT], value: float, worse: Node[StateT, ActionT]) -> DPOStep[StateT, ActionT]:
+def _pair(better: Node[StateT, ActionT], earned: float, worse: Node[StateT, ActionT]) -> DPOStep[StateT, ActionT]:
     if better.context != worse.context:
         raise ValueError(f"siblings of a graph have different contexts: {better.context!r} and {worse.context!r}")
-    return DPOStep(better.context, better.probe, worse.probe, value=value, score=response_score(better))
+    return DPOStep(better.context, better.probe, worse.probe, return_pos=earned, score_pos=response_score(better))
 
 
 def _probes(batch: DPOBatch[StateT, ActionT]) -> list[ActionT]:

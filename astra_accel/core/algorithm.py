@@ -50,6 +50,7 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
     off_policy = False
     """Whether examples of earlier weights may be trained on again: the loss does not assume that the tester of now
     wrote them."""
+
     step_types: ClassVar[Sequence[type]] = ()
     """The data classes that examples are made of, besides those of states and probes: what a checkpoint brings back."""
 

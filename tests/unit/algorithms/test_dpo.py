@@ -269,7 +269,7 @@ def test_a_replay_goes_by_the_chosen_probe(loss):
     first, second = algorithm.precompute([*algorithm.flatten(Graph("c", nodes)), DPOStep("c", "fair", "bad")])
     entry = algorithm.replay_entry(first)
     assert entry == (2.0, ("good",), pytest.approx(-4 / 3), 0.75)
-    assert second.fluency == -1.0
+    assert second.fluency_pos == -1.0
     # What nobody said anything about is kept out.
     assert algorithm.replay_entry(second) is None
 

@@ -76,7 +76,7 @@ def test_tensors_come_back_with_type_and_shape(dtype):
 def test_a_conversation_comes_back_with_what_is_not_compared():
     opening = Segment("prompt", "Hi \ud83d", (1, 2), (1, 3))
     probe = Segment("probe", " there\u2028", (4,), (4,), end_id=2, sampled_logprobs=(-0.1, -1e-30), num_replaced=1)
-    step = DPOStep(Transcript((opening,), "\n"), probe, opening, baseline_pos=-1 / 3, value=0.1 + 0.2)
+    step = DPOStep(Transcript((opening,), "\n"), probe, opening, baseline_pos=-1 / 3, return_pos=0.1 + 0.2)
     found = round_trip(step)
     assert found == step
     assert found.suffix_pos.sampled_logprobs == (-0.1, -1e-30)
