@@ -31,6 +31,10 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
     needs_values = False
     """Whether the system has to be a :class:`~astra_accel.core.system.ValueFunctionSystem`."""
 
+    off_policy = False
+    """Whether examples of earlier weights may be trained on again: the loss does not assume that the tester of now
+    wrote them."""
+
     def __init__(self, system: System[StateT, ActionT]) -> None:
         self.system = system
 
