@@ -89,7 +89,7 @@ class CTB(DPO[StateT, ActionT]):
         if self.min_k_floor is None:
             return super().flatten(graph)
         steps = [step for siblings in self.credit.siblings(graph) for step in self.compare(siblings)]
-        return [step for step in steps if self.is_informative(_keep_fluent(step, True, False))]
+        return [step for step in steps if self.keep(_keep_fluent(step, True, False))]
 
     @torch.no_grad()
     def precompute(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> list[DPOStep[StateT, ActionT]]:
@@ -111,10 +111,6 @@ class CTB(DPO[StateT, ActionT]):
             _keep_fluent(replace(step, baseline_pos=pos, baseline_neg=neg), fluent_pos, fluent_neg)
             for step, pos, neg, fluent_pos, fluent_neg in zip(steps, *columns, strict=True)
         ]
-
-    def prepare(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> list[DPOStep[StateT, ActionT]]:
-        """The pairs that differ by more than the margin in what fluency left them."""
-        return [step for step in steps if self.is_informative(step)]
 
 
 def _keep_fluent(step: DPOStep[StateT, ActionT], fluent_pos: bool, fluent_neg: bool) -> DPOStep[StateT, ActionT]:

@@ -175,7 +175,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
     def flatten(self, graph: Graph[StateT, ActionT]) -> list[DPOStep[StateT, ActionT]]:
         """The pairs of each context, parents before children."""
         siblings = self.credit.siblings(graph)
-        return [step for nodes in siblings for step in self.compare(nodes) if self.is_informative(step)]
+        return [step for nodes in siblings for step in self.compare(nodes) if self.keep(step)]
 
     def compare(self, siblings: Sequence[tuple[Node, float]]) -> list[DPOStep[StateT, ActionT]]:
         """The pairs of siblings and returns, the better one first: of distinct probes, whatever their gap."""
@@ -188,7 +188,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
             candidates = list(combinations(ranked, 2) if self.pairs == "all" else pairwise(ranked))
         return [_pair(*both, worst[1]) for both in candidates if both[0][0].probe != both[1][0].probe]
 
-    def is_informative(self, step: DPOStep[StateT, ActionT]) -> bool:
+    def keep(self, step: DPOStep[StateT, ActionT]) -> bool:
         """Whether the probes of a pair differ by more than the margin in what they earned."""
         return step.gap is None or step.gap > self.margin
 

@@ -79,7 +79,8 @@ def test_a_step_by_hand_and_a_batch_is_the_mean_of_its_steps():
         ("a", "b", 1.0),
         ("d", "b", 0.5),
     ]
-    known = algorithm.prepare(algorithm.precompute(steps))
+    known = algorithm.precompute(steps)
+    assert all(algorithm.keep(step) for step in known)
     for given in (steps, known):
         loss, logs = algorithm.step(algorithm.collate_fn(given))
         assert loss.item() == pytest.approx(8 / 3, abs=1e-6)
@@ -142,7 +143,7 @@ def test_the_tester_comes_to_the_baseline_times_the_exponential_of_the_return(
 def pairs(algorithm: CTB, **returns: float) -> list[tuple[str, str, float | None]]:
     steps = algorithm.flatten(graph(**returns))
     if algorithm.system is not None:
-        steps = algorithm.prepare(algorithm.precompute(steps))
+        steps = [step for step in algorithm.precompute(steps) if algorithm.keep(step)]
     return [(step.suffix_pos, step.suffix_neg, step.gap) for step in steps]
 
 
@@ -225,7 +226,8 @@ def test_probes_that_change_places_take_their_logprobs_with_them():
 
 def test_a_logprob_that_is_nan_is_left_for_the_trainer_to_find():
     algorithm = CTB(Table({"a": [nan, -1.0], "b": [-1.0]}), min_k_floor=-8.0)
-    steps = algorithm.prepare(algorithm.precompute(algorithm.flatten(graph(a=1.0, b=0.0))))
+    steps = algorithm.precompute(algorithm.flatten(graph(a=1.0, b=0.0)))
+    assert [algorithm.keep(step) for step in steps] == [True]
     assert algorithm.step(algorithm.collate_fn(steps))[0].isnan()
 
 
