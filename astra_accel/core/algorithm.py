@@ -99,6 +99,14 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         """
         return steps
 
+    def keep(self, step: Step) -> bool:  # noqa: ARG002
+        """Whether an example is trained on, now that ``precompute`` has added what models say of it.
+
+        It goes by the example alone. Examples of one graph that are left still share what is read for them, which
+        they don't once ``prepare`` has dropped some.
+        """
+        return True
+
     def prepare(self, steps: Sequence[Step]) -> Sequence[Step]:
         """Add what needs the whole experience (normalised advantages), once an experience.
 

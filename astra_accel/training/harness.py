@@ -81,6 +81,9 @@ class Harness:
         ]
         if getattr(self.algorithm, "precompute", None) is not None:
             by_graph = self.spread(by_graph, self._precompute)
+        keep = getattr(self.algorithm, "keep", None)
+        if keep is not None:
+            by_graph = [[step for step in steps if keep(step)] for steps in by_graph]
         steps = [step for steps in by_graph for step in steps]
         trees = [number for number, steps in enumerate(by_graph) for _ in steps]
         prepare = getattr(self.algorithm, "prepare", None)

@@ -155,6 +155,14 @@ MISTAKES = {
         _fixed("--training.lr_scheduler", "cosine", "--training.lr_scheduler_kwargs", '{"num_cycles": "x"}'),
         ["training.lr_scheduler_kwargs", "num_cycles", "'x'"],
     ),
+    "floor of fluency that nothing reaches": (
+        _fixed("--algorithm.name", "ctb", "--algorithm.options", '{"min_k_floor": 10}'),
+        ["min_k_floor is 10", "below 0"],
+    ),
+    "share of tokens": (
+        _fixed("--algorithm.name", "ctb", "--algorithm.options", '{"min_k": 7}'),
+        ["min_k is 7", "at most 1"],
+    ),
     "algorithm value": (_fixed("--algorithm.options", '{"beta": -1}'), ["beta is -1"]),
     "reward term": (
         _config("reward: {novel_weight: 1}\n"),

@@ -187,7 +187,7 @@ def test_hinge_by_hand():
         ({"beta": 0}, "beta is 0, expected more than 0"),
         ({"beta": -1}, "beta is -1, expected more than 0"),
         ({"beta": float("nan")}, "beta is nan, expected more than 0"),
-        ({"loss": "kto"}, "loss is 'kto', expected one of sigmoid, hinge, ipo"),
+        ({"loss": "kto"}, "loss is 'kto', expected one of sigmoid, hinge, ipo, ctb"),
         ({"pairs": "some"}, "pairs is 'some', expected one of best_worst, all, adjacent"),
         ({"margin": -0.1}, "margin is -0.1, expected at least 0"),
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5, expected at least 0 and less than 0.5"),
