@@ -36,7 +36,8 @@ def select(kept: Sequence[Kept], new: Sequence[Kept], config: ReplayConfiguratio
 
     Those below ``min_fluency`` go. From the best to the worst, so do those that share more of their words than
     ``max_overlap`` with one that stays. Of what is then too much, the worst go for the priority ``return``, else the
-    oldest. Of equal ones the newer is the better.
+    oldest. Of equal ones the newer is the better, of those of one training step the later: of the pairs of a chosen
+    probe the one furthest apart.
 
     Args:
         kept: of which no two are too alike.
@@ -45,7 +46,8 @@ def select(kept: Sequence[Kept], new: Sequence[Kept], config: ReplayConfiguratio
     """
     pool = [example for example in (*kept, *new) if _fluent(example, config.min_fluency)]
     is_new = {id(example) for example in new}
-    best_first = sorted(pool, key=lambda example: (-example.value, -example.collected))
+    by_rank = sorted(enumerate(pool), key=lambda placed: (-placed[1].value, -placed[1].collected, -placed[0]))
+    best_first = [example for _, example in by_rank]
     if config.max_overlap is not None:
         best_first = _unlike(best_first, is_new, config.max_overlap)
     if config.priority != "return":

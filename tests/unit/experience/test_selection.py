@@ -32,8 +32,9 @@ def test_of_too_many_the_best_stay_or_the_newest(priority, staying):
 
 
 def test_of_equal_ones_the_newer_stay():
-    old, new = [kept(0.5, "a", collected=0)] * 1, [kept(0.5 - 1e-7, "b", collected=1), kept(0.1, "c", collected=1)]
+    old, new = [kept(0.5, "a", collected=0)], [kept(0.5 - 1e-7, "b", collected=1), kept(0.1, "c", collected=1)]
     assert texts(select(old, new, configured(size=1))) == ["b"]
+    assert texts(select(new[:1], [kept(0.5, "d", collected=1)], configured(size=1))) == ["d"]
 
 
 def test_of_two_too_alike_the_better_stays():
@@ -70,7 +71,8 @@ def _by_a_plain_loop(pool, config):
     """The definition, comparing everything with everything, on plain lists of words."""
     pool = [example for example in pool if config.min_fluency is None or example.entry.fluency >= config.min_fluency]
     staying: list = []
-    for example in sorted(pool, key=lambda example: (-round(example.entry.value, 5), -example.collected)):
+    latest_first = pool[::-1]
+    for example in sorted(latest_first, key=lambda example: (-round(example.entry.value, 5), -example.collected)):
         words = set(example.entry.probes[0].lower().split())
         shares = [len(words & set(other.entry.probes[0].lower().split())) / len(words) for other in staying]
         if config.max_overlap is None or not any(share > config.max_overlap for share in shares):
