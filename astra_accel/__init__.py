@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from astra_accel.algorithms.contrastive import CTB
     from astra_accel.algorithms.dpo import DPO, IPO
     from astra_accel.algorithms.grpo import GRPO, RLOO
     from astra_accel.algorithms.ppo import PPO
@@ -42,6 +43,7 @@ _MODULES = {
     "ASTSystem": "methods.ast.system",
     "AccelTrainer": "training.trainer",
     "Algorithm": "core.algorithm",
+    "CTB": "algorithms.contrastive",
     "ClassifierScorer": "scorers.classifier",
     "DPO": "algorithms.dpo",
     "DetoxifyScorer": "scorers.detoxify",

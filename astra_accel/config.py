@@ -86,6 +86,23 @@ class Bound(Section):
         return self
 
 
+class ReplayConfiguration(Section):
+    """Examples of earlier experiences that are trained on again, by an algorithm that may learn from them."""
+
+    size: Count = 512
+    """Examples kept at most; at least as many as an update takes."""
+    share: float = Field(0.5, gt=0, lt=1)
+    """How much of what an experience is trained on comes from the replay, as soon as that holds so much."""
+    priority: Literal["return", "recency", "uniform"] = "return"
+    """Which are drawn: mostly those that earned most, mostly the newest, or all alike. Of too many, `return` keeps the
+    best, the others the newest."""
+    max_overlap: float | None = Field(None, ge=0, le=1)
+    """Of an example that shares more of its words than this with a better one, only the better one is kept; None keeps
+    both."""
+    min_fluency: float | None = Field(None, allow_inf_nan=False)
+    """An example whose probe has a lower mean log-prob a token under the baseline is not kept; None keeps any."""
+
+
 class TrainingConfiguration(Section):
     """How the tester is trained. The first six fields are the reference's, with its defaults."""
 
@@ -114,6 +131,9 @@ class TrainingConfiguration(Section):
     """Training steps in which the learning rate rises from 0."""
     epochs_per_experience: Count = 1
     """Passes over the examples of an experience, each in another order."""
+    replay: ReplayConfiguration | None = None
+    """Train again on examples of earlier experiences; None trains on new ones alone. Not for an algorithm that learns
+    on-policy (grpo, rloo, ppo)."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Everything random follows from it: prompts, sampled tokens, the order of examples."""
     mixed_precision: Precision | None = None
@@ -178,6 +198,16 @@ class TrainingConfiguration(Section):
     def _check_bounds(self) -> TrainingConfiguration:
         if self.best_bounds and self.eval_steps is None:
             raise ValueError("best_bounds is set, but eval_steps is null, so nothing is evaluated; expected a number")
+        return self
+
+    @model_validator(mode="after")
+    def _check_replay(self) -> TrainingConfiguration:
+        of_update = self.batch_size * self.gradient_accumulation_steps
+        if self.replay is not None and self.replay.size < of_update:
+            raise ValueError(
+                f"replay.size is {self.replay.size}, but an update takes {of_update} examples (batch_size x "
+                f"gradient_accumulation_steps); expected at least {of_update}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 from astra_accel.lazy import load_attribute, load_named
 
 if TYPE_CHECKING:
+    from astra_accel.algorithms.contrastive import CTB
     from astra_accel.algorithms.dpo import DPO, IPO
     from astra_accel.algorithms.grpo import GRPO, RLOO
     from astra_accel.algorithms.ppo import PPO
     from astra_accel.core.algorithm import Algorithm
     from astra_accel.core.system import System
 
-__all__ = ["ALGORITHMS", "DPO", "GRPO", "IPO", "PPO", "RLOO", "build_algorithm"]
+__all__ = ["ALGORITHMS", "CTB", "DPO", "GRPO", "IPO", "PPO", "RLOO", "build_algorithm"]
 
 ALGORITHMS: dict[str, str] = {
     "dpo": "astra_accel.algorithms.dpo:DPO",
     "ipo": "astra_accel.algorithms.dpo:IPO",
+    "ctb": "astra_accel.algorithms.contrastive:CTB",
     "grpo": "astra_accel.algorithms.grpo:GRPO",
     "rloo": "astra_accel.algorithms.grpo:RLOO",
     "ppo": "astra_accel.algorithms.ppo:PPO",

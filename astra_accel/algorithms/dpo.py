@@ -1,4 +1,4 @@
-"""Direct preference optimisation on trees: DPO, IPO and the hinge loss on pairs of siblings."""
+"""Direct preference optimisation on trees: DPO, IPO and other losses on pairs of siblings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from astra_accel.algorithms.credit import Credit
 from astra_accel.algorithms.options import check_choice, check_positive
 from astra_accel.algorithms.tokens import token_mask
-from astra_accel.core.algorithm import Algorithm
-from astra_accel.core.sampler import Graph, Node
+from astra_accel.core.algorithm import Algorithm, ReplayEntry
+from astra_accel.core.sampler import Graph, Node, response_score
 from astra_accel.core.system import ActionT, StateT, System
 
-LOSSES = ("sigmoid", "hinge", "ipo")
+LOSSES = ("sigmoid", "hinge", "ipo", "ctb")
 PAIRS = ("best_worst", "all", "adjacent")
+
+Returned = tuple[Node, float]
+"""A node and what it earned."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class DPOStep(Generic[StateT, ActionT]):
         baseline_pos: log-prob of the chosen probe under the baseline, once it is known; with the IPO loss its mean
             over tokens.
         baseline_neg: the same of the rejected probe.
+        return_pos: what the chosen probe earned, where it is known.
+        return_neg: the same of the rejected probe.
+        worst_return: the least that any probe of the context earned.
+        score_pos: how unsafe the response to the chosen probe was judged, where the reward told.
+        score_neg: the same of the rejected probe.
+        fluency_pos: mean log-prob a token of the chosen probe under the baseline, once it is known.
+        fluency_neg: the same of the rejected probe.
     """
 
     prefix: StateT
@@ -40,17 +50,32 @@ class DPOStep(Generic[StateT, ActionT]):
     suffix_neg: ActionT
     baseline_pos: float | None = None
     baseline_neg: float | None = None
+    return_pos: float | None = None
+    return_neg: float | None = None
+    worst_return: float | None = None
+    score_pos: float | None = None
+    score_neg: float | None = None
+    fluency_pos: float | None = None
+    fluency_neg: float | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """How much more the chosen probe earned."""
+        if self.return_pos is None or self.return_neg is None:
+            return None
+        return self.return_pos - self.return_neg
 
 
 @dataclass(frozen=True)
 class DPOBatch(Generic[StateT, ActionT]):
-    """The fields of the steps of a batch, one entry a step; the baseline's log-probs ``[batch]`` or None."""
+    """The fields of the steps of a batch, one entry a step; the baseline's log-probs and gaps ``[batch]`` or None."""
 
     prefixes: Sequence[StateT]
     suffix_pos: Sequence[ActionT]
     suffix_neg: Sequence[ActionT]
     baseline_pos: torch.Tensor | None = None
     baseline_neg: torch.Tensor | None = None
+    gap: torch.Tensor | None = None
 
 
 def pair_loss(
@@ -62,6 +87,7 @@ def pair_loss(
     *,
     loss: str = "sigmoid",
     label_smoothing: float = 0.0,
+    gap: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss of each pair, shape ``[batch]``.
 
@@ -77,6 +103,11 @@ def pair_loss(
     - ``hinge``: ``max(0, 1 - beta h)``, the calibration loss of SLiC-HF, Zhao et al. 2023,
       https://arxiv.org/abs/2305.10425, with log-ratios to the baseline in place of log-probs, as in Liu et al. 2023,
       https://arxiv.org/abs/2309.06657, and without SLiC's second term.
+    - ``ctb``: ``(h - gap / beta)^2``, contrastive trajectory balance, Kwon et al. 2026,
+      https://arxiv.org/abs/2605.00553, equation 3. The paper draws ``log pi(w) - log pi(l)`` to
+      ``log R(w) - log R(l)``; here ``R = ref * exp(return / beta)``, the baseline times the exponential of what a
+      probe earned, so that all pairs are at 0 where the tester samples in proportion to ``R``. In the paper ``R`` has
+      no baseline in it.
 
     Args:
         tester_pos, tester_neg: log-probs of the probes under the tester, ``[batch]``, in nats.
@@ -84,12 +115,20 @@ def pair_loss(
         beta: how strongly the tester is held to the baseline.
         loss: one of :data:`LOSSES`.
         label_smoothing: ``e`` of the sigmoid loss.
+        gap: how much more the chosen probe earned, ``[batch]``, for the CTB loss.
+
+    Raises:
+        ValueError: the loss is ``ctb``, and nobody says what the probes earned.
     """
     margin = (tester_pos - baseline_pos) - (tester_neg - baseline_neg)
     if loss == "ipo":
         return (margin - 1 / (2 * beta)).square()
     if loss == "hinge":
         return F.relu(1 - beta * margin)
+    if loss == "ctb":
+        if gap is None:
+            raise ValueError("loss 'ctb' compares what the probes earned, but a pair has no gap; expected one for each")
+        return (margin - gap / beta).square()
     right, wrong = -F.logsigmoid(beta * margin), -F.logsigmoid(-beta * margin)
     return right if label_smoothing == 0 else (1 - label_smoothing) * right + label_smoothing * wrong
 
@@ -103,8 +142,8 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
     Args:
         system: scores probes under the tester and the baseline.
         beta: how strongly the tester is held to the baseline.
-        loss: ``"sigmoid"`` (DPO), ``"hinge"`` or ``"ipo"``: see :func:`pair_loss`. IPO compares mean log-probs a
-            token, the others those of whole probes.
+        loss: ``"sigmoid"`` (DPO), ``"hinge"``, ``"ipo"`` or ``"ctb"``: see :func:`pair_loss`. IPO compares mean
+            log-probs a token, the others those of whole probes.
         label_smoothing: how often a preference is taken to be the wrong way round; below 0.5, for the sigmoid loss.
         pairs: ``"best_worst"``: one pair a context, the best probe against the worst; ``"all"``: each probe against
             each that earned less; ``"adjacent"``: each against the next in the order of rewards.
@@ -112,6 +151,9 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         credit, discount: what a probe earned: its reward at once, or also what followed it. See
             :class:`~astra_accel.algorithms.credit.Credit`.
     """
+
+    off_policy = True  # a pair is preferred the same way round whoever wrote it
+    step_types = (DPOStep,)
 
     def __init__(
         self,
@@ -145,7 +187,22 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
     def flatten(self, graph: Graph[StateT, ActionT]) -> list[DPOStep[StateT, ActionT]]:
         """The pairs of each context, parents before children."""
         siblings = self.credit.siblings(graph)
-        return [_pair(better, worse) for nodes in siblings for better, worse in self._preferences(nodes)]
+        return [step for nodes in siblings for step in self.compare(nodes) if self.keep(step)]
+
+    def compare(self, siblings: Sequence[Returned]) -> list[DPOStep[StateT, ActionT]]:
+        """The pairs of siblings and returns, the better one first: of distinct probes, whatever their gap."""
+        if not siblings:
+            return []
+        ranked, worst = sorted(siblings, key=itemgetter(1), reverse=True), min(siblings, key=itemgetter(1))
+        if self.pairs == "best_worst":
+            candidates = [(ranked[0], worst)]
+        else:
+            candidates = list(combinations(ranked, 2) if self.pairs == "all" else pairwise(ranked))
+        return [_pair(*both, worst[1]) for both in candidates if both[0][0].probe != both[1][0].probe]
+
+    def keep(self, step: DPOStep[StateT, ActionT]) -> bool:
+        """Whether the probes of a pair differ by more than the margin in what they earned."""
+        return step.gap is None or step.gap > self.margin
 
     @staticmethod
     def collate_fn(batch: Sequence[DPOStep[StateT, ActionT]]) -> DPOBatch[StateT, ActionT]:
@@ -156,6 +213,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
             suffix_neg=[step.suffix_neg for step in batch],
             baseline_pos=_tensor([step.baseline_pos for step in batch]),
             baseline_neg=_tensor([step.baseline_neg for step in batch]),
+            gap=_tensor([step.gap for step in batch]),
         )
 
     def num_tokens(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> int | None:
@@ -164,29 +222,32 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         if count is None:
             return None
         batch = self.collate_fn(steps)
-        return count([*batch.prefixes] * 2, [*batch.suffix_pos, *batch.suffix_neg])
+        return count([*batch.prefixes] * 2, _probes(batch))
 
     def precompute(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> list[DPOStep[StateT, ActionT]]:
         """Add the baseline's log-probs, which stay the same over the epochs of an experience."""
         if not steps:
             return []
         batch = self.collate_fn(steps)
-        chosen, rejected = self._baseline_logprobs(batch)
-        return [
-            replace(step, baseline_pos=pos, baseline_neg=neg)
-            for step, pos, neg in zip(steps, chosen.tolist(), rejected.tolist(), strict=True)
-        ]
+        return self._with_baseline(steps, batch, self._baseline_logprobs(batch))
+
+    def replay_entry(self, step: DPOStep[StateT, ActionT]) -> ReplayEntry | None:
+        """By what the chosen probe earned."""
+        if step.return_pos is None:
+            return None
+        return ReplayEntry(step.return_pos, (step.suffix_pos,), step.fluency_pos, step.score_pos)
 
     def step(self, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
         """The mean loss of a batch of pairs, and the usual figures of DPO (means over pairs, in nats)."""
-        tester_pos, tester_neg = self._of_both(self.system.get_tester_logprobs, batch)
+        tester_pos, tester_neg = self._compared(batch, _logprobs(self.system.get_tester_logprobs, batch))
         if batch.baseline_pos is None or batch.baseline_neg is None:
-            baseline_pos, baseline_neg = self._baseline_logprobs(batch)
+            baseline_pos, baseline_neg = self._compared(batch, self._baseline_logprobs(batch))
         else:
             baseline_pos = batch.baseline_pos.to(tester_pos.device)
             baseline_neg = batch.baseline_neg.to(tester_pos.device)
         logprobs = tester_pos, tester_neg, baseline_pos, baseline_neg
-        loss = pair_loss(*logprobs, self.beta, loss=self.loss, label_smoothing=self.label_smoothing).mean()
+        gap = None if batch.gap is None else batch.gap.to(tester_pos.device)
+        loss = pair_loss(*logprobs, self.beta, loss=self.loss, label_smoothing=self.label_smoothing, gap=gap).mean()
         with torch.no_grad():
             reward_pos = self.beta * (tester_pos - baseline_pos)
             reward_neg = self.beta * (tester_neg - baseline_neg)
@@ -198,6 +259,8 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
                 "dpo/chosen_logprob": tester_pos.mean(),
                 "dpo/rejected_logprob": tester_neg.mean(),
             }
+            if self.loss == "ctb" and gap is not None:
+                logs["dpo/return_gap"] = gap.mean()
         return loss, logs
 
     def check_sampler(self, sampler: Any) -> None:
@@ -206,32 +269,32 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         if width is not None and width < 2:
             raise ValueError(f"tree_width is {width}, but {type(self).__name__} compares siblings; expected at least 2")
 
-    def _preferences(self, siblings: Sequence[tuple[Node, float]]) -> list[tuple[Node, Node]]:
-        """The pairs of siblings, each with its return, to prefer one of; the better one first."""
-        ranked = sorted(siblings, key=itemgetter(1), reverse=True)
-        if self.pairs == "best_worst":
-            candidates = [(ranked[0], min(siblings, key=itemgetter(1)))] if ranked else []
-        else:
-            candidates = list(combinations(ranked, 2) if self.pairs == "all" else pairwise(ranked))
+    @torch.no_grad()
+    def _baseline_logprobs(self, batch: DPOBatch[StateT, ActionT]) -> torch.Tensor:
+        return _logprobs(self.system.get_baseline_logprobs, batch)
+
+    def _with_baseline(
+        self, steps: Sequence[DPOStep[StateT, ActionT]], batch: DPOBatch[StateT, ActionT], logprobs_BT: torch.Tensor
+    ) -> list[DPOStep[StateT, ActionT]]:
+        """Steps with what the baseline says of both of their probes."""
+        means = self._means(batch, logprobs_BT).chunk(2)
+        known = zip(steps, *(column.tolist() for column in (*self._compared(batch, logprobs_BT), *means)), strict=True)
         return [
-            (better, worse)
-            for (better, more), (worse, less) in candidates
-            if more - less > self.margin and better.probe != worse.probe
+            replace(step, baseline_pos=pos, baseline_neg=neg, fluency_pos=mean_pos, fluency_neg=mean_neg)
+            for step, pos, neg, mean_pos, mean_neg in known
         ]
 
-    @torch.no_grad()
-    def _baseline_logprobs(self, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._of_both(self.system.get_baseline_logprobs, batch)
-
-    def _of_both(self, logprobs_of: Any, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A model's log-prob of the chosen and of the rejected probes, or its mean over tokens, ``[batch]`` each."""
-        probes = [*batch.suffix_pos, *batch.suffix_neg]
-        logprobs_BT = logprobs_of([*batch.prefixes] * 2, probes)
-        logprobs_B = logprobs_BT.sum(-1)
-        if self.loss == "ipo":
-            logprobs_B = logprobs_B / token_mask(self.system, probes, logprobs_BT).sum(-1).clamp(min=1)
-        chosen, rejected = logprobs_B.chunk(2)
+    def _compared(
+        self, batch: DPOBatch[StateT, ActionT], logprobs_BT: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the loss compares of the log-probs of chosen and of rejected probes, ``[batch]`` each."""
+        chosen, rejected = (self._means(batch, logprobs_BT) if self.loss == "ipo" else logprobs_BT.sum(-1)).chunk(2)
         return chosen, rejected
+
+    def _means(self, batch: DPOBatch[StateT, ActionT], logprobs_BT: torch.Tensor) -> torch.Tensor:
+        """The mean log-prob a token of the chosen, then of the rejected probes."""
+        num_tokens_B = token_mask(self.system, _probes(batch), logprobs_BT).sum(-1)
+        return logprobs_BT.sum(-1) / num_tokens_B.clamp(min=1)
 
 
 class IPO(DPO[StateT, ActionT]):
@@ -258,10 +321,23 @@ class IPO(DPO[StateT, ActionT]):
         super().__init__(system, beta, loss="ipo", pairs=pairs, margin=margin, credit=credit, discount=discount)
 
 
-def _pair(better: Node[StateT, ActionT], worse: Node[StateT, ActionT]) -> DPOStep[StateT, ActionT]:
+def _pair(chosen: Returned, rejected: Returned, worst_return: float) -> DPOStep:
+    (better, more), (worse, less) = chosen, rejected
     if better.context != worse.context:
         raise ValueError(f"siblings of a graph have different contexts: {better.context!r} and {worse.context!r}")
-    return DPOStep(better.context, better.probe, worse.probe)
+    returns = {"return_pos": more, "return_neg": less, "worst_return": worst_return}
+    scores = {"score_pos": response_score(better), "score_neg": response_score(worse)}
+    return DPOStep(better.context, better.probe, worse.probe, **returns, **scores)
+
+
+def _probes(batch: DPOBatch[StateT, ActionT]) -> list[ActionT]:
+    """The chosen, then the rejected ones."""
+    return [*batch.suffix_pos, *batch.suffix_neg]
+
+
+def _logprobs(logprobs_of: Any, batch: DPOBatch[StateT, ActionT]) -> torch.Tensor:
+    """A model's log-probs of the tokens of the chosen, then of the rejected probes, ``[2 batch, tokens]``."""
+    return logprobs_of([*batch.prefixes] * 2, _probes(batch))
 
 
 def _tensor(values: Sequence[float | None]) -> torch.Tensor | None:

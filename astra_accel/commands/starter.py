@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from astra_accel.algorithms import ALGORITHMS
 from astra_accel.commands.fields import choices_of
-from astra_accel.config import Named, RunConfiguration
+from astra_accel.config import Named, RunConfiguration, section_of
 from astra_accel.lazy import load
 from astra_accel.scorers import SCORERS
 
@@ -83,6 +83,8 @@ def _fields(model: BaseModel, values: Mapping[str, Any], prefix: str, full: bool
             yield from _comment(_meaning(field.description or "", choices_of(type(model), name)), indent)
             if isinstance(model, Named) and name == "options":
                 yield from _options(model, indent)
+            if (left_out := section_of(field.annotation)) is not None:
+                yield from _section(left_out, indent)
             yield f"{indent}{name}: {_as_yaml(values[name])}"
 
 
@@ -107,6 +109,15 @@ def _options(section: Named, indent: str) -> list[str]:
     }
     lines = _comment(f"Of {section.name}, with their defaults:", indent)
     return lines + [f"{indent}#   {name}: {_as_yaml(value)}" for name, value in options.items()]
+
+
+def _section(section: type[BaseModel], indent: str) -> Iterator[str]:
+    """The fields of a section that is left out, with their defaults, as comments."""
+    yield from _comment("Its fields, with their defaults:", indent)
+    for name, value in section().model_dump(mode="json").items():
+        meaning = _meaning(section.model_fields[name].description or "", choices_of(section, name))
+        yield from _comment(meaning, f"{indent}#   ")
+        yield f"{indent}#   {name}: {_as_yaml(value)}"
 
 
 def _comment(text: str, indent: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -13,6 +13,22 @@ from astra_accel.core.system import ActionT, StateT, System
 
 Step = TypeVar("Step")
 Batch = TypeVar("Batch")
+
+
+class ReplayEntry(NamedTuple):
+    """What a replay goes by of a training example that it may keep.
+
+    Attributes:
+        value: what the example earned; higher is better.
+        probes: what is compared of it with other examples: the probes that it teaches to write.
+        fluency: mean log-prob a token of those under the baseline; None where nobody knows.
+        score: how unsafe the response to them was judged, from 0 to 1; None where nobody knows.
+    """
+
+    value: float
+    probes: Sequence[Any]
+    fluency: float | None = None
+    score: float | None = None
 
 
 class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
@@ -30,6 +46,13 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
 
     needs_values = False
     """Whether the system has to be a :class:`~astra_accel.core.system.ValueFunctionSystem`."""
+
+    off_policy = False
+    """Whether examples of earlier weights may be trained on again: the loss does not assume that the tester of now
+    wrote them."""
+
+    step_types: ClassVar[Sequence[type]] = ()
+    """The data classes that examples are made of, besides those of states and probes: what a checkpoint brings back."""
 
     def __init__(self, system: System[StateT, ActionT]) -> None:
         self.system = system
@@ -76,6 +99,14 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         """
         return steps
 
+    def keep(self, step: Step) -> bool:  # noqa: ARG002
+        """Whether an example is trained on, now that ``precompute`` has added what models say of it.
+
+        It goes by the example alone. Examples of one graph that are left still share what is read for them, which
+        they don't once ``prepare`` has dropped some.
+        """
+        return True
+
     def prepare(self, steps: Sequence[Step]) -> Sequence[Step]:
         """Add what needs the whole experience (normalised advantages), once an experience.
 
@@ -89,6 +120,13 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         Asked after each update, with what it logged: means over all processes, the same on each.
         """
         return False
+
+    def replay_entry(self, step: Step) -> ReplayEntry | None:  # noqa: ARG002
+        """What a replay goes by of an example, after ``prepare``; None keeps it out.
+
+        Asked where ``off_policy`` is set and a replay is configured, of which it is a part that can't be left out.
+        """
+        return None
 
     def check_sampler(self, sampler: Any) -> None:
         """Raise ``ValueError`` where the sampler's trees can't give this algorithm an example.

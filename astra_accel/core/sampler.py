@@ -119,6 +119,12 @@ def _rewarded(
     return kept
 
 
+def response_score(node: Node[StateT, ActionT]) -> float | None:
+    """How unsafe the response of a turn was judged, from 0 to 1; None where the reward did not tell."""
+    score = getattr(node, "info", {}).get("response_score")
+    return None if score is None else float(score)
+
+
 def term_values(nodes: Sequence[Node[StateT, ActionT]]) -> dict[str, list[float]]:
     """The values of each term of the reward over the nodes that have it: the numbers in ``info``, but token counts."""
     terms: dict[str, list[float]] = {}

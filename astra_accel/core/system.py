@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 
@@ -35,6 +35,9 @@ class System(ABC, Generic[StateT, ActionT]):
     strings, numbers, tensors, lists and dicts of them; and ``load_rollout_state(state)``, which brings that back from
     a checkpoint.
     """
+
+    state_types: ClassVar[Sequence[type]] = ()
+    """The data classes that states and probes are made of, none for plain texts: what a checkpoint brings back."""
 
     @abstractmethod
     def get_tester_logprobs(self, context: Sequence[StateT], continuation: Sequence[ActionT]) -> torch.Tensor:

@@ -135,6 +135,10 @@ def _algorithm(config: RunConfiguration) -> str:
 
     algorithm: Any = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
     algorithm.check_sampler(config.rollout)
+    if config.training.replay is not None:
+        from astra_accel.experience.replay import check_off_policy
+
+        check_off_policy(algorithm)
     return f"{config.algorithm.name} takes these options and trees"
 
 

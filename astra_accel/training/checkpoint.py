@@ -23,17 +23,19 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from astra_accel.experience.replay import Replay
 from astra_accel.files.removal import remove
 from astra_accel.training.engine import Engine
 from astra_accel.training.optim import LearningRate
 from astra_accel.training.prompt_digests import Digests
 
 FORMAT = 1
-MANIFEST, WEIGHTS, OPTIMIZER, ROLLOUT_STATE, STATE, CONFIG, PROMPTS = (
+MANIFEST, WEIGHTS, OPTIMIZER, ROLLOUT_STATE, REPLAY, STATE, CONFIG, PROMPTS = (
     "manifest.json",
     "trained.safetensors",
     "optimizer.pt",
     "rollout_state.pt",
+    "replay.jsonl",
     "trainer_state.json",
     "config.yaml",
     "prompts.json",
@@ -87,7 +89,8 @@ class TrainerState:
 class Training:
     """What a checkpoint is made of.
 
-    Of the system, what its rollouts depend on besides the weights, if it tells; of the prompts, which they are.
+    Of the system, what its rollouts depend on besides the weights, if it tells; of the prompts, which they are; the
+    examples of a replay, where there is one.
     """
 
     engine: Engine
@@ -96,6 +99,7 @@ class Training:
     config_yaml: str
     system: Any = None
     prompts: Digests = field(default_factory=dict)
+    replay: Replay | None = None
 
 
 def checkpoint_name(step: int) -> str:
@@ -112,7 +116,8 @@ def adopt_checkpoint(path: Path, folder: Path) -> None:
 
 
 def load_checkpoint(training: Training, path: Path) -> TrainerState:
-    """Restore weights, optimizer, schedule, what rollouts depend on and random states, and return how far it was.
+    """Restore weights, optimizer, schedule, what rollouts depend on, the replay and random states, and return how far
+    it was.
 
     Raises:
         CheckpointError: it is none, a file of it is damaged (named), or its weights are another model's.
@@ -134,6 +139,8 @@ def load_checkpoint(training: Training, path: Path) -> TrainerState:
     load_rollout_state = getattr(training.system, "load_rollout_state", None)
     if load_rollout_state is not None and (path / ROLLOUT_STATE).exists():
         load_rollout_state(torch.load(path / ROLLOUT_STATE, map_location="cpu", weights_only=True))
+    if training.replay is not None and has_replay(path):
+        _load_replay(training.replay, path / REPLAY)
     own_states = path / random_file(engine.accelerator.process_index)
     if own_states.exists():  # A run that goes on with more processes has none for the new ones.
         _restore_random_states(torch.load(own_states, weights_only=True))
@@ -166,6 +173,18 @@ def load_weights(engine: Engine, path: Path) -> None:
             )
         # In the order of one process's names, since some launches load together.
         engine.load_trained_state((name, saved[name].get_tensor(name)) for name in own)
+
+
+def _load_replay(replay: Replay, file: Path) -> None:
+    try:
+        replay.load(file.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} can't be read: {error}") from error
+
+
+def has_replay(path: Path) -> bool:
+    """Whether a checkpoint holds the examples of a replay."""
+    return (path / REPLAY).is_file()
 
 
 def read_config(path: Path) -> str:

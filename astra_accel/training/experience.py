@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -26,15 +26,17 @@ class Experience:
     Attributes:
         index: number of the training step, from 0.
         graphs: one an episode, in order.
-        steps: the training examples of all graphs, in order.
-        trees: for each example which graph it came of. Examples of one tree share most of what a model reads for
-            them, so they stay together.
+        steps: the training examples of all graphs, in order; behind them those of a replay.
+        trees: for each example which graph it came of, for one of a replay a number of its own. Examples of one tree
+            share most of what a model reads for them, so they stay together.
+        figures: what else there is to log of it.
     """
 
     index: int
     graphs: Sequence[Graph]
     steps: Sequence[Any]
     trees: Sequence[int]
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Example(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from astra_accel.core.evaluator import eval_rollouts
 from astra_accel.core.sampler import Graph, rewarded_trees
 from astra_accel.core.seeding import derive_seed, seeded
+from astra_accel.experience.replay import Replay
 from astra_accel.training.distributed import on_every_rank
 from astra_accel.training.experience import Experience
 from astra_accel.training.finite import naming_step
@@ -36,6 +38,7 @@ class Harness:
         batch_size: examples of a batch of :meth:`experience`.
         seed: episode ``i`` of experience ``n`` has the same seed on any number of processes.
         accelerator: the processes to share the work with.
+        replay: examples of earlier experiences, some of which are trained on again; None trains on new ones alone.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Harness:
         batch_size: int = 1,
         seed: int = 0,
         accelerator: Accelerator | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.sampler = sampler
         self.algorithm = algorithm
@@ -54,6 +58,7 @@ class Harness:
         self.batch_size = batch_size
         self.seed = seed
         self.accelerator = accelerator
+        self.replay = replay
         self._next_experience = 0
 
     def collect(self, index: int) -> Experience:
@@ -76,13 +81,17 @@ class Harness:
         ]
         if getattr(self.algorithm, "precompute", None) is not None:
             by_graph = self.spread(by_graph, self._precompute)
+        keep = getattr(self.algorithm, "keep", None)
+        if keep is not None:
+            by_graph = [[step for step in steps if keep(step)] for steps in by_graph]
         steps = [step for steps in by_graph for step in steps]
         trees = [number for number, steps in enumerate(by_graph) for _ in steps]
         prepare = getattr(self.algorithm, "prepare", None)
         if prepare is not None:
             steps = list(prepare(steps))
         # Whoever drops examples in `prepare` leaves nobody to say which tree the others are of.
-        return Experience(index, graphs, steps, trees if len(trees) == len(steps) else range(len(steps)))
+        experience = Experience(index, graphs, steps, trees if len(trees) == len(steps) else range(len(steps)))
+        return experience if self.replay is None else _with_replayed(experience, self.replay)
 
     def evaluate(self, seeds: Sequence[Any]) -> list[Graph]:
         """An evaluation rollout for each seed, spread over the processes; each gets all of them."""
@@ -170,6 +179,18 @@ class Harness:
             with seeded([seed if isinstance(seed, int) and seed >= 0 else 0]):
                 graphs.append(self.sampler.eval_rollout(seed))
         return graphs
+
+
+def _with_replayed(experience: Experience, replay: Replay) -> Experience:
+    """An experience with examples of earlier ones; its own are taken in."""
+    drawn, figures = replay.exchange(experience.index, experience.steps)
+    first = max(experience.trees, default=-1) + 1
+    return replace(
+        experience,
+        steps=[*experience.steps, *drawn],
+        trees=[*experience.trees, *range(first, first + len(drawn))],
+        figures=figures,
+    )
 
 
 def _one_each(items: Sequence[Any], work: Any) -> list[Any]:

@@ -85,7 +85,8 @@ def speed_figures(num_tokens: int, seconds: Mapping[str, float], waited: Sequenc
 
 
 def experience_metrics(experience: Experience) -> dict[str, float]:
-    """Rewards and their terms over the nodes that have them, the number of examples, and tokens where nodes tell."""
+    """Rewards and their terms over the nodes that have them, the number of examples, tokens where nodes tell, and what
+    else the experience tells."""
     nodes = [node for graph in experience.graphs for _, node in walk(graph)]
     rewards = [float(node.reward) for node in nodes if node.reward is not None]
     metrics: dict[str, float] = {"examples": len(experience.steps)}
@@ -98,4 +99,4 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
     metrics["missing_rewards"] = len(nodes) - len(rewards)
     metrics["empty_probes"] = sum(not str(node.probe) for node in nodes)
     metrics["empty_responses"] = sum(not str(node.response) for node in nodes)
-    return metrics
+    return {**metrics, **experience.figures}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from astra_accel.config import Bound
 from astra_accel.training import checkpoint as checkpoints
 from astra_accel.training.bounds import check_untrained
-from astra_accel.training.config_text import changed_fields
+from astra_accel.training.config_text import changed_fields, flat
 from astra_accel.training.distributed import on_main
 from astra_accel.training.prompt_digests import Digests, changed_prompts
 
@@ -25,6 +25,8 @@ EVALUATED = (
     *("training.num_eval_episodes", "evaluation.tree_depth", "prompts.dev", "rollout."),
     *("target.", "baseline.", "scorer.", "reward."),
 )
+# What the examples of a replay were made with: what they hold would mean something else.
+FIXED_WITH_REPLAY = ("algorithm.", "baseline")
 
 
 def newest_whole(trainer: AccelTrainer) -> Path | None:
@@ -55,6 +57,8 @@ def go_on_from(trainer: AccelTrainer, checkpoint: Path) -> None:
         )
     check_bounds_known(checkpoint, trainer.config.best_bounds)
     trainer.state = checkpoints.load_checkpoint(trainer.saved_parts(), checkpoint)
+    if trainer.harness.replay is not None and not checkpoints.has_replay(checkpoint):
+        trainer.display.say(f"{checkpoint} has no {checkpoints.REPLAY}: the replay begins empty")
     trainer.display.say(f"resumed from {checkpoint} at step {trainer.state.step}")
 
 
@@ -86,7 +90,8 @@ def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_ch
         allow_changed_prompts: whether they may be others although the configuration names the same.
 
     Raises:
-        CheckpointError: its optimizer or schedule was another; or its prompts were, and no field of theirs has changed.
+        CheckpointError: its optimizer or schedule was another; or its prompts were, and no field of theirs has changed;
+            or it has a replay of another algorithm or baseline, which is to be gone on with.
     """
     changes = changed_fields(checkpoints.read_config(checkpoint), config_yaml)
     fixed = [change for name, change in changes.items() if name in FIXED_ON_RESUME]
@@ -95,6 +100,13 @@ def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_ch
             f"{checkpoint} holds the state of another optimizer or schedule: {'; '.join(fixed)}. Resume with the "
             f"values that it has, or start a new run from its tester"
         )
+    if checkpoints.has_replay(checkpoint) and "training.replay.size" in flat(config_yaml):
+        unlike = [change for name, change in changes.items() if name.startswith(FIXED_WITH_REPLAY)]
+        if unlike:
+            raise checkpoints.CheckpointError(
+                f"{checkpoint} has the replay of another algorithm or baseline: {'; '.join(unlike)}. Resume with the "
+                f"values that it has, or without the replay by --training.replay null"
+            )
     others = changed_prompts(checkpoints.read_prompts(checkpoint), prompts)
     unasked = [line for name, line in others.items() if not _names_others(name, changes)]
     if unasked and not allow_changed_prompts:

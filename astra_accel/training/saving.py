@@ -34,6 +34,7 @@ from astra_accel.training.checkpoint import (
     MANIFEST,
     OPTIMIZER,
     PROMPTS,
+    REPLAY,
     ROLLOUT_STATE,
     STATE,
     WEIGHTS,
@@ -273,6 +274,7 @@ def _main_files(training: Training, optimizer_state: Mapping[int, Any]) -> Snaps
     return {
         OPTIMIZER: {"optimizer": optimizer, **small},
         **({ROLLOUT_STATE: rollout_state} if rollout_state else {}),
+        **({REPLAY: training.replay.dump()} if training.replay is not None else {}),
         STATE: training.state.as_json(),
         CONFIG: training.config_yaml,
         **({PROMPTS: json.dumps(training.prompts, indent=2) + "\n"} if training.prompts else {}),

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.core.evaluator import Evaluator
+from astra_accel.experience.replay import Replay
 from astra_accel.files.run_lock import RunLock
 from astra_accel.sharing.folders import README
 from astra_accel.sharing.model_card import Origin, model_card, weights_in
@@ -113,6 +114,7 @@ class AccelTrainer:
             batch_size=config.batch_size,
             seed=config.seed,
             accelerator=self.accelerator,
+            replay=_replay(config, algorithm, self.evaluator),
         )
         optimizer = build_optimizer(config, sampler.system.parameters())
         self.learning_rate = LearningRate(config, optimizer)
@@ -322,8 +324,15 @@ class AccelTrainer:
 
     def saved_parts(self) -> Training:
         """What a checkpoint is made of."""
+        harness = self.harness
         return Training(
-            self.engine, self.learning_rate, self.state, self.config_yaml, self.harness.sampler.system, self.prompts
+            self.engine,
+            self.learning_rate,
+            self.state,
+            self.config_yaml,
+            harness.sampler.system,
+            self.prompts,
+            harness.replay,
         )
 
     def _write_tester(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
@@ -348,6 +357,13 @@ def _default_evaluator(sampler: Any, config: TrainingConfiguration) -> Evaluator
     from astra_accel.methods.ast.evaluator import ASTEvaluator, figures_among
 
     return ASTEvaluator(sampler, figures=figures_among(config.watched_metrics))
+
+
+def _replay(config: TrainingConfiguration, algorithm: Any, evaluator: Any) -> Replay | None:
+    """The replay that is configured, in which is a success what is one in evaluations."""
+    if config.replay is None:
+        return None
+    return Replay(config.replay, algorithm, config.seed, threshold=getattr(evaluator, "threshold", 0.5))
 
 
 def _mean_reward(experience: Experience) -> float:

@@ -107,6 +107,7 @@ MISTAKES = {
         "algorithm: {options: {betta: 1}}\ntester: {path: ./no/model}\n",
         ["tester.path: there is no folder ./no/model", "prompts.train: ", "scorer: ", "'colour'", "'betta'"],
     ),
+    "replay": ("training: {replay: {}}\nalgorithm: {name: ppo}", ["algorithm: training.replay is set, but PPO learns"]),
     "trees": ("rollout: {tree_width: 1}", ["algorithm: tree_width is 1"]),
     "held-out prompts": ("prompts: {train: {source: p.txt}, dev: {source: p.txt}}", ["prompts.dev: "]),
     "held-out scorer": (

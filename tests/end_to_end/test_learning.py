@@ -19,6 +19,7 @@ GROUPS = {"width": 16, "num_episodes": 4, "lr": 3e-3, "training_steps": 18, "mos
 SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": PAIRS,
     "ipo": PAIRS,
+    "ctb": PAIRS | {"beta": 0.02},
     "grpo": GROUPS,
     "rloo": GROUPS,
     "ppo": GROUPS | {"epochs": 3, "training_steps": 24, "most_updates": 72},

@@ -167,6 +167,14 @@ MISTAKES = {
         _fixed("--training.lr_scheduler", "cosine", "--training.lr_scheduler_kwargs", '{"num_cycles": "x"}'),
         ["training.lr_scheduler_kwargs", "num_cycles", "'x'"],
     ),
+    "floor of fluency that nothing reaches": (
+        _fixed("--algorithm.name", "ctb", "--algorithm.options", '{"min_k_floor": 10}'),
+        ["min_k_floor is 10", "below 0"],
+    ),
+    "share of tokens": (
+        _fixed("--algorithm.name", "ctb", "--algorithm.options", '{"min_k": 7}'),
+        ["min_k is 7", "at most 1"],
+    ),
     "algorithm value": (_fixed("--algorithm.options", '{"beta": -1}'), ["beta is -1"]),
     "reward term": (
         _config("reward: {novel_weight: 1}\n"),
@@ -184,6 +192,18 @@ MISTAKES = {
     "clip range": (
         _fixed("--algorithm.name", "ppo", "--algorithm.options", '{"clip": 0}'),
         ["clip is 0", "more than 0"],
+    ),
+    "replay share": (
+        _fixed("--training.replay.share", "1.5"),
+        ["training.replay.share", "'1.5'", "less than 1"],
+    ),
+    "small replay": (
+        _fixed("--training.replay.size", "7"),
+        ["replay.size is 7", "an update takes 8 examples", "at least 8"],
+    ),
+    "replay of an algorithm on policy": (
+        _fixed("--training.replay.size", "64", "--algorithm.name", "grpo"),
+        ["training.replay", "GRPO learns on-policy", "dpo, ipo"],
     ),
     "group of one": (
         _fixed("--algorithm.name", "grpo", "--rollout.tree_width", "1"),

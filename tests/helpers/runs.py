@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from astra_accel import AccelTrainer, RunConfiguration, TrainingConfiguration
 from astra_accel.training.run import build_trainer
 from tests.helpers.launches import make_launch
-from tests.helpers.plain import build_plain, reset_accelerate
+from tests.helpers.plain import PlainAlgorithm, build_plain, reset_accelerate
 
 ROOT = Path(__file__).parents[2]
 TINY_DPO = ROOT / "examples" / "configs" / "tiny_dpo.yaml"
@@ -27,14 +27,19 @@ Weights = dict[str, torch.Tensor]
 
 
 def train_plain(
-    output_dir: Path, resume: Path | str | None = None, launch_kind: str = "ddp", **settings: Any
+    output_dir: Path,
+    resume: Path | str | None = None,
+    launch_kind: str = "ddp",
+    algorithm_class: type[PlainAlgorithm] = PlainAlgorithm,
+    **settings: Any,
 ) -> Weights:
     """Train the plain system with ``AccelTrainer`` on the processes that there are; its weights afterwards."""
     reset_accelerate()
     config = TrainingConfiguration(
         **{"output_dir": output_dir, "lr": 0.05, "batch_size": 4, "training_steps": 6, "sample_steps": None} | settings
     )
-    sampler, algorithm = build_plain()
+    sampler, _ = build_plain()
+    algorithm = algorithm_class(sampler.system)
     trainer = AccelTrainer(config, sampler, algorithm, accelerator=make_launch(launch_kind, config))
     trainer.train(resume)
     return {name: tensor.detach().clone() for name, tensor in trainer.engine.trained_state()}

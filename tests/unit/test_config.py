@@ -114,6 +114,38 @@ class TestTrainingConfiguration:
         with pytest.raises(ValueError, match=rf"(?m)^{field}$"):
             TrainingConfiguration(**{field: value})
 
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("size", 0),
+            ("share", 0),
+            ("share", 1),
+            ("share", -0.5),
+            ("share", 1.5),
+            ("share", math.nan),
+            ("priority", "reward"),
+            ("max_overlap", 1.1),
+            ("max_overlap", -0.1),
+            ("min_fluency", math.inf),
+        ],
+    )
+    def test_a_replay_with_a_bad_value_is_refused_by_its_field(self, field, value):
+        with pytest.raises(ValueError, match=rf"(?m)^replay\.{field}$"):
+            TrainingConfiguration(replay={field: value})
+
+    def test_a_replay_holds_at_least_what_an_update_takes(self):
+        message = r"training: replay\.size is 31, but an update takes 32 examples .*expected at least 32"
+        options = ("--training.batch_size", "8", "--training.gradient_accumulation_steps", "4")
+        with pytest.raises(ConfigurationError, match=message):
+            load(*options, "--training.replay.size", "31")
+        assert load(*options, "--training.replay.size", "32").training.replay.size == 32
+
+    def test_there_is_no_replay_unless_told_and_a_command_line_takes_it_back(self, write):
+        path = write("training:\n  replay: {share: 0.25}\n")
+        assert load().training.replay is None
+        assert load(path=path).training.replay.share == 0.25
+        assert load("--training.replay", "null", path=path).training.replay is None
+
     @pytest.mark.parametrize("scheduler", NO_WARMUP)
     def test_a_warm_up_needs_a_scheduler_that_has_one(self, scheduler):
         with pytest.raises(ValueError, match=f"warmup_steps is 3, but lr_scheduler '{scheduler}' has no warm-up"):

@@ -65,6 +65,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
 
     uses_every_parameter = True
     """Every log-prob of the tester depends on all of its trained parameters."""
+    state_types = (Transcript, Segment)
 
     def __init__(
         self,

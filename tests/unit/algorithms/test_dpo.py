@@ -187,7 +187,7 @@ def test_hinge_by_hand():
         ({"beta": 0}, "beta is 0, expected more than 0"),
         ({"beta": -1}, "beta is -1, expected more than 0"),
         ({"beta": float("nan")}, "beta is nan, expected more than 0"),
-        ({"loss": "kto"}, "loss is 'kto', expected one of sigmoid, hinge, ipo"),
+        ({"loss": "kto"}, "loss is 'kto', expected one of sigmoid, hinge, ipo, ctb"),
         ({"pairs": "some"}, "pairs is 'some', expected one of best_worst, all, adjacent"),
         ({"margin": -0.1}, "margin is -0.1, expected at least 0"),
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5, expected at least 0 and less than 0.5"),
@@ -255,6 +255,23 @@ def test_a_step_by_hand():
     )
     assert loss.requires_grad
     assert not any(value.requires_grad for value in logs.values())
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_a_replay_goes_by_the_chosen_probe(loss):
+    """Good earned 2, with a response of 0.75: -1 -1 -2 under the baseline, a mean of -4/3; fair has -1."""
+    algorithm = DPO(Table(), loss=loss)
+    nodes = [
+        Node("c", "bad", "r", -1.0, info={"response_score": 0.5}),
+        Node("c", "good", "r", 2.0, info={"response_score": 0.75}),
+        Node("c", "fair", "r", 1.0),
+    ]
+    first, second = algorithm.precompute([*algorithm.flatten(Graph("c", nodes)), DPOStep("c", "fair", "bad")])
+    entry = algorithm.replay_entry(first)
+    assert entry == (2.0, ("good",), pytest.approx(-4 / 3), 0.75)
+    assert second.fluency_pos == -1.0
+    # What nobody said anything about is kept out.
+    assert algorithm.replay_entry(second) is None
 
 
 def test_a_step_of_ipo_compares_means_over_tokens():

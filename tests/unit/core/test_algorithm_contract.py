@@ -28,10 +28,14 @@ def test_the_optional_methods_change_nothing():
     assert [algorithm.weight(step) for step in steps] == [1.0, 1.0]
     assert algorithm.num_tokens(steps) is None
     assert algorithm.precompute(steps) == steps
+    assert all(algorithm.keep(step) for step in steps)
     assert algorithm.prepare(steps) == steps
     assert algorithm.check_sampler(sampler=object()) is None
     assert algorithm.stop_early({"loss": 1.0}) is False
     assert algorithm.needs_values is False
+    assert algorithm.off_policy is False
+    assert algorithm.step_types == ()
+    assert algorithm.replay_entry(steps[0]) is None
 
 
 @pytest.mark.parametrize("missing", ["flatten", "collate_fn", "step"])

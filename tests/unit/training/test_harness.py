@@ -306,6 +306,19 @@ class TestHooks:
         with pytest.raises(ValueError, match=r"returned \d results for \d items"):
             Harness(SeedSampler(), algorithm, 5).collect(0)
 
+    def test_what_is_not_kept_leaves_the_others_to_their_trees(self):
+        """Asked once an example is whole: all nodes but the first of each graph stay."""
+        algorithm = Named()
+        algorithm.precompute = lambda steps: [f"{step}+" for step in steps]
+        algorithm.keep = lambda step: not step.endswith("/0+")
+        sampler = SeedSampler()
+
+        experience = Harness(sampler, algorithm, 6).collect(2)
+
+        assert experience.steps == [f"{seed}/1+" for seed in sampler.seeds if seed % 3 == 2]
+        assert [sampler.seeds[tree] for tree in experience.trees] == [seed for seed in sampler.seeds if seed % 3 == 2]
+        assert experience.steps
+
     def test_prepare_may_drop_examples(self):
         algorithm = self.Hooked()
         algorithm.prepare = lambda steps: steps[:1]

@@ -1,0 +1,1 @@
+"""What training examples are made of, and which of them stay in use."""

@@ -1,0 +1,154 @@
+"""The replay: examples of earlier experiences that are trained on again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from astra_accel.algorithms import ALGORITHMS
+from astra_accel.config import ReplayConfiguration
+from astra_accel.core.algorithm import Algorithm
+from astra_accel.core.seeding import seed_sequence
+from astra_accel.errors import ConfigurationError
+from astra_accel.experience.codec import Codec
+from astra_accel.experience.likeness import mean_overlap, words_of
+from astra_accel.experience.selection import Kept, draw, select
+from astra_accel.lazy import load
+
+REPLAY_STREAM = 4
+FORMAT = 1
+
+
+class Replay:
+    """Examples of earlier experiences, ``config.size`` at most.
+
+    Every process has its own, and all are the same: what goes in is, and what is drawn follows from the seed and the
+    number of the training step. With a share of 0.25 and 12 new examples, 4 are drawn; then the 12 are taken in::
+
+        experience 0    12 new,  0 drawn    the replay was empty
+        experience 1    12 new,  4 drawn    of experience 0
+
+    Args:
+        config: how many are kept, which, and how many are drawn.
+        algorithm: tells what it may train on again, and what an example earned (``replay_entry``).
+        seed: of what is drawn.
+        threshold: a response with at least this score is a success.
+
+    Raises:
+        ConfigurationError: the algorithm may not be trained on earlier examples.
+    """
+
+    def __init__(self, config: ReplayConfiguration, algorithm: Any, seed: int = 0, threshold: float = 0.5) -> None:
+        check_off_policy(algorithm)
+        self.config = config
+        self.threshold = threshold
+        self._algorithm = algorithm
+        self._seed = seed
+        system = getattr(algorithm, "system", None)
+        self._codec = Codec([*getattr(algorithm, "step_types", ()), *getattr(system, "state_types", ())])
+        self._kept: list[Kept] = []
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def steps(self) -> list[Any]:
+        """The examples that are kept, the oldest first."""
+        return [example.step for example in self._kept]
+
+    def exchange(self, index: int, steps: Sequence[Any]) -> tuple[list[Any], dict[str, float]]:
+        """Examples to train on beside those of training step ``index``, which are then taken in; and figures.
+
+        Raises:
+            ConfigurationError: an example can't be kept.
+        """
+        drawn = self._draw(index, len(steps))
+        new = [kept for step in steps if (kept := self._as_kept(step, index)) is not None]
+        for example in new:
+            self._check_kind(example.step)
+        self._kept = select(self._kept, new, self.config)
+        return [example.step for example in drawn], {"replay/drawn": len(drawn), **self._figures(index)}
+
+    def dump(self) -> str:
+        """All of it as lines of JSON."""
+        lines: list[Any] = [{"format": FORMAT}]
+        lines += [{"collected": kept.collected, "step": self._codec.encode(kept.step)} for kept in self._kept]
+        return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+    def load(self, text: str) -> None:
+        """Bring back what :meth:`dump` returned; what the configuration allows now, if it has changed.
+
+        Raises:
+            ValueError: it is of another algorithm, system or version.
+        """
+        head, *lines = map(json.loads, text.splitlines())
+        if head != {"format": FORMAT}:
+            raise ValueError(f"found {head}, expected the format {FORMAT}")
+        kept = [self._as_kept(self._codec.decode(line["step"]), line["collected"]) for line in lines]
+        self._kept = select([], [example for example in kept if example is not None], self.config)
+
+    def _draw(self, index: int, num_new: int) -> list[Kept]:
+        share = self.config.share
+        number = min(round(share / (1 - share) * num_new), len(self._kept))
+        if not number:
+            return []
+        generator = np.random.Generator(np.random.PCG64(seed_sequence((self._seed, REPLAY_STREAM, index))))
+        return draw(self._kept, number, self.config.priority, generator.random(len(self._kept)))
+
+    def _as_kept(self, step: Any, index: int) -> Kept | None:
+        entry = self._algorithm.replay_entry(step)
+        if entry is None:
+            return None
+        if entry.fluency is None and self.config.min_fluency is not None:
+            raise ConfigurationError(
+                f"training.replay.min_fluency is {self.config.min_fluency}, but {type(self._algorithm).__name__} tells "
+                f"no log-probs under the baseline; expected null"
+            )
+        return Kept(step, index, entry, words_of(entry.probes))
+
+    def _check_kind(self, step: Any) -> None:
+        """Find what no checkpoint could hold when it comes, not hours later."""
+        try:
+            self._codec.encode(step)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"training.replay is set, but an example holds a {error}, which a checkpoint can't; expected texts, "
+                f"numbers, tensors, tuples, lists, dicts, and data classes that {type(self._algorithm).__name__} has "
+                f"in step_types or its system in state_types"
+            ) from error
+
+    def _figures(self, index: int) -> dict[str, float]:
+        """Of what is kept."""
+        kept, figures = self._kept, {"replay/size": float(len(self._kept))}
+        if kept:
+            figures["replay/age"] = fmean(index - example.collected for example in kept)
+            figures["replay/value"] = fmean(example.entry.value for example in kept)
+        scores = [example.entry.score for example in kept if example.entry.score is not None]
+        if scores:
+            figures["replay/success"] = fmean(score >= self.threshold for score in scores)
+        likeness = mean_overlap([example.words for example in kept])
+        return figures if likeness is None else {**figures, "replay/overlap": likeness}
+
+
+def check_off_policy(algorithm: Any) -> None:
+    """Find an algorithm that may not be trained on examples of earlier weights.
+
+    Raises:
+        ConfigurationError: says why, and which may.
+    """
+    name = type(algorithm).__name__
+    if not getattr(algorithm, "off_policy", False):
+        able = [key for key, location in ALGORITHMS.items() if load(location).off_policy]
+        raise ConfigurationError(
+            f"training.replay is set, but {name} learns on-policy: its loss assumes that the tester of now wrote the "
+            f"examples; expected null, or an algorithm that may learn from earlier ones ({', '.join(able)})"
+        )
+    if getattr(type(algorithm), "replay_entry", Algorithm.replay_entry) is Algorithm.replay_entry:
+        raise ConfigurationError(
+            f"training.replay is set, but {name} does not tell what its examples earned; expected null, or a method "
+            f"replay_entry"
+        )

@@ -1,0 +1,129 @@
+"""With a replay too, a run is the same on any number of processes, resumed, packed and plain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.launches import SHARDED
+from tests.helpers.plain import reset_accelerate
+from tests.helpers.processes import run_processes
+from tests.helpers.replayed import ReplayedAlgorithm
+from tests.helpers.runs import (
+    Weights,
+    assert_same_figures,
+    checkpoint_weights,
+    largest_difference,
+    metrics,
+    rollouts,
+    timeless,
+    train_plain,
+    train_tiny,
+)
+
+PRIORITIES = ("return", "recency", "uniform")
+TINY = (
+    *("--training.save_steps", "3", "--training.eval_steps", "null"),
+    *("--training.replay.size", "10", "--training.replay.share", "0.6"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerate_state():
+    reset_accelerate()
+    yield
+    reset_accelerate()
+
+
+def train(folder: Path, kind: str, priority: str, resume: Path | None = None) -> Weights:
+    """Six training steps of uneven examples, of which some tie and the best are found again and again."""
+    limits = {"size": 7, "share": 0.5, "max_overlap": 0.8, "min_fluency": -3.5}
+    settings = {"save_steps": 3, "replay": {"priority": priority, **limits}}
+    return train_plain(folder, resume, kind, ReplayedAlgorithm, **settings)
+
+
+def train_and_resume(folder: Path, kind: str, priorities: tuple[str, ...]) -> dict[str, tuple[Weights, Weights]]:
+    found = {}
+    for priority in priorities:
+        whole, again = folder / priority, folder / f"{priority} again"
+        middle = whole / "checkpoints" / "step-000003"
+        found[priority] = train(whole, kind, priority), train(again, kind, priority, middle)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("processes", "kind", "priorities"),
+    [
+        (2, "ddp", PRIORITIES[:1]),
+        pytest.param(2, "ddp", PRIORITIES[1:], marks=pytest.mark.slow),
+        *(pytest.param(2, kind, PRIORITIES, marks=pytest.mark.slow) for kind in SHARDED),
+        pytest.param(4, "fsdp2", PRIORITIES, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_make_the_run_of_one_also_when_resumed(
+    processes: int, kind: str, priorities: tuple[str, ...], tmp_path: Path
+) -> None:
+    alone = {priority: train(tmp_path / "one" / priority, "ddp", priority) for priority in priorities}
+    for found in run_processes(processes, train_and_resume, tmp_path, kind, priorities):
+        for priority, (whole, resumed) in found.items():
+            assert largest_difference(whole, alone[priority]) < 1e-5
+            assert largest_difference(whole, resumed) == 0
+    for priority in priorities:
+        one, several = tmp_path / "one" / priority, tmp_path / priority
+        assert_same_figures(several, one, 1e-4)
+        for step in (3, 6):
+            file = Path("checkpoints") / f"step-{step:06d}" / "replay.jsonl"
+            assert (one / file).read_bytes() == (several / file).read_bytes()
+        assert timeless(tmp_path / f"{priority} again") == [line for line in timeless(several) if line["step"] > 3]
+        # Its replay is full, drawn from, and makes a difference.
+        last = metrics(one)[-1]
+        assert last["replay/size"] == 7
+        assert 3 < last["replay/drawn"] <= 7
+        assert largest_difference(alone[priority], train_plain(tmp_path / "without" / priority)) > 1e-3
+
+
+def test_a_resumed_run_of_language_models_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Conversations go to the checkpoint and come back."""
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    train_tiny(whole, *TINY)
+    train_tiny(again, *TINY, resume=whole / "checkpoints" / "step-000003")
+    assert largest_difference(checkpoint_weights(whole, 6), checkpoint_weights(again, 6)) == 0
+    assert timeless(again) == [line for line in timeless(whole) if line["step"] > 3]
+    assert rollouts(again) == rollouts(whole)[3:]
+    files = [run / "checkpoints" / "step-000006" / "replay.jsonl" for run in (whole, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    last = metrics(whole)[-1]
+    assert last["replay/size"] == 10
+    assert last["replay/drawn"] > 0
+    assert last["replay/age"] > 0
+    assert largest_difference(checkpoint_weights(whole, 6), checkpoint_weights(whole, 3)) > 1e-4
+
+
+@pytest.mark.slow
+def test_language_models_are_trained_alike_on_two_processes_and_read_plainly(tmp_path: Path) -> None:
+    options = (*TINY, "--training.replay.max_overlap", "0.5", "--training.replay.min_fluency", "-7")
+    train_tiny(tmp_path / "packed", *options)
+    train_tiny(tmp_path / "plain", *options, "--compute.packing", "none")
+    for kind in ("ddp", "fsdp2"):
+        run_processes(2, _train_tiny, tmp_path / kind, options, kind)
+    for name in ("plain", "ddp", "fsdp2"):
+        assert rollouts(tmp_path / name) == rollouts(tmp_path / "packed")
+        assert_same_figures(tmp_path / name, tmp_path / "packed", 1e-4)
+        weights = (checkpoint_weights(tmp_path / run, 3) for run in (name, "packed"))
+        if name != "fsdp2":  # whose checkpoint is in parts
+            assert largest_difference(*weights) < 1e-5
+
+
+def _train_tiny(folder: Path, options: tuple[str, ...], kind: str) -> None:
+    train_tiny(folder, *options, launch_kind=kind)
+
+
+def test_a_checkpoint_without_a_replay_begins_with_an_empty_one_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_plain(tmp_path / "without", save_steps=3)
+    train(tmp_path / "with", "ddp", "return", tmp_path / "without" / "checkpoints" / "step-000003")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "has no replay.jsonl: the replay begins empty" in said
+    assert metrics(tmp_path / "with")[0]["replay/drawn"] == 0
