@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from astra_accel.algorithms.contrastive import CTB
     from astra_accel.algorithms.dpo import DPO, IPO
     from astra_accel.algorithms.grpo import GRPO, RLOO
+    from astra_accel.algorithms.mle import MLE
     from astra_accel.algorithms.ppo import PPO
+    from astra_accel.algorithms.trajectory_balance import TB
     from astra_accel.config import RunConfiguration, TrainingConfiguration
     from astra_accel.core.algorithm import Algorithm
     from astra_accel.core.evaluator import Evaluator
@@ -56,6 +58,7 @@ _MODULES = {
     "Harness": "training.harness",
     "IPO": "algorithms.dpo",
     "LlamaGuardScorer": "scorers.llama_guard",
+    "MLE": "algorithms.mle",
     "Node": "core.sampler",
     "PPO": "algorithms.ppo",
     "Preempted": "training.preemption",
@@ -65,6 +68,7 @@ _MODULES = {
     "Sampler": "core.sampler",
     "Scorer": "core.scorer",
     "System": "core.system",
+    "TB": "algorithms.trajectory_balance",
     "Trainer": "training.trainer",
     "TrainerCallback": "training.callbacks",
     "TrainerControl": "training.callbacks",

@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from astra_accel.algorithms.contrastive import CTB
     from astra_accel.algorithms.dpo import DPO, IPO
     from astra_accel.algorithms.grpo import GRPO, RLOO
+    from astra_accel.algorithms.mle import MLE
     from astra_accel.algorithms.ppo import PPO
+    from astra_accel.algorithms.trajectory_balance import TB
     from astra_accel.core.algorithm import Algorithm
     from astra_accel.core.system import System
 
-__all__ = ["ALGORITHMS", "CTB", "DPO", "GRPO", "IPO", "PPO", "RLOO", "build_algorithm"]
+__all__ = ["ALGORITHMS", "CTB", "DPO", "GRPO", "IPO", "MLE", "PPO", "RLOO", "TB", "build_algorithm"]
 
 ALGORITHMS: dict[str, str] = {
     "dpo": "astra_accel.algorithms.dpo:DPO",
     "ipo": "astra_accel.algorithms.dpo:IPO",
     "ctb": "astra_accel.algorithms.contrastive:CTB",
+    "tb": "astra_accel.algorithms.trajectory_balance:TB",
+    "mle": "astra_accel.algorithms.mle:MLE",
     "grpo": "astra_accel.algorithms.grpo:GRPO",
     "rloo": "astra_accel.algorithms.grpo:RLOO",
     "ppo": "astra_accel.algorithms.ppo:PPO",

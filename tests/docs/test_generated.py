@@ -71,7 +71,7 @@ def test_every_field_is_in_the_reference_of_the_configuration(hooks: ModuleType)
         "| `top_p` | number, > 0, ≤ 1 | `1.0` |",
         "| `output_dir` | path or `null` | `null` |",
         "| `log_with` | list of text | `[]` |",
-        '| `name` | `dpo`, `ipo`, `ctb`, `grpo`, `rloo`, `ppo` | `"dpo"` |',
+        '| `name` | `dpo`, `ipo`, `ctb`, `tb`, `mle`, `grpo`, `rloo`, `ppo` | `"dpo"` |',
         '| `source` | text, not empty | `"bundled"` |',
         '| `target_modules` | text or list of text | `"all-linear"` |',
     ],

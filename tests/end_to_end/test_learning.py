@@ -20,6 +20,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": PAIRS,
     "ipo": PAIRS,
     "ctb": PAIRS | {"beta": 0.02},
+    "tb": {"beta": 0.02, "width": 8, "num_episodes": 8, "lr": 2e-3, "training_steps": 18, "most_updates": 45},
+    "mle": {"best": 0.25, "width": 8, "num_episodes": 8, "lr": 3e-3, "training_steps": 18, "most_updates": 45},
     "grpo": GROUPS,
     "rloo": GROUPS,
     "ppo": GROUPS | {"epochs": 3, "training_steps": 24, "most_updates": 72},

@@ -175,6 +175,15 @@ MISTAKES = {
         _fixed("--algorithm.name", "ctb", "--algorithm.options", '{"min_k": 7}'),
         ["min_k is 7", "at most 1"],
     ),
+    "share of probes": (
+        _fixed("--algorithm.name", "mle", "--algorithm.options", '{"best": 1.5}'),
+        ["best is 1.5", "at most 1"],
+    ),
+    "temperature of returns": (
+        _fixed("--algorithm.name", "mle", "--algorithm.options", '{"tau": 0}'),
+        ["tau is 0", "more than 0"],
+    ),
+    "how greedy": (_fixed("--algorithm.name", "tb", "--algorithm.options", '{"beta": 0}'), ["beta is 0"]),
     "algorithm value": (_fixed("--algorithm.options", '{"beta": -1}'), ["beta is -1"]),
     "reward term": (
         _config("reward: {novel_weight: 1}\n"),

@@ -15,7 +15,9 @@ from tests.helpers.plain import reset_accelerate
 
 PROMPT = "Hello."
 BETA = 0.4
-SETTINGS: dict[str, dict[str, Any]] = {"ctb": {"beta": BETA}}
+SETTINGS: dict[str, dict[str, Any]] = {"ctb": {"beta": BETA}, "tb": {"beta": BETA}}
+# Of pairs, or of contexts with all of their siblings.
+BATCH_SIZES = {"ctb": 60, "tb": 1}
 
 
 class Grades(Scorer):
@@ -55,7 +57,7 @@ def train(system: HFASTSystem, name: str, folder: Path, training_steps: int) -> 
         lr_scheduler="cosine",
         training_steps=training_steps,
         num_episodes_per_experience=8,
-        batch_size=60,
+        batch_size=BATCH_SIZES[name],
         max_grad_norm=None,
         output_dir=folder,
         save_steps=None,

@@ -19,7 +19,7 @@ from tests.helpers.runs import (
     train_tiny,
 )
 
-ALGORITHMS = ["ipo", "ctb", "grpo", "rloo", "ppo"]  # DPO is in test_compute.py and test_processes.py
+ALGORITHMS = ["ipo", "ctb", "tb", "mle", "grpo", "rloo", "ppo"]  # DPO is in test_compute.py and test_processes.py
 # Two passes over one experience, an update each: in the second the ratio counts. Plain gradient descent, so that
 # weights differ as gradients do.
 SHORT = (
@@ -32,7 +32,7 @@ SHORT = (
     *("--rollout.target.max_new_tokens", "2"),
 )
 # The square of whole probes' log-probs is far steeper than the other losses.
-LEARNING_RATES = {"ctb": "0.0005"}
+LEARNING_RATES = {"ctb": "0.0005", "tb": "0.0005"}
 AT_ONCE = ("--training.batch_size", "128", "--compute.token_budget", "1000000", "--compute.packing", "prefix_tree")
 ACCUMULATED = ("--training.batch_size", "8", "--training.gradient_accumulation_steps", "16")
 PLAIN = ("--training.batch_size", "128", "--compute.token_budget", "1000000", "--compute.packing", "none")
@@ -97,7 +97,9 @@ def test_so_does_either_alone(name: str, options: tuple[str, ...], at_once: Path
     assert_same_run(tmp_path, at_once / name)
 
 
-@pytest.mark.parametrize("names", [["ppo"], pytest.param(["ipo", "ctb", "grpo", "rloo"], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "names", [["ppo"], pytest.param(["ipo", "ctb", "tb", "mle", "grpo", "rloo"], marks=pytest.mark.slow)]
+)
 def test_two_processes_make_the_same_updates(names: list[str], at_once: Path, tmp_path: Path) -> None:
     run_processes(2, train_all, tmp_path, names)
     for name in names:

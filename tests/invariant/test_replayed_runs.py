@@ -11,6 +11,7 @@ from tests.helpers.plain import reset_accelerate
 from tests.helpers.processes import run_processes
 from tests.helpers.replayed import ReplayedAlgorithm
 from tests.helpers.runs import (
+    ROOT,
     Weights,
     assert_same_figures,
     checkpoint_weights,
@@ -22,6 +23,7 @@ from tests.helpers.runs import (
     train_tiny,
 )
 
+OFF_POLICY = ("dpo", "ctb", "tb", "mle")
 PRIORITIES = ("return", "recency", "uniform")
 TINY = (
     *("--training.save_steps", "3", "--training.eval_steps", "null"),
@@ -34,6 +36,11 @@ def _own_accelerate_state():
     reset_accelerate()
     yield
     reset_accelerate()
+
+
+def config_of(name: str) -> Path:
+    """The run of a tiny tester by an algorithm."""
+    return ROOT / "examples" / "configs" / f"tiny_{name}.yaml"
 
 
 def train(folder: Path, kind: str, priority: str, resume: Path | None = None) -> Weights:
@@ -83,11 +90,14 @@ def test_several_processes_make_the_run_of_one_also_when_resumed(
         assert largest_difference(alone[priority], train_plain(tmp_path / "without" / priority)) > 1e-3
 
 
-def test_a_resumed_run_of_language_models_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "dpo" else pytest.mark.slow) for name in OFF_POLICY]
+)
+def test_a_resumed_run_of_language_models_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     """Conversations go to the checkpoint and come back."""
     whole, again = tmp_path / "whole", tmp_path / "again"
-    train_tiny(whole, *TINY)
-    train_tiny(again, *TINY, resume=whole / "checkpoints" / "step-000003")
+    train_tiny(whole, *TINY, config=config_of(name))
+    train_tiny(again, *TINY, config=config_of(name), resume=whole / "checkpoints" / "step-000003")
     assert largest_difference(checkpoint_weights(whole, 6), checkpoint_weights(again, 6)) == 0
     assert timeless(again) == [line for line in timeless(whole) if line["step"] > 3]
     assert rollouts(again) == rollouts(whole)[3:]
@@ -101,22 +111,23 @@ def test_a_resumed_run_of_language_models_ends_with_the_same_bits(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_language_models_are_trained_alike_on_two_processes_and_read_plainly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", OFF_POLICY)
+def test_language_models_are_trained_alike_on_two_processes_and_read_plainly(name: str, tmp_path: Path) -> None:
     options = (*TINY, "--training.replay.max_overlap", "0.5", "--training.replay.min_fluency", "-7")
-    train_tiny(tmp_path / "packed", *options)
-    train_tiny(tmp_path / "plain", *options, "--compute.packing", "none")
+    train_tiny(tmp_path / "packed", *options, config=config_of(name))
+    train_tiny(tmp_path / "plain", *options, "--compute.packing", "none", config=config_of(name))
     for kind in ("ddp", "fsdp2"):
-        run_processes(2, _train_tiny, tmp_path / kind, options, kind)
-    for name in ("plain", "ddp", "fsdp2"):
-        assert rollouts(tmp_path / name) == rollouts(tmp_path / "packed")
-        assert_same_figures(tmp_path / name, tmp_path / "packed", 1e-4)
-        weights = (checkpoint_weights(tmp_path / run, 3) for run in (name, "packed"))
-        if name != "fsdp2":  # whose checkpoint is in parts
+        run_processes(2, _train_tiny, tmp_path / kind, options, kind, name)
+    for run in ("plain", "ddp", "fsdp2"):
+        assert rollouts(tmp_path / run) == rollouts(tmp_path / "packed")
+        assert_same_figures(tmp_path / run, tmp_path / "packed", 1e-4)
+        weights = (checkpoint_weights(tmp_path / each, 3) for each in (run, "packed"))
+        if run != "fsdp2":  # whose checkpoint is in parts
             assert largest_difference(*weights) < 1e-5
 
 
-def _train_tiny(folder: Path, options: tuple[str, ...], kind: str) -> None:
-    train_tiny(folder, *options, launch_kind=kind)
+def _train_tiny(folder: Path, options: tuple[str, ...], kind: str, name: str) -> None:
+    train_tiny(folder, *options, config=config_of(name), launch_kind=kind)
 
 
 def test_a_checkpoint_without_a_replay_begins_with_an_empty_one_and_says_so(

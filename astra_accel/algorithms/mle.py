@@ -1,0 +1,181 @@
+"""Maximum likelihood on what succeeded: expert iteration, and regression weighted by returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic
+
+import torch
+
+from astra_accel.algorithms.credit import Credit
+from astra_accel.algorithms.options import check_positive
+from astra_accel.algorithms.tokens import token_mask
+from astra_accel.core.algorithm import Algorithm, ReplayEntry
+from astra_accel.core.sampler import Graph, response_score
+from astra_accel.core.system import ActionT, StateT, System
+
+MAX_LOG_WEIGHT = 300.0
+"""The largest ``return / tau`` of which the sums over an update stay far from the end of float64's range."""
+
+
+@dataclass(frozen=True)
+class MLEStep(Generic[StateT, ActionT]):
+    """A probe to make likelier.
+
+    Attributes:
+        context: the state in which it was written.
+        probe: what the tester wrote.
+        earned: its return.
+        num_tokens: how many tokens it has, once that is known.
+        fluency: its mean log-prob a token under the baseline; None without a baseline.
+        score: how unsafe the response to it was judged; None where nobody knows.
+    """
+
+    context: StateT
+    probe: ActionT
+    earned: float
+    num_tokens: int | None = None
+    fluency: float | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class MLEBatch(Generic[StateT, ActionT]):
+    """The fields of the steps of a batch, one entry a step; returns are ``[batch]`` in float64."""
+
+    contexts: Sequence[StateT]
+    probes: Sequence[ActionT]
+    earned: torch.Tensor
+
+
+class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
+    """The tester learns to write the probes that earned most, as a language model learns a text.
+
+    The loss of a batch is the negative log-likelihood of its probes, a mean over tokens: transformers' own loss of a
+    causal language model with labels at the probes alone. With ``tau`` each token counts ``exp(return / tau)`` times.
+
+    - ``best`` below 1 is expert iteration (Anthony et al. 2017, https://arxiv.org/abs/1705.08439), for language models
+      also known as RAFT (Dong et al. 2023, https://arxiv.org/abs/2304.06767): sample, keep the best, imitate them.
+    - ``tau`` is reward-weighted regression (Peters and Schaal 2007, https://doi.org/10.1145/1273496.1273590).
+
+    Nothing holds the tester to its baseline but that it learns from samples. With ``training.replay`` what succeeded
+    once is imitated again, and ``max_overlap`` there keeps it from being one probe over and over.
+
+    Args:
+        system: scores probes under the tester; under the baseline too, if it has one, for the replay's fluency.
+        best: how much of the probes of an experience is learned: those that earned most. Of equals the earlier ones.
+        min_return: only probes that earned more than this; None takes any.
+        tau: how fast a probe counts more as it earned more; None counts all alike.
+        credit, discount: what a probe earned: its reward at once, or also what followed it. See
+            :class:`~astra_accel.algorithms.credit.Credit`.
+    """
+
+    off_policy = True  # a likelihood doesn't ask who wrote the text
+    step_types = (MLEStep,)
+
+    def __init__(
+        self,
+        system: System[StateT, ActionT],
+        best: float = 0.25,
+        *,
+        min_return: float | None = None,
+        tau: float | None = None,
+        credit: str = "immediate",
+        discount: float = 1.0,
+    ) -> None:
+        if not 0 < best <= 1:
+            raise ValueError(f"best is {best}, expected more than 0 and at most 1")
+        if min_return is not None and not math.isfinite(min_return):
+            raise ValueError(f"min_return is {min_return}, expected a finite number, or None to take any")
+        if tau is not None:
+            check_positive("tau", tau)
+        super().__init__(system)
+        self.best = best
+        self.min_return = min_return
+        self.tau = tau
+        self.credit = Credit(credit, discount)
+
+    def flatten(self, graph: Graph[StateT, ActionT]) -> list[MLEStep[StateT, ActionT]]:
+        """Every probe that earned more than ``min_return``, parents before children."""
+        floor = -math.inf if self.min_return is None else self.min_return
+        return [
+            MLEStep(node.context, node.probe, earned, score=response_score(node))
+            for siblings in self.credit.siblings(graph)
+            for node, earned in siblings
+            if earned > floor
+        ]
+
+    @torch.no_grad()
+    def precompute(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[MLEStep[StateT, ActionT]]:
+        """Add how many tokens each probe has, and how fluent the baseline finds it."""
+        if not steps:
+            return []
+        contexts, probes = [step.context for step in steps], [step.probe for step in steps]
+        of_baseline = getattr(self.system, "get_baseline_logprobs", None)
+        logprobs_BT = (of_baseline or self.system.get_tester_logprobs)(contexts, probes)
+        num_tokens_B = token_mask(self.system, probes, logprobs_BT).sum(-1)
+        means = (logprobs_BT.sum(-1) / num_tokens_B.clamp(min=1)).tolist()
+        fluencies = means if of_baseline is not None else [None] * len(steps)
+        return [
+            replace(step, num_tokens=num_tokens, fluency=fluency)
+            for step, num_tokens, fluency in zip(steps, num_tokens_B.tolist(), fluencies, strict=True)
+        ]
+
+    def prepare(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[MLEStep[StateT, ActionT]]:
+        """The share of the probes that earned most, in their order."""
+        ranked = sorted(range(len(steps)), key=lambda index: -steps[index].earned)
+        return [steps[index] for index in sorted(ranked[: math.ceil(self.best * len(steps))])]
+
+    @staticmethod
+    def collate_fn(batch: Sequence[MLEStep[StateT, ActionT]]) -> MLEBatch[StateT, ActionT]:
+        """The fields of the steps."""
+        return MLEBatch(
+            contexts=[step.context for step in batch],
+            probes=[step.probe for step in batch],
+            earned=torch.tensor([step.earned for step in batch], dtype=torch.float64),
+        )
+
+    def weight(self, step: MLEStep[StateT, ActionT]) -> float:
+        """How many tokens the probe has, times what each counts.
+
+        Raises:
+            ValueError: nobody has counted them yet; or ``tau`` is so small that the weight can't be computed with.
+        """
+        if step.num_tokens is None:
+            raise ValueError("an example has no number of tokens; call precompute on it first")
+        if self.tau is None:
+            return float(step.num_tokens)
+        log_weight = step.earned / self.tau
+        if abs(log_weight) > MAX_LOG_WEIGHT:
+            raise ValueError(
+                f"tau is {self.tau}, but a probe earned {step.earned}, which would count exp({log_weight:.0f}) times; "
+                f"expected a tau of at least {abs(step.earned) / MAX_LOG_WEIGHT:.2g}"
+            )
+        return step.num_tokens * math.exp(log_weight)
+
+    def num_tokens(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> int | None:
+        """Distinct tokens of the probes in their contexts, where the system can count them."""
+        count = getattr(self.system, "num_tokens", None)
+        return None if count is None else count([step.context for step in steps], [step.probe for step in steps])
+
+    def replay_entry(self, step: MLEStep[StateT, ActionT]) -> ReplayEntry:
+        """By what the probe earned."""
+        return ReplayEntry(step.earned, (step.probe,), step.fluency, step.score)
+
+    def step(self, batch: MLEBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The loss of a batch: the weighted mean over tokens of their negative log-probs, in nats."""
+        logprobs_BT = self.system.get_tester_logprobs(batch.contexts, batch.probes)
+        num_tokens_B = token_mask(self.system, batch.probes, logprobs_BT).sum(-1)
+        counts_B = self._counts(batch).to(logprobs_BT)
+        total = (counts_B * num_tokens_B).sum().clamp(min=torch.finfo(counts_B.dtype).tiny)
+        loss = -(counts_B * logprobs_BT.sum(-1)).sum() / total
+        earned_B = batch.earned.to(logprobs_BT)
+        return loss, {"mle/return": (counts_B * num_tokens_B * earned_B).sum() / total}
+
+    def _counts(self, batch: MLEBatch[StateT, ActionT]) -> torch.Tensor:
+        """What each probe's tokens count, relative to the most that any of the batch does."""
+        if self.tau is None:
+            return torch.ones_like(batch.earned)
+        return ((batch.earned - batch.earned.max()) / self.tau).exp()

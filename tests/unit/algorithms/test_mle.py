@@ -1,0 +1,166 @@
+"""Maximum likelihood: transformers' own loss, weights by hand, and which probes are learned."""
+
+from __future__ import annotations
+
+from math import exp, inf, log
+
+import pytest
+import torch
+
+from astra_accel import HFASTSystem
+from astra_accel.algorithms.mle import MLE, MLEStep
+from astra_accel.core.sampler import Graph, Node
+
+LOGPROBS = {"a": [-1.0], "b": [-2.0, -3.0], "d": [-0.5, -0.5, -2.0]}
+
+
+class Table:
+    """A system whose log-probs a token stand in a table, by probe."""
+
+    def __init__(self) -> None:
+        self.tester = {probe: torch.tensor(row, requires_grad=True) for probe, row in LOGPROBS.items()}
+
+    def get_tester_logprobs(self, context, continuation):
+        return torch.nn.utils.rnn.pad_sequence([self.tester[probe] for probe in continuation], batch_first=True)
+
+    def get_baseline_logprobs(self, context, continuation):
+        assert not torch.is_grad_enabled()
+        return 2 * self.get_tester_logprobs(context, continuation)
+
+
+def graph(**returns: float) -> Graph:
+    """Siblings after one context, by what they earned."""
+    return Graph("c", [Node("c", probe, "r", value, info={"response_score": 0.5}) for probe, value in returns.items()])
+
+
+def steps_of(algorithm: MLE, **returns: float) -> list[MLEStep]:
+    return algorithm.prepare(algorithm.precompute(algorithm.flatten(graph(**returns))))
+
+
+# --- The loss -----------------------------------------------------------------------------------------------
+
+
+def test_a_mean_over_tokens_by_hand():
+    """Minus the sum of all log-probs, 1 + 5 + 3, over 6 tokens; each has the slope -1/6."""
+    algorithm = MLE(Table(), best=1.0)
+    steps = steps_of(algorithm, a=1.0, b=0.0, d=0.5)
+    loss, logs = algorithm.step(algorithm.collate_fn(steps))
+    assert loss.item() == pytest.approx(9 / 6)
+    assert logs["mle/return"].item() == pytest.approx((1 * 1.0 + 2 * 0.0 + 3 * 0.5) / 6)
+    loss.backward()
+    for row in algorithm.system.tester.values():
+        assert row.grad.tolist() == pytest.approx([-1 / 6] * len(row))
+    assert [algorithm.weight(step) for step in steps] == [1.0, 2.0, 3.0]
+
+
+def test_weights_by_hand():
+    """tau 0.5 and log 2, 0 and log 4 halved: each token of a counts 2, of b 1, of d 4 times."""
+    algorithm = MLE(Table(), best=1.0, tau=0.5)
+    steps = steps_of(algorithm, a=0.5 * log(2), b=0.0, d=0.5 * log(4))
+    assert [algorithm.weight(step) for step in steps] == pytest.approx([2 * 1, 1 * 2, 4 * 3])
+    loss, _ = algorithm.step(algorithm.collate_fn(steps))
+    assert loss.item() == pytest.approx((2 * 1 + 1 * 5 + 4 * 3) / (2 + 2 + 12))
+
+
+@pytest.mark.parametrize("tau", [None, 0.3])
+def test_a_batch_is_the_weighted_mean_of_its_examples(tau: float | None):
+    algorithm = MLE(Table(), best=1.0, tau=tau)
+    steps = steps_of(algorithm, a=0.7, b=-0.2, d=0.1)
+    whole, _ = algorithm.step(algorithm.collate_fn(steps))
+    weights = [algorithm.weight(step) for step in steps]
+    parts = [algorithm.step(algorithm.collate_fn([step]))[0].item() for step in steps]
+    assert whole.item() == pytest.approx(sum(map(float.__mul__, weights, parts)) / sum(weights))
+
+
+def test_it_is_the_loss_of_transformers_and_its_gradients():
+    """Of one padded batch with labels at the probes' tokens alone."""
+    system = HFASTSystem("tiny", "tiny", lora=None)
+    context = system.start("Hello there.")
+    files = system.roles.tester.files
+    probes = [
+        system.views.probe(tuple(files.tokenizer(text).input_ids), files.end_ids) for text in ("You!", "Well, no.")
+    ]
+    algorithm = MLE(system, best=1.0)
+    steps = algorithm.precompute([MLEStep(context, probe, 0.0) for probe in probes])
+    loss, _ = algorithm.step(algorithm.collate_fn(steps))
+    (found,) = torch.autograd.grad(loss, system.tester.model.embed_tokens.weight)
+
+    before = (files.tokenizer.bos_token_id, *context.segments[0].tester_ids)
+    rows = [torch.tensor([*before, *probe.sampled_ids]) for probe in probes]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=files.tokenizer.pad_token_id)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, : len(before)] = -100
+    expected = system.tester(input_ids=ids, attention_mask=mask, labels=labels).loss
+    (gradient,) = torch.autograd.grad(expected, system.tester.model.embed_tokens.weight)
+    assert [step.num_tokens for step in steps] == [len(probe.sampled_ids) for probe in probes]
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
+
+
+# --- What is learned ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"best": 1.0}, ["a", "b", "d"]),
+        ({"best": 0.3}, ["b"]),
+        ({"best": 0.34}, ["a", "b"]),  # a share of a probe is a whole one; of a and d, which are equal, the earlier
+        ({"best": 1.0, "min_return": 0.2}, ["b"]),
+        ({"best": 1.0, "min_return": 0.9}, []),
+    ],
+)
+def test_the_best_are_learned_in_their_order(options: dict[str, float], expected: list[str]):
+    steps = steps_of(MLE(Table(), **options), a=0.2, b=0.9, d=0.2)
+    assert [step.probe for step in steps] == expected
+
+
+def test_the_best_of_a_whole_experience_are_learned():
+    algorithm = MLE(Table(), best=0.5)
+    steps = [*algorithm.flatten(graph(a=0.1, b=0.2)), *algorithm.flatten(graph(a=0.3, d=0.4))]
+    assert [step.earned for step in algorithm.prepare(steps)] == [0.3, 0.4]
+
+
+def test_later_turns_count_as_credit_has_it():
+    child = Node("ca", "b", "r", 1.0)
+    tree = Graph("c", [Node("c", "a", "r", 0.5, [child])])
+    found = MLE(Table(), credit="max", discount=0.5).flatten(tree)
+    assert [(step.probe, step.earned) for step in found] == [("a", 1.0), ("b", 1.0)]
+
+
+def test_a_replay_goes_by_what_a_probe_earned_and_how_fluent_it_is():
+    algorithm = MLE(Table(), best=1.0)
+    (step,) = steps_of(algorithm, b=0.7)
+    assert algorithm.replay_entry(step) == (0.7, ("b",), 2 * -2.5, 0.5)
+    assert algorithm.off_policy
+
+
+# --- Mistakes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"best": 0.0}, "best is 0.0, expected more than 0 and at most 1"),
+        ({"best": 1.5}, "best is 1.5, expected more than 0 and at most 1"),
+        ({"tau": 0.0}, "tau is 0.0, expected more than 0"),
+        ({"tau": -1.0}, "tau is -1.0, expected more than 0"),
+        ({"min_return": inf}, "min_return is inf, expected a finite number"),
+    ],
+)
+def test_bad_options(options: dict[str, float], message: str):
+    with pytest.raises(ValueError, match=message):
+        MLE(None, **options)
+
+
+def test_a_tau_that_nothing_can_be_weighed_with_is_told():
+    algorithm = MLE(Table(), tau=1e-3)
+    assert algorithm.weight(MLEStep("c", "a", 0.25, 1)) == pytest.approx(exp(250))
+    with pytest.raises(ValueError, match=r"tau is 0.001, but a probe earned 0.5.*expected a tau of at least 0.0017"):
+        algorithm.weight(MLEStep("c", "a", 0.5, 1))
+
+
+def test_a_step_that_was_not_counted_has_no_weight():
+    with pytest.raises(ValueError, match="call precompute on it first"):
+        MLE(Table()).weight(MLEStep("c", "a", 0.5))
