@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Generic
 
 import torch
@@ -15,9 +16,6 @@ from astra_accel.algorithms.tokens import token_mask
 from astra_accel.core.algorithm import Algorithm, ReplayEntry
 from astra_accel.core.sampler import Graph, response_score
 from astra_accel.core.system import ActionT, StateT, System
-
-MAX_LOG_WEIGHT = 300.0
-"""The largest ``return / tau`` of which the sums over an update stay far from the end of float64's range."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,7 @@ class MLEStep(Generic[StateT, ActionT]):
         num_tokens: how many tokens it has, once that is known.
         fluency: its mean log-prob a token under the baseline; None without a baseline.
         score: how unsafe the response to it was judged; None where nobody knows.
+        factor: what each of its tokens counts.
     """
 
     context: StateT
@@ -39,22 +38,26 @@ class MLEStep(Generic[StateT, ActionT]):
     num_tokens: int | None = None
     fluency: float | None = None
     score: float | None = None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class MLEBatch(Generic[StateT, ActionT]):
-    """The fields of the steps of a batch, one entry a step; returns are ``[batch]`` in float64."""
+    """The fields of the steps of a batch, one entry a step; the tensors are ``[batch]``."""
 
     contexts: Sequence[StateT]
     probes: Sequence[ActionT]
     earned: torch.Tensor
+    factor: torch.Tensor
 
 
 class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
     """The tester learns to write the probes that earned most, as a language model learns a text.
 
     The loss of a batch is the negative log-likelihood of its probes, a mean over tokens: transformers' own loss of a
-    causal language model with labels at the probes alone. With ``tau`` each token counts ``exp(return / tau)`` times.
+    causal language model with labels at the probes alone. With ``tau`` the tokens of a probe count in proportion to
+    ``exp(return / tau)``, with a mean of 1 over the probes that are learned of an experience: an update of poor ones
+    alone is a small one.
 
     - ``best`` below 1 is expert iteration (Anthony et al. 2017, https://arxiv.org/abs/1705.08439), for language models
       also known as RAFT (Dong et al. 2023, https://arxiv.org/abs/2304.06767): sample, keep the best, imitate them.
@@ -124,9 +127,14 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         ]
 
     def prepare(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[MLEStep[StateT, ActionT]]:
-        """The share of the probes that earned most, in their order."""
+        """The share of the probes that earned most, in their order, with what each counts."""
         ranked = sorted(range(len(steps)), key=lambda index: -steps[index].earned)
-        return [steps[index] for index in sorted(ranked[: math.ceil(self.best * len(steps))])]
+        kept = [steps[index] for index in sorted(ranked[: math.ceil(self.best * len(steps))])]
+        if self.tau is None or not kept:
+            return kept
+        most = max(step.earned for step in kept)
+        sizes = [math.exp((step.earned - most) / self.tau) for step in kept]
+        return [replace(step, factor=size / fmean(sizes)) for step, size in zip(kept, sizes, strict=True)]
 
     @staticmethod
     def collate_fn(batch: Sequence[MLEStep[StateT, ActionT]]) -> MLEBatch[StateT, ActionT]:
@@ -134,26 +142,19 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         return MLEBatch(
             contexts=[step.context for step in batch],
             probes=[step.probe for step in batch],
-            earned=torch.tensor([step.earned for step in batch], dtype=torch.float64),
+            earned=torch.tensor([step.earned for step in batch]),
+            factor=torch.tensor([step.factor for step in batch]),
         )
 
     def weight(self, step: MLEStep[StateT, ActionT]) -> float:
-        """How many tokens the probe has, times what each counts.
+        """How many tokens the probe has. What they count is in the loss, so that it is no part of what is divided by.
 
         Raises:
-            ValueError: nobody has counted them yet; or ``tau`` is so small that the weight can't be computed with.
+            ValueError: nobody has counted them yet.
         """
         if step.num_tokens is None:
             raise ValueError("an example has no number of tokens; call precompute on it first")
-        if self.tau is None:
-            return float(step.num_tokens)
-        log_weight = step.earned / self.tau
-        if abs(log_weight) > MAX_LOG_WEIGHT:
-            raise ValueError(
-                f"tau is {self.tau}, but a probe earned {step.earned}, which would count exp({log_weight:.0f}) times; "
-                f"expected a tau of at least {abs(step.earned) / MAX_LOG_WEIGHT:.2g}"
-            )
-        return step.num_tokens * math.exp(log_weight)
+        return float(step.num_tokens)
 
     def num_tokens(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> int | None:
         """Distinct tokens of the probes in their contexts, where the system can count them."""
@@ -165,17 +166,14 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         return ReplayEntry(step.earned, (step.probe,), step.fluency, step.score)
 
     def step(self, batch: MLEBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of a batch: the weighted mean over tokens of their negative log-probs, in nats."""
+        """The loss of a batch: the mean over tokens of their negative log-probs, in nats, times what they count."""
         logprobs_BT = self.system.get_tester_logprobs(batch.contexts, batch.probes)
         num_tokens_B = token_mask(self.system, batch.probes, logprobs_BT).sum(-1)
-        counts_B = self._counts(batch).to(logprobs_BT)
-        total = (counts_B * num_tokens_B).sum().clamp(min=torch.finfo(counts_B.dtype).tiny)
-        loss = -(counts_B * logprobs_BT.sum(-1)).sum() / total
-        earned_B = batch.earned.to(logprobs_BT)
-        return loss, {"mle/return": (counts_B * num_tokens_B * earned_B).sum() / total}
-
-    def _counts(self, batch: MLEBatch[StateT, ActionT]) -> torch.Tensor:
-        """What each probe's tokens count, relative to the most that any of the batch does."""
-        if self.tau is None:
-            return torch.ones_like(batch.earned)
-        return ((batch.earned - batch.earned.max()) / self.tau).exp()
+        total = num_tokens_B.sum().clamp(min=1)
+        loss = -(batch.factor.to(logprobs_BT) * logprobs_BT.sum(-1)).sum() / total
+        with torch.no_grad():
+            logs = {
+                "mle/return": (batch.earned.to(logprobs_BT) * num_tokens_B).sum() / total,
+                "mle/logprob": logprobs_BT.sum() / total,
+            }
+        return loss, logs
