@@ -46,7 +46,7 @@ def test_the_files_of_a_run(run: Path) -> None:
 
 def test_the_screen_tells_the_figures_before_and_after(run: Path) -> None:
     screen = (run.parent / "screen.txt").read_text()
-    assert "48 test prompts" in screen
+    assert "120 test prompts" in screen
     assert "reward/mean" in screen
     assert str(run / "tester") in screen.replace("\n", "")
 
@@ -104,7 +104,7 @@ def test_the_tester_of_a_run_is_evaluated_and_trained_on(run: Path) -> None:
     result = launch("evaluate.py", run, accelerate_config="cpu_2")
     assert result.returncode == 0, result.stderr
     assert "reward/mean" in result.stdout
-    assert result.stdout.count("48 held-out prompts") == 1
+    assert result.stdout.count("120 held-out prompts") == 1
     assert (run / "evaluation" / "metrics.json").exists()
     result = launch(
         "train.py",

@@ -9,7 +9,7 @@ import pytest
 
 from astra_accel.data import check_disjoint, load_prompts
 
-SIZES = {"train": 264, "dev": 48, "test": 48}
+SIZES = {"train": 264, "dev": 96, "test": 120}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,18 @@ def test_splits_are_disjoint(prompts):
 def test_distinct_beyond_case_and_punctuation(every_prompt):
     counts = Counter(re.sub(r"[^a-z0-9]+", " ", prompt.lower()) for prompt in every_prompt)
     assert [prompt for prompt, count in counts.items() if count > 1] == []
+
+
+def test_no_test_prompt_is_much_like_another(prompts, every_prompt):
+    """Of the words of two, at most a third is in both."""
+    words = {prompt: set(re.findall(r"[a-z0-9']+", prompt.lower())) for prompt in every_prompt}
+    alike = [
+        (one, other)
+        for one in prompts["test"]
+        for other in every_prompt
+        if one != other and len(words[one] & words[other]) * 3 > len(words[one] | words[other])
+    ]
+    assert alike == []
 
 
 def test_one_or_two_sentences_of_8_to_30_words(every_prompt):
