@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from astra_accel.config import ModelConfiguration
+from astra_accel.models.kernel_notice import NOTICE
 
 
 def check_quantization(model: ModelConfiguration, role: str, config: Any) -> None:
@@ -75,6 +76,8 @@ def loading_options(quantization: str, dtype: torch.dtype, device: torch.device 
     """
     from transformers import BitsAndBytesConfig
 
+    if torch.device(device).type == "cpu":
+        NOTICE.tell()
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization,
