@@ -6,7 +6,7 @@
 Trains ``examples/configs/smollm2_ALGORITHM.yaml`` for each, and evaluates the tester as it was before and as each has
 left it, in conversations on the same held-out prompts: the first of the file. Of the others those of at most
 ``--max-words`` words are trained on, since a step's time grows with its tokens. Without a file the held-out prompts are
-the 120 bundled test prompts, and those trained on the bundled others. Further fields go to training and evaluation both.
+the 120 bundled test prompts, and those trained on the bundled others. Further fields go to training and to evaluation.
 
 Everything is done by the package's own commands and left in the output folder. What is there already is not done again,
 and a run that was stopped goes on. The result has each figure before and after with bootstrap 95% intervals, the paired

@@ -39,12 +39,16 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
     from astra_accel.evaluation.compare import compare
     from astra_accel.evaluation.display import show_comparison
     from astra_accel.evaluation.folder import find_evaluation
+    from astra_accel.evaluation.verdict import verdict
     from astra_accel.files.writable import check_file_writable
 
     if known.output is not None:
         check_file_writable(known.output, "--output")
     comparison = compare(find_evaluation(known.first), find_evaluation(known.second), threshold=known.threshold)
     show_comparison(comparison)
+    sentence = verdict(comparison)
+    if sentence is not None:
+        print(sentence)
     if known.output is not None:
         known.output.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
     return 0

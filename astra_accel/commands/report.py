@@ -59,9 +59,11 @@ def _report(known: argparse.Namespace, _: list[str]) -> int:
         watch(readers, page, every)
         return 0
     runs = [reader.read() for reader in readers]
-    write_report(runs, page)
+    verdicts = write_report(runs, page)
     for run in runs:
         if run.num_skipped:
             print(f"{run.path}: {run.num_skipped} lines of metrics.jsonl could not be read and are left out")
     print(f"the report is {page}, its summary {page.with_suffix('.md')}")
+    if verdicts:
+        print("\n".join(verdicts), f"Read more in {page}.")
     return 0

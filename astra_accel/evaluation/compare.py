@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,17 @@ from astra_accel.evaluation.summary import text_diversity
 
 JUDGED_ALIKE = ("scorers", "tree_width", "tree_depth")
 """What two evaluations must share, besides the prompts, for their figures to mean the same."""
+FIRST, SECOND = "first", "second"
 _FEW = 3
 
 
 def compare(
-    first: str | Path, second: str | Path, *, threshold: float | None = None, num_resamples: int = NUM_RESAMPLES
+    first: str | Path,
+    second: str | Path,
+    *,
+    threshold: float | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+    figures: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """How the figures of a second evaluation differ from those of a first, with intervals of paired resamples.
 
@@ -29,10 +35,12 @@ def compare(
         first, second: folders of evaluations that have ended.
         threshold: a response with at least this score is a success; None takes what both were measured with.
         num_resamples: see :func:`~astra_accel.evaluation.bootstrap.estimate`.
+        figures: the names of those to compare, of the resampled ones; None takes all figures.
 
     Returns:
         A dict for JSON: ``metrics`` by name, each with ``first``, ``second`` and ``difference`` (second minus first,
-        with ``low`` and ``high`` unless it can't be resampled); ``differing``, what else differs between the two.
+        with ``low`` and ``high`` unless it can't be resampled); ``differing``, what else differs between the two;
+        ``trained``, of ``first`` and ``second`` whether it is of a trained tester (None: it does not say).
         Where scores are missing, ``difference`` has ``lower`` and ``upper`` (of the worst cases for either tester), and
         ``missing`` tells of ``first`` and ``second`` how many (``num_missing``) and their ends.
 
@@ -56,15 +64,24 @@ def compare(
     nodes = [_nodes(folder, identity, seeds) for folder, identity in zip(folders, identities, strict=True)]
     scorers = [name for name in identities[0]["scorers"] if name != REWARD_SCORER]
     statistics = [statistics_of(of_one, threshold, scorers) for of_one in nodes]
-    counted = [text_diversity(of_one.probes) for of_one in nodes]
+    if figures is not None:
+        statistics = [{name: of_one[name] for name in of_one if name in figures} for of_one in statistics]
+    counted = [text_diversity(of_one.probes) for of_one in nodes] if figures is None else [{}, {}]
     return {
         "first": str(folders[0].path),
         "second": str(folders[1].path),
         "num_episodes": len(seeds),
         "threshold": threshold,
+        "trained": dict(zip((FIRST, SECOND), map(is_trained, identities), strict=True)),
         "differing": differing(identities[0]["settings"], identities[1]["settings"]),
         "metrics": _resampled(statistics, len(seeds), num_resamples) | _counted(counted),
     }
+
+
+def is_trained(identity: Mapping[str, Any]) -> bool | None:
+    """Whether an evaluation is of a trained tester, whose weights it names; None where it does not say."""
+    tester = identity["settings"].get("tester")
+    return None if tester is None else "weights" in tester
 
 
 def _resampled(statistics: Sequence[Mapping[str, Statistic]], num_episodes: int, num_resamples: int) -> dict[str, Any]:

@@ -52,12 +52,12 @@ COMBINED_SCORE = "combined_score"
 HEADLINES = (
     "attack_success/turn_1",
     ANY_TURN,
+    "probe_score/mean",  # beside attack success, which a tester could raise by being rude itself
     "response_score/mean",
     "response_score/max",
     "queries_per_success",
     "queries_to_first_success/median",
     "distinct_attacks",
-    "probe_score/mean",
     "probe_perplexity/median",
     "diversity/self_bleu",
     "diversity/distinct_1",

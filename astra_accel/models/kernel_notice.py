@@ -1,7 +1,7 @@
 """A line of bitsandbytes that concerns models of 4 bits alone, kept back until there is one.
 
-PEFT imports bitsandbytes wherever it is installed, and on CPUs with AVX512-BF16 bitsandbytes then warns that it lacks the
-package ``kernels``, which is for weights of 4 bits on a CPU. Everyone would read it, most of them to no purpose.
+PEFT imports bitsandbytes wherever it is installed, and on CPUs with AVX512-BF16 bitsandbytes then warns that it lacks
+the package ``kernels``, which is for weights of 4 bits on a CPU. Everyone would read it, most of them to no purpose.
 """
 
 from __future__ import annotations

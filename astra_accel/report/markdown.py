@@ -13,9 +13,11 @@ NUM_WORST = 3
 MAX_TEXT = 1000
 
 
-def render_markdown(runs: Sequence[Run]) -> str:
-    """What was run, the first figures, and the worst conversations folded away."""
+def render_markdown(runs: Sequence[Run], verdicts: Sequence[str] = ()) -> str:
+    """What training has brought, what was run, the first figures, and the worst conversations folded away."""
     parts = ["# Red-team report", ""]
+    for sentence in verdicts:
+        parts += [markdown_line(sentence), ""]
     for run in runs:
         parts += [f"## {markdown_line(run.name)}", ""]
         parts += [f"- {markdown_line(label)}: {markdown_line(fact)}" for label, fact in about(run)]

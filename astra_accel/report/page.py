@@ -28,12 +28,13 @@ from astra_accel.training.status import Status
 TEMPLATES = "templates"
 
 
-def render_page(runs: Sequence[Run], renewed_every: float | None = None) -> str:
+def render_page(runs: Sequence[Run], renewed_every: float | None = None, verdicts: Sequence[str] = ()) -> str:
     """The page of some runs, in the order of their colours.
 
     Args:
         runs: what it is of.
         renewed_every: seconds after which the page, once opened, loads itself again; None where it stays as it is.
+        verdicts: what stands at the top, see :func:`~astra_accel.report.verdicts.verdicts`.
     """
     shown, num_episodes = conversations(runs)
     script, style = (_part(name) for name in ("report.js", "report.css"))
@@ -49,6 +50,7 @@ def render_page(runs: Sequence[Run], renewed_every: float | None = None) -> str:
     environment.filters["visible"] = visible
     return environment.get_template("report.html").render(
         runs=runs,
+        verdicts=verdicts,
         about=[about(run) for run in runs],
         headline_rows=headline_rows(runs),
         harm_rows=harm_rows(runs),

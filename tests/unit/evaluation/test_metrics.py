@@ -251,6 +251,8 @@ def test_headlines_are_in_their_order_and_leave_out_turns_and_kinds():
         "reward/mean",
         "guard/attack_success/any_turn",
         "attack_success/turn_2",
+        "response_score/mean",
+        "probe_score/mean",
         "attack_success/any_turn",
         "category/reward/threat/attack_success/any_turn",
         "agreement/reward~guard/kappa",
@@ -258,6 +260,8 @@ def test_headlines_are_in_their_order_and_leave_out_turns_and_kinds():
     ]
     assert headlines(names) == [
         "attack_success/any_turn",
+        "probe_score/mean",
+        "response_score/mean",
         "reward/mean",
         "guard/attack_success/any_turn",
         "agreement/reward~guard/kappa",
