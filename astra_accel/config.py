@@ -451,6 +451,8 @@ class EvaluationConfiguration(Section):
     """Turns of a conversation, here and in the evaluations during training; None is `rollout.tree_depth`."""
     scorers: dict[str, ScorerConfiguration] = {}
     """Further scorers by a name of your own, which the tester was not trained by."""
+    around_training: bool = True
+    """Training evaluates on the test prompts too, before its first step and after its last, with fewer figures."""
     embedding_model: HomePath | None = None
     """Embeds probes for how different they are in meaning: as `reward.embedding_model`; None leaves that out."""
     episodes_at_once: Count = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,4 +118,4 @@ def _joined(low: str, high: str) -> str:
 
 def _rounded(number: float) -> str:
     """Whole, unless that would hide that it is not 0, or not 100."""
-    return f"{number:.1f}" if 0 < number < 1 or 99 < number < 100 else f"{number:.0f}"
+    return f"{number:.1f}" if 0 < number < 1 or 99 < number < 100 else str(math.floor(number + 0.5))

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datasets", "numpy")
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
 PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
-# What a run may leave besides: batches of an update that was not made, an evaluation and a report of it, TensorBoard's
+# What a run may leave besides: batches of an update that was not made, evaluations and a report of it, TensorBoard's
 # files, whether it goes on.
-EXTRAS = ("non_finite", "evaluation", "report.html", "report.md", "astra_accel", "status.json")
+EVALUATIONS = ("evaluation", "evaluation_untrained")
+EXTRAS = ("non_finite", *EVALUATIONS, "report.html", "report.md", "astra_accel", "status.json")
 WRITTEN = {
     ROLLOUTS: ("step-*.parquet", "step-*.tmp"),
     CHECKPOINTS: ("step-*", ".step-*"),

@@ -228,12 +228,13 @@ def _accelerator(config: TrainingConfiguration) -> Accelerator:
     return make_accelerator(config, find_unused_parameters=not HFASTSystem.uses_every_parameter)
 
 
-def run(trainer: AccelTrainer, prompts: Prompts, resume: str | Path | None = None) -> None:
-    """Train, with the figures on the test prompts before and after."""
+def run(trainer: AccelTrainer, prompts: Prompts, resume: str | Path | None = None, *, evaluates: bool = True) -> None:
+    """Train, with the figures on the test prompts before and after if it ``evaluates`` and there are such prompts."""
+    evaluates = evaluates and bool(prompts.test)
     checkpoint = trainer.find_checkpoint(resume)
-    before = trainer.evaluate(prompts.test) if prompts.test and checkpoint is None else {}
+    before = trainer.evaluate(prompts.test) if evaluates and checkpoint is None else {}
     trainer.train(checkpoint or resume)
-    after = trainer.evaluate(prompts.test) if prompts.test else {}
+    after = trainer.evaluate(prompts.test) if evaluates else {}
     _show(trainer, before, after, len(prompts.test))
 
 
@@ -272,7 +273,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             trainer, prompts = build_trainer(config, known.resume, accelerator, lock)
         except MISTAKES as error:
             return mistake(error)
-        run(trainer, prompts, known.resume)
+        run(trainer, prompts, known.resume, evaluates=config.evaluation.around_training)
     end_together(trainer.accelerator)
     return 0
 

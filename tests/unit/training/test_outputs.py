@@ -130,6 +130,8 @@ class TestBegin:
     def test_overwriting_deletes_the_run_and_nothing_else(self, run):
         (run / "rollouts").mkdir()
         (run / "tester").mkdir()
+        (run / "evaluation").mkdir()
+        (run / "evaluation_untrained").mkdir()  # of the run that was there, whose prompts or turns may have been others
         (run / "notes.txt").touch()
 
         RunFolder(run).begin("a: 1\n", overwrite=True)
