@@ -25,7 +25,7 @@ from typing import Any
 
 from common import report
 from learn_figures import Evaluation, Recipe, figures_of, probes_asked, table, table_of_seeds, training_seconds
-from learn_runs import Runs, add_options, checked, recipe_file
+from learn_runs import Runs, add_options, check_alike, checked, recipe_file
 
 from astra_accel.evaluation.folder import EVALUATION
 
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, evaluate, print and write the figures."""
     options, fields = _parse(arguments)
     configs = {name: recipe_file(name) for name in options.recipes}
+    check_alike(configs, fields)
     runs = Runs(options, fields)
     untrained = Evaluation.read(runs.untrained(next(iter(configs.values()))))
     runs.side_by_side(

@@ -10,21 +10,29 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS
 
+from astra_accel.config import RunConfiguration
 from astra_accel.data import load_prompts
 from astra_accel.data.prompts import BUNDLED
-from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED
+from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED, differing
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 NUM_DEV = 100
 OWN_FIELDS = ("--training.seed", "--training.output_dir", "--rollout.tree_depth", "--evaluation.scorers")
 """Fields that options decide."""
+ASKED: dict[str, Any] = {
+    "target": {"path", "revision", "adapter"},
+    "scorer": True,
+    "rollout": {"format", "tester_instruction", "target_instruction", "context_limit", "tester", "target"},
+    "evaluation": {"threshold", "tree_width"},
+}
+"""What figures of evaluations depend on, besides the tester and the prompts."""
 
 
 def add_options(parser: argparse.ArgumentParser, output: str) -> None:
@@ -93,6 +101,27 @@ def recipe_file(name: str) -> Path:
         known = sorted(file.stem.removeprefix("smollm2_") for file in CONFIGS.glob("smollm2_*.yaml"))
         raise ValueError(f"no recipe {name!r}: {path} is missing; expected some of {', '.join(known)}")
     return path
+
+
+def check_alike(configs: Mapping[str, Path], fields: Sequence[str]) -> None:
+    """Find recipes whose testers would be evaluated otherwise, before anything runs.
+
+    Raises:
+        ConfigurationError: a field of one is wrong.
+        ValueError: two recipes differ in what an evaluation depends on; names both and the fields.
+    """
+    asked = {
+        name: RunConfiguration.load(path, list(fields)).model_dump(mode="json", include=ASKED)
+        for name, path in configs.items()
+    }
+    first, *others = asked
+    for name in others:
+        found = differing(asked[first], asked[name])
+        if found:
+            raise ValueError(
+                f"the recipes {first} and {name} can't be compared; different are {'; '.join(found)}. Expected recipes "
+                f"whose testers are evaluated alike, or fields that make them so"
+            )
 
 
 class Runs:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from common import report
 from crossed import crossed_estimate
 from learn import read_recipe
 from learn_figures import SUCCESS, Evaluation, Recipe, figures_of, ratio, table, table_of_seeds, training_seconds
-from learn_runs import Runs, add_options, checked, recipe_file, run_python
+from learn_runs import Runs, add_options, check_alike, checked, recipe_file, run_python
 
 from astra_accel.evaluation.folder import EVALUATION
 
@@ -35,7 +36,10 @@ SCRIPT = Path(__file__).parent / "trl_run.py"
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Train both sides, evaluate, print and write the figures."""
     options, fields = _parse(arguments)
+    if find_spec("trl") is None:
+        raise ImportError("this benchmark needs TRL: pip install 'astra-accel[bench]'")
     config = recipe_file(options.recipe)
+    check_alike({options.recipe: config}, fields)
     runs = Runs(options, fields)
     untrained = Evaluation.read(runs.untrained(config))
     runs.side_by_side([lambda seed=seed: both(runs, options, config, seed) for seed in options.seeds])

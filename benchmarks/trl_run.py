@@ -125,11 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def _trainer(
     config: RunConfiguration, options: argparse.Namespace, system: Any, reward: AskedReward, prompts: Sequence[str]
 ) -> tuple[Any, Any]:
-    try:
-        from trl import GRPOConfig, GRPOTrainer
-    except ImportError as error:
-        raise ImportError("this benchmark needs TRL: pip install 'astra-accel[bench]'") from error
     from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
 
     files, sampling = system.roles.tester.files, config.rollout.tester
     dtype = system.roles.tester.model.dtype

@@ -210,6 +210,17 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_recipes_that_are_evaluated_otherwise_are_told_before_anything_runs(tmp_path):
+    check = script("learn_runs").check_alike
+    lengths = {}
+    for length in (16, 24):
+        lengths[f"of_{length}"] = tmp_path / f"{length}.yaml"
+        lengths[f"of_{length}"].write_text(f"rollout: {{tester: {{max_new_tokens: {length}}}}}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"of_16 and of_24 .* rollout\.tester\.max_new_tokens \(16, now 24\)"):
+        check(lengths, [])
+    check(lengths, ["--rollout.tester.max_new_tokens", "8"])
+
+
 def test_runs_share_the_cores_and_tell_where_a_failed_one_said_why(tmp_path, monkeypatch):
     runs = script("learn_runs")
     monkeypatch.setattr("os.cpu_count", lambda: 8)
