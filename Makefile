@@ -41,8 +41,8 @@ checks: $(READY)  ## Lint, format, types, and that the documents build
 docs: $(READY)  ## The documents as pages to read in a browser: site/index.html
 	$(BIN)/mkdocs build --strict --quiet
 
-learn: $(READY)  ## What DPO, GRPO and PPO learn in some minutes each (PROMPTS=FILE for other prompts)
-	$(BIN)/python benchmarks/learn.py $(if $(PROMPTS),--prompts $(PROMPTS))
+learn: $(READY)  ## What each recipe learns over 3 seeds (PROMPTS=FILE for other prompts, ARGS="--recipes demo --jobs 2")
+	$(BIN)/python benchmarks/learn.py $(if $(PROMPTS),--prompts $(PROMPTS)) $(ARGS)
 
 bench: $(READY)  ## Every benchmark
 	for benchmark in $(BENCHMARKS); do $(BIN)/python benchmarks/$$benchmark.py || exit 1; done

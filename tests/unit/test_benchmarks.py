@@ -99,63 +99,6 @@ def test_a_benchmark_prints_and_writes_its_result(name, tmp_path, capfd):
     assert f"2/2 {above}: " in progress
 
 
-@pytest.mark.slow
-def test_learning_is_measured_before_and_after(tmp_path, capfd, monkeypatch):
-    prompts = tmp_path / "prompts.json"
-    prompts.write_text(json.dumps([f"opening number {number}" for number in range(6)]), encoding="utf-8")
-    arguments = ["--algorithms", "grpo", "--prompts", str(prompts), "--held-out", "2", "--turns", "2"]
-    arguments += ["--output", str(tmp_path / "runs"), "--results", str(tmp_path), "--tester.path", "tiny"]
-    arguments += ["--target.path", "tiny", "--training.training_steps", "1", "--evaluation.num_resamples", "50"]
-    learn = script("learn")
-    learn.main(arguments)
-    result = json.loads((tmp_path / "learn.json").read_text(encoding="utf-8"))
-    assert set(result["medians"]) == {"training, grpo"}
-    assert result["medians"]["training, grpo"] > 0
-    before, after = (result["figures"][f"reward/mean, {name}"]["value"] for name in ("untrained", "grpo"))
-    assert result["figures"]["reward/mean, grpo - untrained"]["value"] == pytest.approx(after - before)
-    assert "| figure | untrained | grpo |" in capfd.readouterr().out
-    # A second time nothing is trained or rolled out.
-    monkeypatch.setattr(learn, "_run", lambda *command: None)
-    assert learn.main(arguments)["figures"] == result["figures"]
-
-
-def test_short_prompts_behind_the_held_out_ones_are_learned_on(tmp_path):
-    file = tmp_path / "prompts.json"
-    file.write_text(json.dumps(["held out", "one two three", "one two three four", "a\tb c"]), encoding="utf-8")
-    learn = script("learn")
-    options = argparse.Namespace(prompts=file, held_out=1, max_words=3)
-    assert learn._trained_on(options) == ["one two three", "a\tb c"]
-    options.held_out = 4
-    with pytest.raises(ValueError, match=r"4 prompts, none of at most 3 words \(--max-words\) behind the first 4"):
-        learn._trained_on(options)
-
-
-def test_what_learning_makes_of_each_figure():
-    def figures(success, perplexity, not_self_bleu):
-        values = {"attack_success/any_turn": success, "probe_perplexity/median": perplexity}
-        return {
-            **{name: {"value": value} for name, value in values.items()},
-            "diversity/self_bleu": {"value": not_self_bleu},
-        }
-
-    found = script("learn").ratios({"untrained": figures(0.02, 50.0, 0.8), "dpo": figures(0.12, 75.0, 0.7)})
-    assert found == {
-        "attack_success/any_turn, dpo / untrained": pytest.approx(6.0),
-        "probe_perplexity/median, dpo / untrained": pytest.approx(1.5),
-        "self-BLEU, dpo / untrained": pytest.approx(1.5),
-    }
-
-
-def test_the_seconds_of_a_training_step_count_once(tmp_path):
-    records = [
-        {"step": 1, "update": 1, "seconds/rollout": 2.0, "seconds/update": 1.0},
-        {"step": 1, "update": 2, "seconds/rollout": 2.0, "seconds/update": 1.0},
-        {"step": 2, "update": 3, "seconds/rollout": 4.0, "reward/mean": 9.0},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    assert script("learn").training_seconds(tmp_path) == 7.0
-
-
 def test_scaling_sets_time_beside_distinct_tokens(tmp_path, capfd):
     arguments = [*SMALL, *TREES, "--prompt-tokens", "8", "--repeats", "1", "--results", str(tmp_path)]
     script("scaling").main(arguments)
