@@ -101,6 +101,8 @@ class ReplayConfiguration(Section):
     both."""
     min_fluency: float | None = Field(None, allow_inf_nan=False)
     """An example whose probe has a lower mean log-prob a token under the baseline is not kept; None keeps any."""
+    max_draws: Count | None = None
+    """Times that an example is drawn at most, so that it is not learned by heart; None is no limit."""
 
 
 class TrainingConfiguration(Section):
@@ -281,6 +283,31 @@ class SamplingConfiguration(Section):
     """Tokens at most, the end of the turn included."""
 
 
+class FewShotConfiguration(Section):
+    """Examples of probes that the tester is shown in its first training steps, when it finds next to nothing itself.
+
+    They stand before the context where a probe is written, and nowhere else: the target, the reward and the loss have
+    the context alone. So the tester learns to write without them what it wrote with them. Not for algorithms that
+    learn on-policy. Perez et al. 2022 (https://arxiv.org/abs/2202.03286, section 3) call such probes few-shot.
+    """
+
+    examples: list[str]
+    """Probes, or whatever else is like what one looks for."""
+    number: Count = 4
+    """Examples that a probe is written after, chosen anew for each."""
+    steps: Count = 5
+    """Training steps in which they are shown: the first ones."""
+
+    @model_validator(mode="after")
+    def _check_examples(self) -> FewShotConfiguration:
+        if len(self.examples) < self.number:
+            raise ValueError(f"number is {self.number}, but there are {len(self.examples)} examples; expected as many")
+        for place, example in enumerate(self.examples, start=1):
+            if not example.strip():
+                raise ValueError(f"examples, number {place}: found {example!r}, expected a text that is not blank")
+        return self
+
+
 class RolloutConfiguration(Section):
     """The shape of an episode and how the two models talk."""
 
@@ -304,6 +331,8 @@ class RolloutConfiguration(Section):
     """How probes are drawn."""
     target: SamplingConfiguration = SamplingConfiguration()
     """How responses are drawn."""
+    few_shot: FewShotConfiguration | None = None
+    """Examples that the tester is shown in its first training steps; None shows it none."""
 
     @model_validator(mode="after")
     def _check_instructions(self) -> RolloutConfiguration:

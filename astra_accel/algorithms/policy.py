@@ -253,7 +253,8 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         return loss_BT * weight_BT, figures
 
     def check_sampler(self, sampler: Any) -> None:
-        """A KL needs a baseline."""
+        """Examples are not for those that learn on-policy, and a KL needs a baseline."""
+        super().check_sampler(sampler)
         system = getattr(sampler, "system", None)
         if self.kl_coef and system is not None and not hasattr(system, "get_baseline_logprobs"):
             raise ValueError(

@@ -133,4 +133,11 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
 
         Before models load, the ``RolloutConfiguration`` stands in for a sampler: it has the attributes that say what
         the trees are like, such as ``tree_width``. A sampler may lack them.
+
+        Without a method of its own, one that learns on-policy refuses examples that the tester is shown.
         """
+        if not self.off_policy and getattr(sampler, "few_shot", None) is not None:
+            raise ValueError(
+                f"few_shot is set, but {type(self).__name__} learns on-policy: its loss assumes that the tester wrote "
+                f"its probes without examples; expected null, or an algorithm with off_policy"
+            )

@@ -149,7 +149,8 @@ class Sampler(ABC, Generic[StateT, ActionT]):
     A sampler may also offer ``rollout_many(seeds)`` and ``eval_rollout_many(seeds)``, which return a graph for
     each seed and may do them at once; the graph of a seed must not depend on the other seeds. One with an attribute
     ``episodes_per_prompt`` above 1 is called as ``rollout_many(seeds, prompt_seeds)``: its prompts follow from the
-    latter, which are equal for as many episodes in a row.
+    latter, which are equal for as many episodes in a row. One with a method ``begin_experience(number)`` is told which
+    training step begins, counted from 0, before its episodes are rolled out, on every process.
     """
 
     def __init__(self, system: System[StateT, ActionT]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -67,6 +68,8 @@ class Replay:
             ConfigurationError: an example can't be kept.
         """
         drawn = self._draw(index, len(steps))
+        again = {id(example) for example in drawn}
+        self._kept = [replace(kept, draws=kept.draws + 1) if id(kept) in again else kept for kept in self._kept]
         new = [kept for step in steps if (kept := self._as_kept(step, index)) is not None]
         for example in new:
             self._check_kind(example.step)
@@ -76,7 +79,10 @@ class Replay:
     def dump(self) -> str:
         """All of it as lines of JSON."""
         lines: list[Any] = [{"format": FORMAT}]
-        lines += [{"collected": kept.collected, "step": self._codec.encode(kept.step)} for kept in self._kept]
+        lines += [
+            {"collected": kept.collected, "draws": kept.draws, "step": self._codec.encode(kept.step)}
+            for kept in self._kept
+        ]
         return "".join(f"{json.dumps(line)}\n" for line in lines)
 
     def load(self, text: str) -> None:
@@ -88,18 +94,21 @@ class Replay:
         head, *lines = map(json.loads, text.splitlines())
         if head != {"format": FORMAT}:
             raise ValueError(f"found {head}, expected the format {FORMAT}")
-        kept = [self._as_kept(self._codec.decode(line["step"]), line["collected"]) for line in lines]
+        kept = [
+            self._as_kept(self._codec.decode(line["step"]), line["collected"], line.get("draws", 0)) for line in lines
+        ]
         self._kept = select([], [example for example in kept if example is not None], self.config)
 
     def _draw(self, index: int, num_new: int) -> list[Kept]:
-        share = self.config.share
-        number = min(round(share / (1 - share) * num_new), len(self._kept))
+        share, most = self.config.share, self.config.max_draws
+        kept = [example for example in self._kept if most is None or example.draws < most]
+        number = min(round(share / (1 - share) * num_new), len(kept))
         if not number:
             return []
         generator = np.random.Generator(np.random.PCG64(seed_sequence((self._seed, REPLAY_STREAM, index))))
-        return draw(self._kept, number, self.config.priority, generator.random(len(self._kept)))
+        return draw(kept, number, self.config.priority, generator.random(len(kept)))
 
-    def _as_kept(self, step: Any, index: int) -> Kept | None:
+    def _as_kept(self, step: Any, index: int, draws: int = 0) -> Kept | None:
         entry = self._algorithm.replay_entry(step)
         if entry is None:
             return None
@@ -108,7 +117,7 @@ class Replay:
                 f"training.replay.min_fluency is {self.config.min_fluency}, but {type(self._algorithm).__name__} tells "
                 f"no log-probs under the baseline; expected null"
             )
-        return Kept(step, index, entry, words_of(entry.probes))
+        return Kept(step, index, entry, words_of(entry.probes), draws)
 
     def _check_kind(self, step: Any) -> None:
         """Find what no checkpoint could hold when it comes, not hours later."""

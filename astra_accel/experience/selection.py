@@ -18,12 +18,13 @@ DIGITS = 5
 
 @dataclass(frozen=True)
 class Kept:
-    """An example, the number of the training step that collected it, and what it is chosen by."""
+    """An example, the training step that collected it, what it is chosen by, and how often it was drawn."""
 
     step: Any
     collected: int
     entry: ReplayEntry
     words: Words
+    draws: int = 0
 
     @property
     def value(self) -> float:

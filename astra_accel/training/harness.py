@@ -74,6 +74,9 @@ class Harness:
             with naming_step(f"training step {index + 1}"):
                 return self._rollouts(episodes)
 
+        begin = getattr(self.sampler, "begin_experience", None)
+        if begin is not None:
+            begin(index)
         graphs = self.spread(self._episodes(index), rollouts)
         self._observe(graphs, index)
         by_graph = [

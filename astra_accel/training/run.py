@@ -132,6 +132,7 @@ def build_sampler(
         prompts.dev or None,
         episodes_per_prompt=config.rollout.episodes_per_prompt,
         eval_depth=config.evaluation.tree_depth,
+        few_shot=config.rollout.few_shot,
     )
 
 

@@ -214,6 +214,14 @@ MISTAKES = {
         _fixed("--training.replay.size", "64", "--algorithm.name", "grpo"),
         ["training.replay", "GRPO learns on-policy", "dpo, ipo"],
     ),
+    "examples of an algorithm on policy": (
+        _fixed("--rollout.few_shot", '{"examples": ["a"], "number": 1}', "--algorithm.name", "grpo"),
+        ["few_shot is set", "GRPO learns on-policy", "expected null"],
+    ),
+    "too few examples": (
+        _fixed("--rollout.few_shot", '{"examples": ["a"], "number": 2}'),
+        ["rollout.few_shot", "number is 2", "there are 1 examples"],
+    ),
     "group of one": (
         _fixed("--algorithm.name", "grpo", "--rollout.tree_width", "1"),
         ["tree_width is 1", "episodes_per_prompt 1", "GRPO", "at least 2 of either"],

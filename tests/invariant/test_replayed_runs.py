@@ -1,4 +1,4 @@
-"""With a replay too, a run is the same on any number of processes, resumed, packed and plain."""
+"""With a replay and with examples too, a run is the same on any number of processes, resumed, packed and plain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ OFF_POLICY = ("dpo", "ctb", "tb", "mle")
 PRIORITIES = ("return", "recency", "uniform")
 TINY = (
     *("--training.save_steps", "3", "--training.eval_steps", "null"),
-    *("--training.replay.size", "10", "--training.replay.share", "0.6"),
+    *("--training.replay.size", "10", "--training.replay.share", "0.6", "--training.replay.max_draws", "2"),
+    # Shown in the first four steps of six: a run that goes on from the third shows them once more.
+    *("--rollout.few_shot", '{"examples": ["No.", "Why me?", "Go away!"], "number": 2, "steps": 4}'),
 )
 
 
@@ -45,7 +47,7 @@ def config_of(name: str) -> Path:
 
 def train(folder: Path, kind: str, priority: str, resume: Path | None = None) -> Weights:
     """Six training steps of uneven examples, of which some tie and the best are found again and again."""
-    limits = {"size": 7, "share": 0.5, "max_overlap": 0.8, "min_fluency": -3.5}
+    limits = {"size": 7, "share": 0.5, "max_overlap": 0.8, "min_fluency": -3.5, "max_draws": 3}
     settings = {"save_steps": 3, "replay": {"priority": priority, **limits}}
     return train_plain(folder, resume, kind, ReplayedAlgorithm, **settings)
 

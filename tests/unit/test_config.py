@@ -127,6 +127,7 @@ class TestTrainingConfiguration:
             ("max_overlap", 1.1),
             ("max_overlap", -0.1),
             ("min_fluency", math.inf),
+            ("max_draws", 0),
         ],
     )
     def test_a_replay_with_a_bad_value_is_refused_by_its_field(self, field, value):

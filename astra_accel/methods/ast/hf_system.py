@@ -192,6 +192,12 @@ class HFASTSystem(ASTSystem[Any, Any]):
         asked = context + self.views.completed(probe, context)
         return asked + self.views.completed(response, asked)
 
+    def preceded(self, context: Transcript | str, text: str) -> Transcript:
+        """The conversation with a text at the beginning of its prompt."""
+        prompt, *rest = self._state(context).segments
+        start = self.start(text + prompt.text)
+        return Transcript((*start.segments, *rest), start.separator)
+
     def exchange_text(self, probe: Segment | str, response: Segment | str) -> str:
         """Probe and response as they stand in the transcript."""
         separator = self.views.tester.format.separator

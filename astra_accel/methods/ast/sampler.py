@@ -8,13 +8,15 @@ import logging
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from astra_accel.config import FewShotConfiguration
 from astra_accel.core.sampler import Graph, Node, Sampler
 from astra_accel.core.seeding import seeded
+from astra_accel.methods.ast.few_shot import FewShot
 from astra_accel.methods.ast.system import ASTSystem
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class ASTSampler(Sampler):
         episodes_per_prompt: episodes in a row that begin with the same prompt, in training.
         eval_width: probes a context in evaluations; 1 holds conversations without branches.
         eval_depth: turns of an episode in evaluations; None is ``tree_depth``.
+        few_shot: examples that the tester is shown in its first training steps.
     """
 
     system: ASTSystem
@@ -64,6 +67,7 @@ class ASTSampler(Sampler):
         episodes_per_prompt: int = 1,
         eval_width: int = 1,
         eval_depth: int | None = None,
+        few_shot: FewShotConfiguration | None = None,
     ) -> None:
         super().__init__(system)
         shape = {
@@ -88,9 +92,16 @@ class ASTSampler(Sampler):
         self.episodes_per_prompt = episodes_per_prompt
         self.eval_width = eval_width
         self.eval_depth = eval_depth
+        self.few_shot = few_shot
+        self._few_shot = None if few_shot is None else FewShot(few_shot)
+        self._experience = 0
         self._check_prompts()
         self._held_out = eval_prompts is not None
         self._takes_seeds = "seeds" in inspect.signature(system.rollout_prompt_with_tester).parameters
+
+    def begin_experience(self, experience: int) -> None:
+        """Training step number ``experience``, counted from 0, begins."""
+        self._experience = experience
 
     def rollout(self, seed: int | None = None) -> Graph:
         """One episode from a prompt that the seed chooses; None draws a seed from torch's global generator."""
@@ -142,7 +153,7 @@ class ASTSampler(Sampler):
         states = [branch.state for branch in branches]
         seeds = [(*branch.seed, child) for branch in level for child in range(width)]
         options = {"seeds": seeds} if self._takes_seeds else {}
-        probes = self.system.rollout_prompt_with_tester(states, **options)
+        probes = self._probes(states, seeds, options)
         asked = [state + probe for state, probe in zip(states, probes, strict=True)]
         responses = self.system.rollout_prompt_with_target(asked, **options)
         rewards = self._rewards(states, probes, responses)
@@ -154,6 +165,19 @@ class ASTSampler(Sampler):
             branch.children.append(Node(branch.state, probe, response, parts["reward"], children, info))
             behind.append(_Branch(self.system.advance(branch.state, probe, response), seed, children))
         return behind
+
+    def _probes(
+        self, states: Sequence[Any], seeds: Sequence[tuple[int, ...]], options: dict[str, Any]
+    ) -> Sequence[Any]:
+        few_shot = self._few_shot
+        if few_shot is None or seeds[0][1] != TRAIN_STREAM or not few_shot.shown(self._experience):
+            return self.system.rollout_prompt_with_tester(states, **options)
+        shown = [self.system.preceded(state, few_shot.before(seed)) for state, seed in zip(states, seeds, strict=True)]
+        probes = self.system.rollout_prompt_with_tester(shown, **options)
+        # What the tester gave them there it doesn't give them in the context that is learned.
+        return [
+            replace(probe, sampled_logprobs=None) if hasattr(probe, "sampled_logprobs") else probe for probe in probes
+        ]
 
     def _rewards(self, states: Sequence[Any], probes: Sequence[Any], responses: Sequence[Any]) -> Sequence[dict]:
         parts = getattr(self.system, "reward_parts", None)
@@ -170,6 +194,12 @@ class ASTSampler(Sampler):
                 raise ValueError("prompts: no prompt at all; expected at least one")
             if check is not None:
                 check(prompts, depth)
+        if check is not None and self._few_shot is not None:
+            before = self._few_shot.longest()
+            try:
+                check([before + prompt for prompt in self.prompts], self.tree_depth)
+            except ValueError as error:
+                raise ValueError(f"with the examples of rollout.few_shot before them, {error}") from error
 
 
 def _num_tokens(said: Any) -> int | None:

@@ -80,6 +80,10 @@ class ASTSystem(System[StateT, ActionT]):
         """The conversation with one more turn."""
         return context + probe + response  # type: ignore[operator]
 
+    def preceded(self, context: StateT, text: str) -> StateT:
+        """The conversation with a text before it, as examples that only the writer of a probe is shown."""
+        return text + context  # type: ignore[operator, return-value]
+
     def exchange_text(self, probe: ActionT, response: StateT) -> str:
         """Probe and response as the one text of the combined score."""
         return f"{probe}{response}"

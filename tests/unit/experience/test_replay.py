@@ -185,3 +185,37 @@ def test_an_experience_has_its_own_examples_and_those_of_earlier_ones():
     # A tree of its own for each that is drawn.
     assert second.trees[:num_new] == alone[1].trees
     assert len(set(second.trees[num_new:]) - set(alone[1].trees)) == len(second.steps) - num_new
+
+
+def test_an_example_is_drawn_so_many_times_at_most_also_behind_a_checkpoint():
+    """Two examples, two draws each: 1 an experience (share 0.5 of one new one), whose own returns none beats."""
+    settings = {"share": 0.5, "priority": "uniform", "max_draws": 2}
+    here = replay(**settings)
+    here.exchange(0, [PlainStep(0, 1, 0, 1.0), PlainStep(2, 3, 0, 1.0)])
+    drawn = []
+    for index in range(1, 9):
+        if index == 3:
+            text = here.dump()
+            here = replay(**settings)
+            here.load(text)
+        drawn += [step.margin for step in here.exchange(index, [PlainStep(4, 5, 0, -1.0)])[0]]
+    # Of the first two 4 draws in all; of the later ones some are drawn in their place.
+    assert drawn.count(1.0) <= 4
+    assert len(drawn) == 8
+
+
+def test_what_was_drawn_often_enough_stays_to_be_compared_with():
+    here = replay(share=0.5, max_draws=1, max_overlap=0.5)
+    once = [PlainStep(0, 1, 0, 1.0)]
+    here.exchange(0, once)
+    assert here.exchange(1, once)[0] == once  # drawn, and the new one is the same probe, of which the newer is kept
+    assert len(here) == 1
+
+
+def test_a_checkpoint_from_before_draws_were_counted_loads():
+    here = replay()
+    here.exchange(0, steps(1.0, 2.0))
+    text = here.dump().replace('"draws": 0, ', "")
+    again = replay()
+    again.load(text)
+    assert again.dump() == here.dump()
