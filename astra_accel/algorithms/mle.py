@@ -69,7 +69,7 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
     Args:
         system: scores probes under the tester; under the baseline too, if it has one, for the replay's fluency.
         best: how much of the probes of an experience is learned: those that earned most. Of equals the earlier ones.
-        min_return: only probes that earned more than this; None takes any.
+        min_return: of those only the ones that earned more than this; None takes any.
         tau: how fast a probe counts more as it earned more; None counts all alike.
         credit, discount: what a probe earned: its reward at once, or also what followed it. See
             :class:`~astra_accel.algorithms.credit.Credit`.
@@ -101,14 +101,19 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         self.credit = Credit(credit, discount)
 
     def flatten(self, graph: Graph[StateT, ActionT]) -> list[MLEStep[StateT, ActionT]]:
-        """Every probe that earned more than ``min_return``, parents before children."""
-        floor = -math.inf if self.min_return is None else self.min_return
+        """Every probe with what it earned, parents before children."""
         return [
             MLEStep(node.context, node.probe, earned, score=response_score(node))
             for siblings in self.credit.siblings(graph)
             for node, earned in siblings
-            if earned > floor
         ]
+
+    def choose(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[bool]:
+        """Those that are among the best of all probes and earned more than ``min_return``."""
+        floor = -math.inf if self.min_return is None else self.min_return
+        ranked = sorted(range(len(steps)), key=lambda index: -steps[index].earned)
+        best = set(ranked[: math.ceil(self.best * len(steps))])
+        return [index in best and step.earned > floor for index, step in enumerate(steps)]
 
     @torch.no_grad()
     def precompute(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[MLEStep[StateT, ActionT]]:
@@ -127,14 +132,12 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         ]
 
     def prepare(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[MLEStep[StateT, ActionT]]:
-        """The share of the probes that earned most, in their order, with what each counts."""
-        ranked = sorted(range(len(steps)), key=lambda index: -steps[index].earned)
-        kept = [steps[index] for index in sorted(ranked[: math.ceil(self.best * len(steps))])]
-        if self.tau is None or not kept:
-            return kept
-        most = max(step.earned for step in kept)
-        sizes = [math.exp((step.earned - most) / self.tau) for step in kept]
-        return [replace(step, factor=size / fmean(sizes)) for step, size in zip(kept, sizes, strict=True)]
+        """Add what each probe counts."""
+        if self.tau is None or not steps:
+            return list(steps)
+        most = max(step.earned for step in steps)
+        sizes = [math.exp((step.earned - most) / self.tau) for step in steps]
+        return [replace(step, factor=size / fmean(sizes)) for step, size in zip(steps, sizes, strict=True)]
 
     @staticmethod
     def collate_fn(batch: Sequence[MLEStep[StateT, ActionT]]) -> MLEBatch[StateT, ActionT]:

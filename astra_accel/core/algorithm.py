@@ -36,9 +36,13 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
 
     In the order in which the trainer calls them::
 
-        graphs ── flatten ──> steps ── precompute ──> ── prepare ──> steps ── collate_fn ──> batch ── step ──> loss
-                  a graph              each rank its     everybody            a batch
-                                       share             the same, all
+        graphs ── flatten ──> steps ── choose ──> ── precompute ──> ── keep ──> ── prepare ──> steps
+                  a graph              everybody     each rank its     one by      everybody
+                                       the same,     share             one         the same, all
+                                       all
+
+        steps ── collate_fn ──> batch ── step ──> loss
+                 a batch
 
     ``flatten``, ``collate_fn`` and ``step`` are required; the rest is optional, and a class that inherits from
     none of ours may leave it out.
@@ -91,6 +95,15 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         The trainer keeps what is stepped on at once within the system's ``token_budget``, if it has one.
         """
         return None
+
+    def choose(self, steps: Sequence[Step]) -> Sequence[bool]:
+        """Which examples of a whole experience are trained on: one answer an example.
+
+        Asked before ``precompute``, so that models run on the chosen alone; examples of one graph that are left still
+        share what is read for them. Every rank gets all the examples in the same order and must return the same. Pure:
+        no model runs here.
+        """
+        return [True] * len(steps)
 
     def precompute(self, steps: Sequence[Step]) -> Sequence[Step]:
         """Add what models say of each example as they are now, once an experience (the baseline's log-probs).

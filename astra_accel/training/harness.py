@@ -82,6 +82,7 @@ class Harness:
         by_graph = [
             [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
         ]
+        by_graph = self._chosen(by_graph)
         if getattr(self.algorithm, "precompute", None) is not None:
             by_graph = self.spread(by_graph, self._precompute)
         keep = getattr(self.algorithm, "keep", None)
@@ -130,6 +131,14 @@ class Harness:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         parts = on_every_rank(self.accelerator, lambda: _one_each(items[rank::world], work))
         return [parts[index % world][index // world] for index in range(len(items))]
+
+    def _chosen(self, by_graph: list[list[Any]]) -> list[list[Any]]:
+        """The examples that are trained on, by graph. No process asks another: all decide alike."""
+        choose = getattr(self.algorithm, "choose", None)
+        if choose is None:
+            return by_graph
+        answers = iter(_one_each([step for steps in by_graph for step in steps], choose))
+        return [[step for step in steps if next(answers)] for steps in by_graph]
 
     def _precompute(self, by_graph: Sequence[Sequence[Any]]) -> list[list[Any]]:
         """All examples of this process in one call, given back by graph.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FIXED_ON_RESUME = tuple(
     f"training.{name}" for name in ("optimizer", "lr", "weight_decay", "lr_scheduler", "warmup_steps")
 )
+# Another one would go on with the optimizer's state, and the best evaluation, of this one's objective.
+ALGORITHM = "algorithm.name"
 # What the figures of an evaluation depend on besides the tester.
 EVALUATED = (
     *("training.num_eval_episodes", "evaluation.tree_depth", "prompts.dev", "rollout."),
@@ -90,10 +92,12 @@ def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_ch
         allow_changed_prompts: whether they may be others although the configuration names the same.
 
     Raises:
-        CheckpointError: its optimizer or schedule was another; or its prompts were, and no field of theirs has changed;
-            or it has a replay of another algorithm or baseline, which is to be gone on with.
+        CheckpointError: its algorithm, optimizer or schedule was another; or its prompts were, and no field of theirs
+            has changed; or it has a replay of other options or another baseline, which is to be gone on with.
     """
-    changes = changed_fields(checkpoints.read_config(checkpoint), config_yaml)
+    before = checkpoints.read_config(checkpoint)
+    _check_algorithm(checkpoint, flat(before).get(ALGORITHM), flat(config_yaml).get(ALGORITHM))
+    changes = changed_fields(before, config_yaml)
     fixed = [change for name, change in changes.items() if name in FIXED_ON_RESUME]
     if fixed:
         raise checkpoints.CheckpointError(
@@ -116,6 +120,16 @@ def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_ch
             f"--training.allow_changed_prompts true"
         )
     return [*changes.values(), *others.values()]
+
+
+def _check_algorithm(checkpoint: Path, before: str | None, now: str | None) -> None:
+    """Find another algorithm than a checkpoint's; a run from Python alone doesn't say by name which it has (None)."""
+    if before is not None and now is not None and before != now:
+        raise checkpoints.CheckpointError(
+            f"{ALGORITHM} is {now!r}, but {checkpoint} is of a run with {before!r}; expected {before!r} in a "
+            f"resumed run. For {now!r}, start a new run from its tester (tester.adapter; or tester.path, if it "
+            f"was trained in full)"
+        )
 
 
 def _names_others(name: str, changes: Mapping[str, str]) -> bool:

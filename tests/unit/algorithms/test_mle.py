@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf, log
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from astra_accel import HFASTSystem
 from astra_accel.algorithms.mle import MLE, MLEStep
 from astra_accel.core.sampler import Graph, Node
+from astra_accel.training.harness import Harness
 
 LOGPROBS = {"a": [-1.0], "b": [-2.0, -3.0], "d": [-0.5, -0.5, -2.0]}
 
@@ -19,12 +21,14 @@ class Table:
 
     def __init__(self) -> None:
         self.tester = {probe: torch.tensor(row, requires_grad=True) for probe, row in LOGPROBS.items()}
+        self.asked: list[list[str]] = []
 
     def get_tester_logprobs(self, context, continuation):
         return torch.nn.utils.rnn.pad_sequence([self.tester[probe] for probe in continuation], batch_first=True)
 
     def get_baseline_logprobs(self, context, continuation):
         assert not torch.is_grad_enabled()
+        self.asked.append(list(continuation))
         return 2 * self.get_tester_logprobs(context, continuation)
 
 
@@ -33,8 +37,13 @@ def graph(**returns: float) -> Graph:
     return Graph("c", [Node("c", probe, "r", value, info={"response_score": 0.5}) for probe, value in returns.items()])
 
 
+def chosen(algorithm: MLE, *graphs: Graph) -> list[MLEStep]:
+    steps = [step for tree in graphs for step in algorithm.flatten(tree)]
+    return [step for step, is_chosen in zip(steps, algorithm.choose(steps), strict=True) if is_chosen]
+
+
 def steps_of(algorithm: MLE, **returns: float) -> list[MLEStep]:
-    return algorithm.prepare(algorithm.precompute(algorithm.flatten(graph(**returns))))
+    return algorithm.prepare(algorithm.precompute(chosen(algorithm, graph(**returns))))
 
 
 # --- The loss -----------------------------------------------------------------------------------------------
@@ -124,9 +133,52 @@ def test_the_best_are_learned_in_their_order(options: dict[str, float], expected
 
 
 def test_the_best_of_a_whole_experience_are_learned():
-    algorithm = MLE(Table(), best=0.5)
-    steps = [*algorithm.flatten(graph(a=0.1, b=0.2)), *algorithm.flatten(graph(a=0.3, d=0.4))]
-    assert [step.earned for step in algorithm.prepare(steps)] == [0.3, 0.4]
+    steps = chosen(MLE(Table(), best=0.5), graph(a=0.1, b=0.2), graph(a=0.3, d=0.4))
+    assert [step.earned for step in steps] == [0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [
+        (0.25, [0.9, 0.6]),  # two of eight, both above the least return: that is no quarter of the two
+        (0.125, [0.9]),
+        (0.5, [0.9, 0.6]),  # of four, two earned too little
+        (1.0, [0.9, 0.6]),
+    ],
+)
+def test_the_share_is_of_all_probes_whatever_they_earned(best: float, expected: list[float]):
+    returns = [0.0, 0.9, 0.5, 0.1, 0.0, 0.6, 0.2, 0.0]
+    tree = Graph("c", [Node("c", str(index), "r", value) for index, value in enumerate(returns)])
+    assert [step.earned for step in chosen(MLE(None, best, min_return=0.5), tree)] == expected
+
+
+def test_the_baseline_is_asked_about_what_is_learned_and_nothing_else():
+    """Of eight probes in two trees two are learned, one of each; a probe without a reward is none of the eight."""
+    algorithm = MLE(Table(), best=0.25, min_return=0.2, tau=1.0)
+    trees = [
+        Graph("c", [Node("c", probe, "r", value) for probe, value in zip("abdb", values, strict=True)])
+        for values in ((0.1, 0.3, 0.0, 0.1), (0.2, 0.0, 0.9, 0.2))
+    ]
+    trees[0].children.append(Node("c", "a", "r", None))
+    rollouts = iter(trees)
+    experience = Harness(SimpleNamespace(rollout=lambda seed: next(rollouts)), algorithm, 2).collect(0)
+    assert algorithm.system.asked == [["b", "d"]]
+    assert [(step.probe, step.earned, step.num_tokens) for step in experience.steps] == [("b", 0.3, 2), ("d", 0.9, 3)]
+    assert experience.trees == [0, 1]
+
+
+def test_the_learned_probes_of_one_tree_are_still_of_one_tree():
+    algorithm = MLE(Table(), best=0.75)
+    experience = Harness(SimpleNamespace(rollout=lambda seed: graph(a=0.3, b=0.1, d=0.2)), algorithm, 3).collect(0)
+    assert [step.probe for step in experience.steps] == ["a", "b", "d", "a", "d", "a", "d"]
+    assert experience.trees == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_where_nothing_earned_enough_no_model_runs():
+    algorithm = MLE(Table(), min_return=0.5)
+    experience = Harness(SimpleNamespace(rollout=lambda seed: graph(a=0.3, b=0.1)), algorithm, 2).collect(0)
+    assert experience.steps == []
+    assert algorithm.system.asked == []
 
 
 def test_later_turns_count_as_credit_has_it():

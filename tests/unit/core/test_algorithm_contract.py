@@ -27,6 +27,7 @@ def test_the_optional_methods_change_nothing():
     assert algorithm.system == "the system"
     assert [algorithm.weight(step) for step in steps] == [1.0, 1.0]
     assert algorithm.num_tokens(steps) is None
+    assert algorithm.choose(steps) == [True, True]
     assert algorithm.precompute(steps) == steps
     assert all(algorithm.keep(step) for step in steps)
     assert algorithm.prepare(steps) == steps

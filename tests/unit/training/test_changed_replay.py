@@ -23,7 +23,6 @@ def checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("before", "now", "named"),
     [
-        ("name: dpo", "name: ipo", "algorithm.name: 'dpo', now 'ipo'"),
         ("beta: 0.1", "loss: ipo", "algorithm.options.loss: None, now 'ipo'"),
         ("baseline: null", "baseline: {path: tiny}", "baseline.path: None, now 'tiny'"),
     ],
@@ -55,7 +54,7 @@ def test_a_run_notices_before_weights_load(tmp_path, monkeypatch):
     step = tmp_path / "checkpoints" / "step-000001"
     with monkeypatch.context() as patch:
         patch.setattr("astra_accel.training.run.build_sampler", None)
-        with pytest.raises(CheckpointError, match=r"algorithm\.name: 'dpo', now 'ipo'"):
-            train_tiny(tmp_path, *settings, "--algorithm.name", "ipo", resume=step)
+        with pytest.raises(CheckpointError, match=r"algorithm\.options\.margin: None, now 0\.5"):
+            train_tiny(tmp_path, *settings, "--algorithm.options", '{"margin": 0.5}', resume=step)
     trainer = train_tiny(tmp_path, *settings, "--training.training_steps", "2", resume=step)
     assert trainer.state.step == 2

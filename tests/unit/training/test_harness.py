@@ -306,6 +306,49 @@ class TestHooks:
         with pytest.raises(ValueError, match=r"returned \d results for \d items"):
             Harness(SeedSampler(), algorithm, 5).collect(0)
 
+    def test_models_are_asked_about_chosen_examples_alone(self):
+        """Every other of all examples is chosen, whatever graph it is of."""
+        algorithm, sampler = self.Hooked(), SeedSampler()
+        plain = Harness(SeedSampler(), Named(), 6).collect(2)
+        asked = []
+
+        def choose(steps):
+            asked.append(list(steps))
+            return [index % 2 == 0 for index in range(len(steps))]
+
+        algorithm.choose = choose
+        experience = Harness(sampler, algorithm, 6).collect(2)
+
+        assert asked == [plain.steps]
+        assert len(plain.steps) > 2
+        assert algorithm.calls[0] == ("precompute", plain.steps[::2])
+        assert algorithm.calls[1] == ("prepare", [f"{step}+" for step in plain.steps[::2]])
+        assert experience.trees == plain.trees[::2]
+
+    @pytest.mark.parametrize("answers", [lambda steps: [True], lambda steps: [True] * (len(steps) + 1)])
+    def test_another_number_of_answers_is_an_error(self, answers):
+        class Choosing(Named):
+            def choose(self, steps):
+                return answers(steps)
+
+        with pytest.raises(ValueError, match=r"Choosing\.choose returned \d results for \d items"):
+            Harness(SeedSampler(), Choosing(), 6).collect(2)
+
+    def test_pairs_that_say_nothing_ask_no_baseline(self):
+        """Of two trees one has siblings that earned the same."""
+        asked = []
+
+        class System:
+            def get_baseline_logprobs(self, contexts, probes):
+                asked.append(list(probes))
+                return torch.zeros(len(probes), 1)
+
+        trees = iter(Graph("c", [Node("c", "a", "r", 1.0), Node("c", "b", "r", reward)]) for reward in (1.0, 0.0))
+        experience = Harness(SimpleNamespace(rollout=lambda seed: next(trees)), DPO(System(), margin=0.5), 2).collect(0)
+
+        assert asked == [["a", "b"]]
+        assert experience.trees == [1]
+
     def test_what_is_not_kept_leaves_the_others_to_their_trees(self):
         """Asked once an example is whole: all nodes but the first of each graph stay."""
         algorithm = Named()
