@@ -18,7 +18,7 @@ export NO_MKDOCS_2_WARNING := 1
 .PHONY: demo test test-all checks docs learn bench setup clean
 
 demo: $(READY)  ## Train a LoRA tester on the embedded real model, and report how it did (ARGS="--training.seed 7")
-	$(BIN)/python examples/train.py --config examples/configs/smollm2_demo.yaml --training.output_dir runs/demo \
+	$(BIN)/python examples/train.py --config examples/configs/smollm2_mle.yaml --training.output_dir runs/demo \
 		--training.overwrite_output_dir true --evaluation.around_training false $(ARGS)
 	$(BIN)/astra-accel evaluate runs/demo --untrained $(TURNS)
 	$(BIN)/astra-accel evaluate runs/demo $(TURNS)
@@ -41,7 +41,7 @@ checks: $(READY)  ## Lint, format, types, and that the documents build
 docs: $(READY)  ## The documents as pages to read in a browser: site/index.html
 	$(BIN)/mkdocs build --strict --quiet
 
-learn: $(READY)  ## What each recipe learns over 3 seeds (PROMPTS=FILE for other prompts, ARGS="--recipes demo --jobs 2")
+learn: $(READY)  ## What each recipe learns over 3 seeds (PROMPTS=FILE for other prompts, ARGS="--recipes mle --jobs 2")
 	$(BIN)/python benchmarks/learn.py $(if $(PROMPTS),--prompts $(PROMPTS)) $(ARGS)
 
 bench: $(READY)  ## Every benchmark

@@ -1,6 +1,6 @@
 """What a tester learns in a run of some minutes, by each recipe and over several seeds, on prompts it has not seen.
 
-    python benchmarks/learn.py [--recipes demo dpo ctb tb mle grpo ppo] [--seeds 0 1 2] [--prompts FILE]
+    python benchmarks/learn.py [--recipes mle dpo ctb tb grpo ppo] [--seeds 0 1 2] [--prompts FILE]
         [--held-out 100] [--max-words 25] [--turns 3] [--judge SCORER] [--jobs 1] [--output runs/learn]
         [--SECTION.FIELD VALUE ...]
 
@@ -29,7 +29,7 @@ from learn_runs import Runs, add_options, check_alike, checked, recipe_file
 
 from astra_accel.evaluation.folder import EVALUATION
 
-RECIPES = ("demo", "dpo", "ctb", "tb", "mle", "grpo", "ppo")
+RECIPES = ("mle", "dpo", "ctb", "tb", "grpo", "ppo")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

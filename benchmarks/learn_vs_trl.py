@@ -1,6 +1,6 @@
 """What a tester learns in the same seconds by a recipe of ours and by TRL's GRPOTrainer.
 
-    python benchmarks/learn_vs_trl.py [--recipe demo] [--seeds 0 1 2] [--trl-lr 1e-4] [--trl-batch 16]
+    python benchmarks/learn_vs_trl.py [--recipe mle] [--seeds 0 1 2] [--trl-lr 1e-4] [--trl-batch 16]
         [--trl-generations 8] [--prompts FILE] [--held-out 100] [--max-words 25] [--turns 3] [--judge SCORER]
         [--jobs 1] [--output runs/learn_vs_trl] [--SECTION.FIELD VALUE ...]
 
@@ -100,7 +100,7 @@ def difference_of(ours: Evaluation, theirs: Evaluation) -> Any:
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="demo", help="ours (default demo)")
+    parser.add_argument("--recipe", default="mle", help="ours (default mle)")
     parser.add_argument("--trl-lr", type=float, default=1e-4, help="TRL's learning rate (default 1e-4)")
     parser.add_argument("--trl-batch", type=int, default=16, help="completions of a TRL step (default 16)")
     parser.add_argument("--trl-generations", type=int, default=8, help="of a prompt (default 8, TRL's own)")

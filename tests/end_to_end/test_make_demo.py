@@ -13,7 +13,7 @@ from astra_accel.config import RunConfiguration
 from astra_accel.data import load_prompts
 
 ROOT = Path(__file__).parents[2]
-CONFIG = "examples/configs/smollm2_demo.yaml"
+CONFIG = "examples/configs/smollm2_mle.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -197,8 +197,8 @@ def test_judges_are_names_or_objects():
 
 def test_mistakes_are_told_before_anything_runs(tmp_path, capsys):
     learn = script("learn")
-    with pytest.raises(ValueError, match=r"no recipe 'nonsense'.*demo, dpo"):
-        learn.main(["--recipes", "demo", "nonsense", "--output", str(tmp_path / "runs")])
+    with pytest.raises(ValueError, match=r"no recipe 'nonsense'.*dpo, grpo"):
+        learn.main(["--recipes", "mle", "nonsense", "--output", str(tmp_path / "runs")])
     for wrong, part in (
         (["--seeds", "1", "1"], "each once"),
         (["--training.seed", "3"], "--training.seed is decided by an option"),
