@@ -291,8 +291,8 @@ class FewShotConfiguration(Section):
     learn on-policy. Perez et al. 2022 (https://arxiv.org/abs/2202.03286, section 3) call such probes few-shot.
     """
 
-    examples: list[str]
-    """Probes, or whatever else is like what one looks for."""
+    examples: list[str] = []
+    """Probes, or whatever else is like what one looks for; at least `number` of them."""
     number: Count = 4
     """Examples that a probe is written after, chosen anew for each."""
     steps: Count = 5

@@ -114,7 +114,7 @@ def _options(section: Named, indent: str) -> list[str]:
 def _section(section: type[BaseModel], indent: str) -> Iterator[str]:
     """The fields of a section that is left out, with their defaults, as comments."""
     yield from _comment("Its fields, with their defaults:", indent)
-    for name, value in section().model_dump(mode="json").items():
+    for name, value in section.model_construct().model_dump(mode="json").items():
         meaning = _meaning(section.model_fields[name].description or "", choices_of(section, name))
         yield from _comment(meaning, f"{indent}#   ")
         yield f"{indent}#   {name}: {_as_yaml(value)}"

@@ -37,8 +37,8 @@ def test_the_usual_file_sets_the_usual_fields_and_the_full_one_all(tmp_path):
     every = {name for name, _, _ in all_fields(RunConfiguration)}
 
     assert list(fields_of(usual)) == list(USUAL)
-    # A baseline or a replay that is none is written out in comments alone.
-    none = ("baseline", "training.replay")
+    # A baseline, a replay or examples that are none are written out in comments alone.
+    none = ("baseline", "training.replay", "rollout.few_shot")
     assert set(fields_of(full)) == {name for name in every if name.rpartition(".")[0] not in none} | set(none)
 
 
