@@ -253,8 +253,7 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         return loss_BT * weight_BT, figures
 
     def check_sampler(self, sampler: Any) -> None:
-        """Examples are not for those that learn on-policy, and a KL needs a baseline."""
-        super().check_sampler(sampler)
+        """A KL needs a baseline."""
         system = getattr(sampler, "system", None)
         if self.kl_coef and system is not None and not hasattr(system, "get_baseline_logprobs"):
             raise ValueError(

@@ -52,8 +52,8 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
     """Whether the system has to be a :class:`~astra_accel.core.system.ValueFunctionSystem`."""
 
     off_policy = False
-    """Whether examples of earlier weights may be trained on again: the loss does not assume that the tester of now
-    wrote them."""
+    """Whether the loss holds for probes that others wrote: the tester with earlier weights (``training.replay``), or
+    after examples that it was shown (``rollout.few_shot``)."""
 
     step_types: ClassVar[Sequence[type]] = ()
     """The data classes that examples are made of, besides those of states and probes: what a checkpoint brings back."""
@@ -146,11 +146,4 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
 
         Before models load, the ``RolloutConfiguration`` stands in for a sampler: it has the attributes that say what
         the trees are like, such as ``tree_width``. A sampler may lack them.
-
-        Without a method of its own, one that learns on-policy refuses examples that the tester is shown.
         """
-        if not self.off_policy and getattr(sampler, "few_shot", None) is not None:
-            raise ValueError(
-                f"few_shot is set, but {type(self).__name__} learns on-policy: its loss assumes that the tester wrote "
-                f"its probes without examples; expected null, or an algorithm with off_policy"
-            )

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from astra_accel.config import (
     ModelConfiguration,
@@ -132,13 +131,10 @@ def _check_extra(extra: str, what: str, *names: str) -> None:
 
 def _algorithm(config: RunConfiguration) -> str:
     from astra_accel.algorithms import build_algorithm
+    from astra_accel.experience.off_policy import check_algorithm
 
-    algorithm: Any = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
-    algorithm.check_sampler(config.rollout)
-    if config.training.replay is not None:
-        from astra_accel.experience.replay import check_off_policy
-
-        check_off_policy(algorithm)
+    algorithm = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
+    check_algorithm(algorithm, config.rollout, config.training.replay)
     return f"{config.algorithm.name} takes these options and trees"
 
 

@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from astra_accel.algorithms import ALGORITHMS
 from astra_accel.config import ReplayConfiguration
-from astra_accel.core.algorithm import Algorithm
 from astra_accel.core.seeding import seed_sequence
 from astra_accel.errors import ConfigurationError
 from astra_accel.experience.codec import Codec
 from astra_accel.experience.likeness import mean_overlap, words_of
+from astra_accel.experience.off_policy import check_replay
 from astra_accel.experience.selection import Kept, draw, select
-from astra_accel.lazy import load
 
 REPLAY_STREAM = 4
 FORMAT = 1
@@ -44,7 +42,7 @@ class Replay:
     """
 
     def __init__(self, config: ReplayConfiguration, algorithm: Any, seed: int = 0, threshold: float = 0.5) -> None:
-        check_off_policy(algorithm)
+        check_replay(algorithm)
         self.config = config
         self.threshold = threshold
         self._algorithm = algorithm
@@ -141,23 +139,3 @@ class Replay:
             figures["replay/success"] = fmean(score >= self.threshold for score in scores)
         likeness = mean_overlap([example.words for example in kept])
         return figures if likeness is None else {**figures, "replay/overlap": likeness}
-
-
-def check_off_policy(algorithm: Any) -> None:
-    """Find an algorithm that may not be trained on examples of earlier weights.
-
-    Raises:
-        ConfigurationError: says why, and which may.
-    """
-    name = type(algorithm).__name__
-    if not getattr(algorithm, "off_policy", False):
-        able = [key for key, location in ALGORITHMS.items() if load(location).off_policy]
-        raise ConfigurationError(
-            f"training.replay is set, but {name} learns on-policy: its loss assumes that the tester of now wrote the "
-            f"examples; expected null, or an algorithm that may learn from earlier ones ({', '.join(able)})"
-        )
-    if getattr(type(algorithm), "replay_entry", Algorithm.replay_entry) is Algorithm.replay_entry:
-        raise ConfigurationError(
-            f"training.replay is set, but {name} does not tell what its examples earned; expected null, or a method "
-            f"replay_entry"
-        )

@@ -25,7 +25,7 @@ from astra_accel.config import (
 )
 from astra_accel.data import check_disjoint, load_prompts
 from astra_accel.evaluation.dev_figures import DEV_FIGURES, SELF_BLEU, check_dev_figures
-from astra_accel.experience.replay import check_off_policy
+from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.files.paths import expanded
 from astra_accel.files.run_lock import RunLock
 from astra_accel.lasting_output import lasting_output
@@ -170,9 +170,7 @@ def build_trainer(
         raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
     # Made once without a system, only to find a bad option, or trees that don't fit, before weights load.
     algorithm = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
-    algorithm.check_sampler(config.rollout)
-    if config.training.replay is not None:
-        check_off_policy(algorithm)
+    check_algorithm(algorithm, config.rollout, config.training.replay)
     check_scorer(config.scorer.name, config.scorer.options)
     check_schedule(config.training)
     check_bounds(config)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.core.evaluator import Evaluator
+from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.experience.replay import Replay
 from astra_accel.files.run_lock import RunLock
 from astra_accel.sharing.folders import README
@@ -103,9 +104,7 @@ class AccelTrainer:
         self.accelerator = accelerator
         check_accelerator(accelerator, config)
         on_main(accelerator, lambda: check_push(config))
-        check_sampler = getattr(algorithm, "check_sampler", None)
-        if check_sampler is not None:
-            check_sampler(sampler)
+        check_algorithm(algorithm, sampler, config.replay)
         self.evaluator = _default_evaluator(sampler, config) if evaluator is None else evaluator
         self.harness = Harness(
             sampler,

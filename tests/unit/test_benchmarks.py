@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,22 +16,11 @@ from astra_accel.core.sampler import walk
 from astra_accel.methods.ast import HFASTSystem
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
-from tests.helpers.plain import reset_accelerate
+from tests.helpers.benchmarks import SCRIPTS, script, scripts  # noqa: F401 - a fixture
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+pytestmark = pytest.mark.usefixtures("scripts")
 SMALL = ["--model", "tiny", "--episodes", "2", "--tokens", "4"]
 TREES = ["--width", "2", "--depth", "2"]
-
-
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script finds the modules beside it, and every test has the process to itself."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    reset_accelerate()
-
-
-def script(name: str) -> Any:
-    return importlib.import_module(name)
 
 
 def options(*more: str, **numbers: int) -> argparse.Namespace:

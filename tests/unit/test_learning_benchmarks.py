@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import json
 import math
@@ -20,21 +19,10 @@ from astra_accel.config import RolloutConfiguration
 from astra_accel.evaluation.folder import EvaluationError
 from astra_accel.evaluation.statistics import Median, Rate, Ratio
 from astra_accel.methods.ast import HFASTSystem
-from tests.helpers.plain import reset_accelerate
+from tests.helpers.benchmarks import SCRIPTS, script, scripts  # noqa: F401 - a fixture
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+pytestmark = pytest.mark.usefixtures("scripts")
 TINY = ["--tester.path", "tiny", "--target.path", "tiny", "--evaluation.num_resamples", "50"]
-
-
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script finds the modules beside it, and every test has the process to itself."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    reset_accelerate()
-
-
-def script(name: str) -> Any:
-    return importlib.import_module(name)
 
 
 def rate(*succeeded: float) -> Rate:

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from astra_accel.config import FewShotConfiguration
 from astra_accel.core.sampler import Graph, Node, Sampler
 from astra_accel.core.seeding import seeded
-from astra_accel.methods.ast.few_shot import FewShot
+from astra_accel.methods.ast.few_shot import longest, shown_before
 from astra_accel.methods.ast.system import ASTSystem
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,6 @@ class ASTSampler(Sampler):
         self.eval_width = eval_width
         self.eval_depth = eval_depth
         self.few_shot = few_shot
-        self._few_shot = None if few_shot is None else FewShot(few_shot)
         self._experience = 0
         self._check_prompts()
         self._held_out = eval_prompts is not None
@@ -169,12 +168,14 @@ class ASTSampler(Sampler):
     def _probes(
         self, states: Sequence[Any], seeds: Sequence[tuple[int, ...]], options: dict[str, Any]
     ) -> Sequence[Any]:
-        few_shot = self._few_shot
-        if few_shot is None or seeds[0][1] != TRAIN_STREAM or not few_shot.shown(self._experience):
+        few_shot = self.few_shot
+        if few_shot is None or seeds[0][1] != TRAIN_STREAM or self._experience >= few_shot.steps:
             return self.system.rollout_prompt_with_tester(states, **options)
-        shown = [self.system.preceded(state, few_shot.before(seed)) for state, seed in zip(states, seeds, strict=True)]
+        shown = [
+            self.system.preceded(state, shown_before(few_shot, seed)) for state, seed in zip(states, seeds, strict=True)
+        ]
         probes = self.system.rollout_prompt_with_tester(shown, **options)
-        # What the tester gave them there it doesn't give them in the context that is learned.
+        # The log-probs that they were sampled with are not those in the context that is learned.
         return [
             replace(probe, sampled_logprobs=None) if hasattr(probe, "sampled_logprobs") else probe for probe in probes
         ]
@@ -194,10 +195,18 @@ class ASTSampler(Sampler):
                 raise ValueError("prompts: no prompt at all; expected at least one")
             if check is not None:
                 check(prompts, depth)
-        if check is not None and self._few_shot is not None:
-            before = self._few_shot.longest()
+        if self.few_shot is not None:
+            self._check_few_shot(self.few_shot, check)
+
+    def _check_few_shot(self, few_shot: FewShotConfiguration, check: Callable[..., None] | None) -> None:
+        if not hasattr(self.system, "preceded"):
+            raise ValueError(
+                f"few_shot is set, but {type(self.system).__name__} has no method preceded(context, text); expected "
+                f"null, or a system that can put a text before a context"
+            )
+        if check is not None:
             try:
-                check([before + prompt for prompt in self.prompts], self.tree_depth)
+                check([longest(few_shot) + prompt for prompt in self.prompts], self.tree_depth)
             except ValueError as error:
                 raise ValueError(f"with the examples of rollout.few_shot before them, {error}") from error
 

@@ -11,7 +11,8 @@ from astra_accel.algorithms import ALGORITHMS, build_algorithm
 from astra_accel.config import ReplayConfiguration
 from astra_accel.core.algorithm import Algorithm, ReplayEntry
 from astra_accel.errors import ConfigurationError
-from astra_accel.experience.replay import Replay, check_off_policy
+from astra_accel.experience.off_policy import check_replay
+from astra_accel.experience.replay import Replay
 from astra_accel.training.harness import Harness
 from tests.helpers.plain import PlainStep, build_plain
 from tests.helpers.replayed import ReplayedAlgorithm
@@ -143,12 +144,12 @@ def test_an_algorithm_may_keep_an_example_out():
 @pytest.mark.parametrize("name", ["grpo", "rloo", "ppo"])
 def test_an_on_policy_algorithm_is_refused_with_the_reason(name):
     with pytest.raises(ConfigurationError, match=rf"(?i){name} learns on-policy: its loss assumes .* \(dpo, ipo"):
-        check_off_policy(build_algorithm(name, None))
+        check_replay(build_algorithm(name, None))
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in ("grpo", "rloo", "ppo")])
 def test_the_others_are_taken(name):
-    check_off_policy(build_algorithm(name, None))
+    check_replay(build_algorithm(name, None))
 
 
 def test_an_algorithm_has_to_say_so_and_to_tell_what_examples_earned():
@@ -164,9 +165,9 @@ def test_an_algorithm_has_to_say_so_and_to_tell_what_examples_earned():
             return None, {}
 
     with pytest.raises(ConfigurationError, match="PlainAlgorithm learns on-policy"):
-        check_off_policy(build_plain()[1])
+        check_replay(build_plain()[1])
     with pytest.raises(ConfigurationError, match="Silent does not tell what its examples earned"):
-        check_off_policy(Silent(None))
+        check_replay(Silent(None))
 
 
 def test_an_experience_has_its_own_examples_and_those_of_earlier_ones():

@@ -7,11 +7,20 @@ from dataclasses import replace
 
 import pytest
 
+from astra_accel import AccelTrainer
 from astra_accel.algorithms import build_algorithm
-from astra_accel.config import FewShotConfiguration, LoRAConfiguration, RolloutConfiguration, SamplingConfiguration
+from astra_accel.config import (
+    FewShotConfiguration,
+    LoRAConfiguration,
+    RolloutConfiguration,
+    SamplingConfiguration,
+    TrainingConfiguration,
+)
 from astra_accel.core.sampler import Graph, walk
+from astra_accel.errors import ConfigurationError
+from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.methods.ast import ASTSampler, HFASTSystem
-from astra_accel.methods.ast.few_shot import FewShot
+from astra_accel.methods.ast.few_shot import shown_before
 from astra_accel.training.harness import Harness
 from tests.unit.methods.ast.test_ast_sampler import Checksum, Drawing
 
@@ -79,9 +88,8 @@ def test_the_harness_tells_which_step_begins_also_when_a_run_goes_on():
 
 
 def test_every_example_comes_as_often_and_follows_from_the_seed():
-    few_shot = FewShot(EXAMPLES)
-    texts = [few_shot.before((seed, 0, 1)) for seed in range(600)]
-    assert texts == [few_shot.before((seed, 0, 1)) for seed in range(600)]
+    texts = [shown_before(EXAMPLES, (seed, 0, 1)) for seed in range(600)]
+    assert texts == [shown_before(EXAMPLES, (seed, 0, 1)) for seed in range(600)]
     # Six ordered pairs of three, 100 times each: 4 standard deviations are 37.
     counts = Counter(texts)
     assert len(counts) == 6
@@ -101,9 +109,8 @@ def test_models_write_what_they_would_after_a_prompt_that_begins_with_the_exampl
     sampler = ASTSampler(system, PROMPTS, tree_width=2, tree_depth=2, few_shot=EXAMPLES)
     graph: Graph = sampler.rollout(3)
     seeds = [(3, 0, child) for child in range(2)]
-    few_shot = FewShot(EXAMPLES)
     prompt = str(graph.context)
-    states = [system.start(few_shot.before(seed) + prompt) for seed in seeds]
+    states = [system.start(shown_before(EXAMPLES, seed) + prompt) for seed in seeds]
     probes = system.rollout_prompt_with_tester(states, seeds=seeds)
     assert [node.probe for node in graph.children] == probes
     assert all(node.probe.sampled_logprobs is None for _, node in walk(graph))
@@ -113,7 +120,9 @@ def test_models_write_what_they_would_after_a_prompt_that_begins_with_the_exampl
     node, child = graph.children[0], graph.children[0].children[1]
     seed = (3, 0, 0, 1)
     longer = system.advance(states[0], node.probe, node.response)
-    longer = replace(longer, segments=(*system.start(few_shot.before(seed) + prompt).segments, *longer.segments[1:]))
+    longer = replace(
+        longer, segments=(*system.start(shown_before(EXAMPLES, seed) + prompt).segments, *longer.segments[1:])
+    )
     assert child.probe == system.rollout_prompt_with_tester([longer], seeds=[seed])[0]
 
 
@@ -129,13 +138,30 @@ def test_examples_that_leave_no_room_are_told_before_anything_is_rolled_out():
 @pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])
 def test_who_learns_on_policy_refuses_them(name):
     rollout = RolloutConfiguration(few_shot=EXAMPLES)
-    with pytest.raises(ValueError, match=r"few_shot is set, but .* learns on-policy"):
-        build_algorithm(name, None).check_sampler(rollout)
+    with pytest.raises(ConfigurationError, match=r"rollout.few_shot is set, but .* learns on-policy: .* \(dpo, ipo"):
+        check_algorithm(build_algorithm(name, None), rollout, None)
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "ctb", "tb", "mle"])
 def test_who_learns_off_policy_takes_them(name):
-    build_algorithm(name, None).check_sampler(RolloutConfiguration(few_shot=EXAMPLES))
+    check_algorithm(build_algorithm(name, None), RolloutConfiguration(few_shot=EXAMPLES), None)
+
+
+def test_an_algorithm_that_is_not_ours_is_on_policy_unless_it_says_otherwise(tmp_path):
+    class Foreign:
+        """By shape alone, as the trainer gets it."""
+
+    _system, sampler = listening()
+    with pytest.raises(ConfigurationError, match=r"rollout.few_shot is set, but Foreign learns on-policy"):
+        AccelTrainer(TrainingConfiguration(output_dir=tmp_path / "run"), sampler, Foreign())
+
+
+def test_a_system_that_can_put_nothing_before_a_context_is_told():
+    class Bare:
+        def rollout_prompt_with_tester(self, prompt): ...
+
+    with pytest.raises(ValueError, match=r"few_shot is set, but Bare has no method preceded"):
+        ASTSampler(Bare(), PROMPTS, few_shot=EXAMPLES)
 
 
 @pytest.mark.parametrize(
