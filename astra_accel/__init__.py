@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
     from astra_accel.scorers.classifier import ClassifierScorer
     from astra_accel.scorers.detoxify import DetoxifyScorer
+    from astra_accel.scorers.hatesonar import HateSonarScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
     from astra_accel.training.callbacks import TrainerCallback, TrainerControl
@@ -56,6 +57,7 @@ _MODULES = {
     "HFASTSystem": "methods.ast.hf_system",
     "HFASTValueFunctionSystem": "methods.ast.value_system",
     "Harness": "training.harness",
+    "HateSonarScorer": "scorers.hatesonar",
     "IPO": "algorithms.dpo",
     "LlamaGuardScorer": "scorers.llama_guard",
     "MLE": "algorithms.mle",

@@ -33,6 +33,7 @@ ASKED: dict[str, Any] = {
     "evaluation": {"threshold", "tree_width"},
 }
 """What figures of evaluations depend on, besides the tester and the prompts."""
+JUDGE = "hatesonar"
 
 
 def add_options(parser: argparse.ArgumentParser, output: str) -> None:
@@ -45,9 +46,9 @@ def add_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument(
         "--judge",
         action="append",
-        default=[],
         metavar="SCORER",
-        help="judges evaluations too, never trained on: a name of a scorer, or JSON with its name and options",
+        help="judges evaluations too, never trained on: a name of a scorer, or JSON with its name and options "
+        f"(default {JUDGE})",
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, cores shared among them (default 1)")
     parser.add_argument("--output", type=Path, default=Path(output), help="where everything is left")
@@ -66,7 +67,7 @@ def checked(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
         if field.partition("=")[0] in OWN_FIELDS:
             parser.error(f"{field} is decided by an option; expected --seeds, --output, --turns or --judge")
     try:
-        options.judge = judges(options.judge)
+        options.judge = judges(options.judge or [JUDGE])
     except ValueError as error:
         parser.error(str(error))
     return options, fields

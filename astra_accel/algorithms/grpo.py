@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -131,7 +132,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
     | variant | options |
     |---|---|
     | GRPO | the defaults |
-    | DAPO | ``normalization="token", clip_high=0.28, kl_coef=0`` |
+    | DAPO | ``normalization="token", clip_high=0.28, kl_coef=0, min_spread=0``, without sampling more instead |
     | Dr. GRPO | ``scale="none", normalization="constant", length=<max_new_tokens>, kl_coef=0`` |
     | GSPO | ``ratio="sequence", clip=3e-4, clip_high=4e-4, kl_coef=0`` |
 
@@ -145,6 +146,9 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
         normalization: ``"sequence"``, ``"token"`` or ``"constant"``: see :func:`mean_of`.
         length: what ``"constant"`` divides by, such as the most tokens that a probe may have.
         ratio: ``"token"``, ``"sequence"`` or ``"whole"``: see :func:`ratio_of`.
+        min_spread: a group is left out, and costs no update, unless its best and worst return differ by more than this
+            (DAPO's filter, https://arxiv.org/abs/2503.14476, section 3.2). None keeps all, of which those without a
+            difference still hold the tester to its baseline where ``kl_coef`` is in the loss.
         clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount, importance_cap: see
             :class:`~astra_accel.algorithms.policy.PolicyGradient`. In the reward, a probe's KL is the sum over its own
             tokens alone.
@@ -160,6 +164,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
         normalization: str = "sequence",
         length: int | None = None,
         ratio: str = "token",
+        min_spread: float | None = None,
         clip: float = 0.2,
         clip_high: float | None = None,
         kl_coef: float = 0.04,
@@ -178,6 +183,10 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
                 f"length is {length} with normalization {normalization!r}; expected at least 1 with 'constant', "
                 f"and none with any other"
             )
+        if min_spread is not None and not 0 <= min_spread < math.inf:
+            raise ValueError(
+                f"min_spread is {min_spread}, expected a number of at least 0, or None to keep every group"
+            )
         super().__init__(
             system,
             clip=clip,
@@ -194,6 +203,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
         self.normalization = normalization
         self.length = length
         self.ratio = ratio
+        self.min_spread = min_spread
 
     def flatten(self, graph: Graph[StateT, ActionT]) -> list[GRPOStep[StateT, ActionT]]:
         """Every probe that has a reward, parents before children."""
@@ -209,6 +219,16 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
             for path, node in walk(graph)
             if (reward := returns[path]) is not None
         ]
+
+    def choose(self, steps: Sequence[GRPOStep[StateT, ActionT]]) -> list[bool]:
+        """Those of groups whose returns differ by more than ``min_spread``, before any KL is taken off them."""
+        if self.min_spread is None:
+            return [True] * len(steps)
+        returns: dict[Hashable, list[float]] = {}
+        for step in steps:
+            returns.setdefault(step.group, []).append(step.reward)
+        telling = {group for group, values in returns.items() if max(values) - min(values) > self.min_spread}
+        return [step.group in telling for step in steps]
 
     def prepare(self, steps: Sequence[GRPOStep[StateT, ActionT]]) -> list[GRPOStep[StateT, ActionT]]:
         """Add the advantages."""
@@ -269,7 +289,8 @@ class RLOO(GRPO[StateT, ActionT]):
     Args:
         system: scores probes under the tester and the baseline.
         scale: ``"none"``, or ``"batch"``, which divides advantages by the deviation of all returns of an experience.
-        clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount, importance_cap: see :class:`GRPO`.
+        min_spread, clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount, importance_cap: see
+            :class:`GRPO`.
     """
 
     leave_one_out = True
@@ -279,6 +300,7 @@ class RLOO(GRPO[StateT, ActionT]):
         system: System[StateT, ActionT],
         *,
         scale: str = "none",
+        min_spread: float | None = None,
         clip: float = 0.2,
         clip_high: float | None = None,
         kl_coef: float = 0.05,
@@ -293,6 +315,7 @@ class RLOO(GRPO[StateT, ActionT]):
             system,
             scale=scale,
             ratio="whole",
+            min_spread=min_spread,
             clip=clip,
             clip_high=clip_high,
             kl_coef=kl_coef,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from astra_accel.core.scorer import Scorer
     from astra_accel.scorers.classifier import ClassifierScorer
     from astra_accel.scorers.detoxify import DetoxifyScorer
+    from astra_accel.scorers.hatesonar import HateSonarScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
 
@@ -21,6 +22,7 @@ __all__ = [
     "SCORERS",
     "ClassifierScorer",
     "DetoxifyScorer",
+    "HateSonarScorer",
     "LlamaGuardScorer",
     "ProfanityScorer",
     "build_scorer",
@@ -29,6 +31,7 @@ __all__ = [
 
 SCORERS: dict[str, str] = {
     "profanity": "astra_accel.scorers.profanity:ProfanityScorer",
+    "hatesonar": "astra_accel.scorers.hatesonar:HateSonarScorer",
     "detoxify": "astra_accel.scorers.detoxify:DetoxifyScorer",
     "llama_guard": "astra_accel.scorers.llama_guard:LlamaGuardScorer",
     "classifier": "astra_accel.scorers.classifier:ClassifierScorer",

@@ -57,6 +57,23 @@ def test_credit_decides_what_a_probe_earned():
     assert [step.reward for step in GRPO(None, credit="mean", discount=0.5).flatten(graph)] == [2.5, 3]
 
 
+@pytest.mark.parametrize("algorithm_class", [GRPO, RLOO])
+@pytest.mark.parametrize(
+    ("min_spread", "kept"), [(None, "abxymn"), (0.0, "abmn"), (0.25, "abmn"), (1.0, "mn"), (2.0, "")]
+)
+def test_groups_whose_returns_are_near_are_left_out(algorithm_class, min_spread, kept):
+    """Returns of 1 and 2, of 3 and 3, of 0 and 2: differences of 1, 0 and 2."""
+    algorithm = algorithm_class(None, min_spread=min_spread)
+    steps = [
+        *algorithm.flatten(
+            Graph("c", [node("a", 1, node("x", 3, context="ca"), node("y", 3, context="ca")), node("b", 2)])
+        ),
+        *algorithm.flatten(Graph("d", [node("m", 0, context="d"), node("n", 2, context="d")])),
+    ]
+    chosen = [step.probe for step, is_chosen in zip(steps, algorithm.choose(steps), strict=True) if is_chosen]
+    assert sorted(chosen) == sorted(kept)
+
+
 # --- Advantages ---------------------------------------------------------------------------------------------
 
 RETURNS, GROUPS = [1.0, 5.0, 2.0, 3.0, 5.0, 7.0], ["a", "b", "a", "a", "b", "c"]
@@ -445,6 +462,8 @@ def test_padding_is_in_no_mean():
         ({"ratio": "gspo"}, "ratio is 'gspo', expected one of token, sequence, whole"),
         ({"normalization": "constant"}, "length is None with normalization 'constant'; expected at least 1"),
         ({"length": 4}, "length is 4 with normalization 'sequence'"),
+        ({"min_spread": -0.1}, "min_spread is -0.1, expected a number of at least 0"),
+        ({"min_spread": math.nan}, "min_spread is nan, expected a number of at least 0"),
         ({"credit": "all"}, "credit is 'all', expected one of"),
     ],
 )
