@@ -103,6 +103,9 @@ class ReplayConfiguration(Section):
     """An example whose probe has a lower mean log-prob a token under the baseline is not kept; None keeps any."""
     max_draws: Count | None = None
     """Times that an example is drawn at most, so that it is not learned by heart; None is no limit."""
+    source: Annotated[Path, AfterValidator(lambda path: user_path(str(path)))] | None = None
+    """A run, or a checkpoint of one, with whose examples the replay begins; None begins without. `mle` takes those of
+    `tb` too, so that it can go on from what that found."""
 
 
 class TrainingConfiguration(Section):

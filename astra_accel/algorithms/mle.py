@@ -13,6 +13,7 @@ import torch
 from astra_accel.algorithms.credit import Credit
 from astra_accel.algorithms.options import check_positive
 from astra_accel.algorithms.tokens import token_mask
+from astra_accel.algorithms.trajectory_balance import TBStep
 from astra_accel.core.algorithm import Algorithm, ReplayEntry
 from astra_accel.core.sampler import Graph, response_score
 from astra_accel.core.system import ActionT, StateT, System
@@ -77,6 +78,7 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
 
     off_policy = True  # a likelihood doesn't ask who wrote the text
     step_types = (MLEStep,)
+    adopted_types = (TBStep,)
 
     def __init__(
         self,
@@ -108,12 +110,27 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
             for node, earned in siblings
         ]
 
+    def adopt(self, step: MLEStep[StateT, ActionT] | TBStep[StateT, ActionT]) -> list[MLEStep[StateT, ActionT]]:
+        """Also of the probes of a context that trajectory balance was trained on; those above ``min_return`` alone.
+
+        A second phase of likelihood on what it found makes the tester sure of it: Lee et al. 2024, section 3.3,
+        https://arxiv.org/abs/2405.18540. Their tempered rewards are ``tau``.
+        """
+        steps = (
+            [step]
+            if isinstance(step, MLEStep)
+            else [
+                MLEStep(step.context, probe, earned, score=score)
+                for probe, earned, score in zip(step.probes, step.returns, step.scores, strict=True)
+            ]
+        )
+        return [step for step in steps if self._is_enough(step.earned)]
+
     def choose(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[bool]:
         """Those that are among the best of all probes and earned more than ``min_return``."""
-        floor = -math.inf if self.min_return is None else self.min_return
         ranked = sorted(range(len(steps)), key=lambda index: -steps[index].earned)
         best = set(ranked[: math.ceil(self.best * len(steps))])
-        return [index in best and step.earned > floor for index, step in enumerate(steps)]
+        return [index in best and self._is_enough(step.earned) for index, step in enumerate(steps)]
 
     @torch.no_grad()
     def precompute(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[MLEStep[StateT, ActionT]]:
@@ -167,6 +184,9 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
     def replay_entry(self, step: MLEStep[StateT, ActionT]) -> ReplayEntry:
         """By what the probe earned."""
         return ReplayEntry(step.earned, (step.probe,), step.fluency, step.score)
+
+    def _is_enough(self, earned: float) -> bool:
+        return self.min_return is None or earned > self.min_return
 
     def step(self, batch: MLEBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
         """The loss of a batch: the mean over tokens of their negative log-probs, in nats, times what they count."""

@@ -58,6 +58,9 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
     step_types: ClassVar[Sequence[type]] = ()
     """The data classes that examples are made of, besides those of states and probes: what a checkpoint brings back."""
 
+    adopted_types: ClassVar[Sequence[type]] = ()
+    """Data classes of other algorithms' examples of which ``adopt`` can make its own."""
+
     def __init__(self, system: System[StateT, ActionT]) -> None:
         self.system = system
 
@@ -140,6 +143,13 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         Asked where ``off_policy`` is set and a replay is configured, of which it is a part that can't be left out.
         """
         return None
+
+    def adopt(self, step: Any) -> Sequence[Step]:
+        """Examples made of one that another run's replay holds (``training.replay.source``), before ``precompute``.
+
+        Of the own :attr:`step_types` that one, as it is; an algorithm with ``adopted_types`` makes its own of those.
+        """
+        return [step]
 
     def check_sampler(self, sampler: Any) -> None:
         """Raise ``ValueError`` where the sampler's trees can't give this algorithm an example.

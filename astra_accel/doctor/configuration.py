@@ -134,7 +134,13 @@ def _algorithm(config: RunConfiguration) -> str:
     from astra_accel.experience.off_policy import check_algorithm
 
     algorithm = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
-    check_algorithm(algorithm, config.rollout, config.training.replay)
+    replay = config.training.replay
+    check_algorithm(algorithm, config.rollout, replay)
+    if replay is not None and replay.source is not None:
+        from astra_accel.training.replay_source import check_source
+        from astra_accel.yaml_files import to_yaml
+
+        check_source(replay.source, algorithm, to_yaml(config))
     return f"{config.algorithm.name} takes these options and trees"
 
 

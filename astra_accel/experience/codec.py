@@ -33,6 +33,11 @@ class Codec:
     def __init__(self, classes: Iterable[type] = ()) -> None:
         self._classes = {kind.__name__: kind for kind in classes}
 
+    @property
+    def classes(self) -> list[type]:
+        """Those that it was given."""
+        return list(self._classes.values())
+
     def encode(self, value: Any) -> Any:
         """A value as what ``json`` writes.
 

@@ -48,7 +48,9 @@ class Replay:
         self._algorithm = algorithm
         self._seed = seed
         system = getattr(algorithm, "system", None)
-        self._codec = Codec([*getattr(algorithm, "step_types", ()), *getattr(system, "state_types", ())])
+        states = getattr(system, "state_types", ())
+        self._codec = Codec([*getattr(algorithm, "step_types", ()), *states])
+        self._adopted = Codec([*self._codec.classes, *getattr(algorithm, "adopted_types", ())])
         self._kept: list[Kept] = []
 
     def __len__(self) -> int:
@@ -89,12 +91,24 @@ class Replay:
         Raises:
             ValueError: it is of another algorithm, system or version.
         """
-        head, *lines = map(json.loads, text.splitlines())
-        if head != {"format": FORMAT}:
-            raise ValueError(f"found {head}, expected the format {FORMAT}")
         kept = [
-            self._as_kept(self._codec.decode(line["step"]), line["collected"], line.get("draws", 0)) for line in lines
+            self._as_kept(self._codec.decode(line["step"]), line["collected"], line.get("draws", 0))
+            for line in _lines(text)
         ]
+        self._kept = select([], [example for example in kept if example is not None], self.config)
+
+    def adopted(self, text: str) -> list[Any]:
+        """Examples made of what another run's :meth:`dump` returned, of which ``precompute`` is still to be asked.
+
+        Raises:
+            ValueError: as :meth:`load`.
+        """
+        adopt = getattr(self._algorithm, "adopt", lambda step: [step])
+        return [step for line in _lines(text) for step in adopt(self._adopted.decode(line["step"]))]
+
+    def begin_with(self, steps: Sequence[Any]) -> None:
+        """Keep examples from before the first training step."""
+        kept = [self._as_kept(step, -1) for step in steps]
         self._kept = select([], [example for example in kept if example is not None], self.config)
 
     def _draw(self, index: int, num_new: int) -> list[Kept]:
@@ -139,3 +153,11 @@ class Replay:
             figures["replay/success"] = fmean(score >= self.threshold for score in scores)
         likeness = mean_overlap([example.words for example in kept])
         return figures if likeness is None else {**figures, "replay/overlap": likeness}
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    """What was written of each example."""
+    head, *lines = map(json.loads, text.splitlines())
+    if head != {"format": FORMAT}:
+        raise ValueError(f"found {head}, expected the format {FORMAT}")
+    return lines

@@ -97,6 +97,23 @@ class Harness:
         experience = Experience(index, graphs, steps, trees if len(trees) == len(steps) else range(len(steps)))
         return experience if self.replay is None else _with_replayed(experience, self.replay)
 
+    def begin_replay(self, text: str) -> int:
+        """Fill the replay with examples of another run. All processes together; how many it keeps.
+
+        Raises:
+            ValueError: the text is no replay, or of another algorithm.
+        """
+        if self.replay is None:
+            raise ValueError("there is no replay to fill; expected a Harness with one")
+        steps = self.replay.adopted(text)
+        if getattr(self.algorithm, "precompute", None) is not None:
+            steps = [step for (step,) in self.spread([[step] for step in steps], self._precompute)]
+        prepare = getattr(self.algorithm, "prepare", None)
+        if prepare is not None:
+            steps = list(prepare(steps))
+        self.replay.begin_with(steps)
+        return len(self.replay)
+
     def evaluate(self, seeds: Sequence[Any]) -> list[Graph]:
         """An evaluation rollout for each seed, spread over the processes; each gets all of them."""
         return self.spread(seeds, self._eval_rollouts)

@@ -50,6 +50,7 @@ from astra_accel.training.outputs import (
     holding,
 )
 from astra_accel.training.prompt_digests import digests_of
+from astra_accel.training.replay_source import check_source
 from astra_accel.training.resume import changes_since, check_bounds_known
 from astra_accel.training.trainer import AccelTrainer
 from astra_accel.yaml_files import to_yaml
@@ -171,6 +172,8 @@ def build_trainer(
     # Made once without a system, only to find a bad option, or trees that don't fit, before weights load.
     algorithm = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
     check_algorithm(algorithm, config.rollout, config.training.replay)
+    if config.training.replay is not None and config.training.replay.source is not None and checkpoint is None:
+        check_source(config.training.replay.source, algorithm, to_yaml(config))
     check_scorer(config.scorer.name, config.scorer.options)
     check_schedule(config.training)
     check_bounds(config)

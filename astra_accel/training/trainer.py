@@ -43,6 +43,7 @@ from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.outputs import METRICS, RunFolder, agree_on_output_dir, check_output_dir, write_atomically
 from astra_accel.training.preemption import Preempted, Preemption
 from astra_accel.training.prompt_digests import digests_of, prompts_of
+from astra_accel.training.replay_source import begin_replay
 from astra_accel.training.resume import go_on_from, newest_whole
 from astra_accel.training.saving import CheckpointSaver
 from astra_accel.training.status import telling_status
@@ -283,6 +284,10 @@ class AccelTrainer:
             go_on_from(self, checkpoint)
         elif automatic:
             self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run begins anew")
+        if not resuming and config.replay is not None and config.replay.source is not None:
+            with self.engine.whole_weights():
+                number = begin_replay(self.harness, config.replay.source)
+            self.display.say(f"the replay begins with {number} examples of {config.replay.source}")
         fresh = not resuming and config.overwrite_output_dir
         on_main(self.accelerator, lambda: self.folder.begin(self.config_yaml, overwrite=fresh))
         on_main(self.accelerator, lambda: self.folder.rewind(self.state.step))

@@ -132,6 +132,22 @@ def _train_tiny(folder: Path, options: tuple[str, ...], kind: str, name: str) ->
     train_tiny(folder, *options, config=config_of(name), launch_kind=kind)
 
 
+def train_from(folder: Path, source: Path) -> Weights:
+    replay = {"size": 6, "share": 0.5, "source": source}
+    return train_plain(folder, None, "ddp", ReplayedAlgorithm, save_steps=3, replay=replay)
+
+
+def test_two_processes_begin_with_what_another_run_kept_as_one_does(tmp_path: Path) -> None:
+    train(tmp_path / "first", "ddp", "return")
+    alone = train_from(tmp_path / "one", tmp_path / "first")
+    for several in run_processes(2, train_from, tmp_path / "two", tmp_path / "first"):
+        assert largest_difference(several, alone) < 1e-5
+    assert_same_figures(tmp_path / "two", tmp_path / "one", 1e-4)
+    file = Path("checkpoints") / "step-000003" / "replay.jsonl"
+    assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert metrics(tmp_path / "one")[0]["replay/drawn"] > 0
+
+
 def test_a_checkpoint_without_a_replay_begins_with_an_empty_one_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

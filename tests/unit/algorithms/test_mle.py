@@ -10,6 +10,7 @@ import torch
 
 from astra_accel import HFASTSystem
 from astra_accel.algorithms.mle import MLE, MLEStep
+from astra_accel.algorithms.trajectory_balance import TBStep
 from astra_accel.core.sampler import Graph, Node
 from astra_accel.training.harness import Harness
 
@@ -216,3 +217,18 @@ def test_bad_options(options: dict[str, float], message: str):
 def test_a_step_that_was_not_counted_has_no_weight():
     with pytest.raises(ValueError, match="call precompute on it first"):
         MLE(Table()).weight(MLEStep("c", "a", 0.5))
+
+
+# --- What another run found -----------------------------------------------------------------------------------
+
+
+def test_the_probes_of_a_group_are_learned_one_by_one():
+    group = TBStep("c", ("a", "b", "d"), (0.2, 0.8, 0.5), (0.0, None, 1.0), baseline=(-2.0, -10.0, -6.0))
+    steps = MLE(None, min_return=0.2).adopt(group)
+    assert steps == [MLEStep("c", "b", 0.8, score=None), MLEStep("c", "d", 0.5, score=1.0)]
+
+
+def test_own_examples_are_taken_as_they_are_if_they_earned_enough():
+    step = MLEStep("c", "a", 0.5, num_tokens=1, fluency=-1.0, factor=2.0)
+    assert MLE(None).adopt(step) == [step]
+    assert MLE(None, min_return=0.5).adopt(step) == []

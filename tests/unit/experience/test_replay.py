@@ -220,3 +220,43 @@ def test_a_checkpoint_from_before_draws_were_counted_loads():
     again = replay()
     again.load(text)
     assert again.dump() == here.dump()
+
+
+def test_it_begins_with_what_another_run_has_kept():
+    """Of age 1 in the first experience, whose examples are drawn from it."""
+    theirs, ours = replay(size=4), replay(size=3, share=0.5)
+    theirs.exchange(7, steps(1.0, 2.0, 3.0, 4.0))
+    ours.begin_with(ours.adopted(theirs.dump()))
+    assert [step.margin for step in ours.steps] == [2.0, 3.0, 4.0]
+    drawn, figures = ours.exchange(0, steps(0.5, 0.6))
+    assert len(drawn) == 2
+    assert {step.margin for step in drawn} <= {2.0, 3.0, 4.0}
+    assert figures["replay/age"] == 1
+
+
+def test_an_algorithm_makes_its_own_examples_of_those_that_it_adopts():
+    @dataclass(frozen=True)
+    class Foreign:
+        margins: tuple[float, ...]
+
+    class Theirs(ReplayedAlgorithm):
+        step_types = (Foreign,)
+
+        def replay_entry(self, step):
+            return ReplayEntry(max(step.margins), ("x",))
+
+    class Adopting(ReplayedAlgorithm):
+        adopted_types = (Foreign,)
+
+        def adopt(self, step):
+            return steps(*step.margins)
+
+    theirs = replay(algorithm=Theirs(build_plain()[0].system))
+    theirs.exchange(0, [Foreign((1.0, 2.0)), Foreign((3.0,))])
+    ours = replay(algorithm=Adopting(build_plain()[0].system))
+    assert [step.margin for step in ours.adopted(theirs.dump())] == [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match="object of class Foreign, expected one of PlainStep"):
+        replay().adopted(theirs.dump())
+    # A checkpoint of its own run never has them.
+    with pytest.raises(ValueError, match="object of class Foreign"):
+        ours.load(theirs.dump())

@@ -1,0 +1,93 @@
+"""The examples of another run with which a replay begins (``training.replay.source``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from astra_accel.algorithms import ALGORITHMS
+from astra_accel.errors import ConfigurationError
+from astra_accel.lazy import load
+from astra_accel.training.checkpoint import (
+    REPLAY,
+    CheckpointError,
+    has_replay,
+    newest_checkpoint,
+    read_config,
+    verify_checkpoint,
+)
+from astra_accel.training.config_text import flat
+from astra_accel.training.harness import Harness
+from astra_accel.training.outputs import CHECKPOINTS
+
+FIELD = "training.replay.source"
+
+
+def begin_replay(harness: Harness, source: Path) -> int:
+    """Fill the replay of a run that begins. All processes together; how many examples it has then.
+
+    Raises:
+        ConfigurationError: there are none, or they can't be read.
+    """
+    file = find_replay(source)
+    try:
+        return harness.begin_replay(file.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{FIELD}: {file} can't be read: {error}") from error
+
+
+def find_replay(source: Path) -> Path:
+    """The file of examples of a checkpoint, or of the newest whole one of a run.
+
+    Raises:
+        ConfigurationError: there is no such run or checkpoint, or it had no replay.
+    """
+    checkpoint, passed_over = newest_checkpoint(source / CHECKPOINTS)
+    if checkpoint is None and passed_over:
+        raise ConfigurationError(f"{FIELD}: {source} has no whole checkpoint: {'; '.join(passed_over)}")
+    checkpoint = checkpoint or source
+    try:
+        verify_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise ConfigurationError(f"{FIELD}: {error}; expected a run with checkpoints, or a checkpoint") from error
+    if not has_replay(checkpoint):
+        raise ConfigurationError(f"{FIELD}: {checkpoint} has no {REPLAY}: its run had no training.replay")
+    return checkpoint / REPLAY
+
+
+def check_source(source: Path, algorithm: Any, config_yaml: str) -> None:
+    """Find examples that a run can't begin with, before models load.
+
+    Args:
+        source: a run or a checkpoint.
+        algorithm: which is to learn from them.
+        config_yaml: the configuration of the run that begins.
+
+    Raises:
+        ConfigurationError: see :func:`find_replay`; or the algorithm can't learn from them, or they are of another
+            tester.
+    """
+    checkpoint = find_replay(source).parent
+    before, now = flat(read_config(checkpoint)), flat(config_yaml)
+    name = before.get("algorithm.name")
+    theirs = load(ALGORITHMS[name]).step_types if name in ALGORITHMS else ()
+    if not set(theirs) <= {*getattr(algorithm, "step_types", ()), *getattr(algorithm, "adopted_types", ())}:
+        raise ConfigurationError(
+            f"{FIELD}: {checkpoint} has examples of {name!r}, from which {type(algorithm).__name__} can't learn; "
+            f"expected those of its own, or with mle those of tb"
+        )
+    if _model(before) != _model(now) and not _is_trained_by(now, checkpoint):
+        raise ConfigurationError(
+            f"{FIELD}: {checkpoint} is of a run whose tester.path is {before.get('tester.path')!r}, but here it is "
+            f"{now.get('tester.path')!r}; expected the same, since examples are made of its tokens, or a tester that "
+            f"the run has trained"
+        )
+
+
+def _model(config: dict[str, Any]) -> Any:
+    return config.get("tester.path"), config.get("tester.revision")
+
+
+def _is_trained_by(config: dict[str, Any], checkpoint: Path) -> bool:
+    """Whether the tester is one that the checkpoint's own run has trained."""
+    return Path(str(config.get("tester.path"))).resolve().is_relative_to(checkpoint.resolve().parents[1])
