@@ -14,8 +14,7 @@ Everything is done by the package's own commands and left in the output folder. 
 and a run that was stopped goes on. The result has each seed's figures with their bootstrap 95% intervals, the mean over
 seeds and its difference to the untrained tester with intervals over seeds and prompts (see ``crossed.py``), the seconds
 of training, and the probes that were asked. Of self-BLEU and distinct n-grams there is no interval: they are no means
-over prompts. Evaluations are judged by HateSonar as well (or by each ``--judge``),
-by which nothing was trained.
+over prompts. Evaluations are judged by HateSonar as well (or by each ``--judge``), by which nothing was trained.
 """
 
 from __future__ import annotations

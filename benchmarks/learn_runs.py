@@ -34,6 +34,7 @@ ASKED: dict[str, Any] = {
 }
 """What figures of evaluations depend on, besides the tester and the prompts."""
 JUDGE = "hatesonar"
+"""Judges evaluations where no other does: of those that need no download the one unlike the recipes' own scorer."""
 
 
 def add_options(parser: argparse.ArgumentParser, output: str) -> None:

@@ -132,7 +132,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
     | variant | options |
     |---|---|
     | GRPO | the defaults |
-    | DAPO | ``normalization="token", clip_high=0.28, kl_coef=0, min_spread=0``, without sampling more instead |
+    | DAPO | ``normalization="token", clip_high=0.28, kl_coef=0, min_spread=0``, but for its resampling |
     | Dr. GRPO | ``scale="none", normalization="constant", length=<max_new_tokens>, kl_coef=0`` |
     | GSPO | ``ratio="sequence", clip=3e-4, clip_high=4e-4, kl_coef=0`` |
 

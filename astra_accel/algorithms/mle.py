@@ -111,20 +111,13 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         ]
 
     def adopt(self, step: MLEStep[StateT, ActionT] | TBStep[StateT, ActionT]) -> list[MLEStep[StateT, ActionT]]:
-        """Also of the probes of a context that trajectory balance was trained on; those above ``min_return`` alone.
+        """Its own, and each probe of a group of trajectory balance: those that earned more than ``min_return``.
 
-        A second phase of likelihood on what it found makes the tester sure of it: Lee et al. 2024, section 3.3,
-        https://arxiv.org/abs/2405.18540. Their tempered rewards are ``tau``.
+        This makes maximum likelihood a second phase behind trajectory balance, as in Lee et al. 2024,
+        https://arxiv.org/abs/2405.18540. ``tau`` says how fast a probe counts more as it earned more.
         """
-        steps = (
-            [step]
-            if isinstance(step, MLEStep)
-            else [
-                MLEStep(step.context, probe, earned, score=score)
-                for probe, earned, score in zip(step.probes, step.returns, step.scores, strict=True)
-            ]
-        )
-        return [step for step in steps if self._is_enough(step.earned)]
+        adopted = [step] if isinstance(step, MLEStep) else _ungrouped(step)
+        return [one for one in adopted if self._is_enough(one.earned)]
 
     def choose(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[bool]:
         """Those that are among the best of all probes and earned more than ``min_return``."""
@@ -185,9 +178,6 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         """By what the probe earned."""
         return ReplayEntry(step.earned, (step.probe,), step.fluency, step.score)
 
-    def _is_enough(self, earned: float) -> bool:
-        return self.min_return is None or earned > self.min_return
-
     def step(self, batch: MLEBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
         """The loss of a batch: the mean over tokens of their negative log-probs, in nats, times what they count."""
         logprobs_BT = self.system.get_tester_logprobs(batch.contexts, batch.probes)
@@ -200,3 +190,13 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
                 "mle/logprob": logprobs_BT.sum() / total,
             }
         return loss, logs
+
+    def _is_enough(self, earned: float) -> bool:
+        return self.min_return is None or earned > self.min_return
+
+
+def _ungrouped(group: TBStep[StateT, ActionT]) -> list[MLEStep[StateT, ActionT]]:
+    return [
+        MLEStep(group.context, probe, earned, score=score)
+        for probe, earned, score in zip(group.probes, group.returns, group.scores, strict=True)
+    ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from astra_accel.algorithms import ALGORITHMS
 from astra_accel.errors import ConfigurationError
 from astra_accel.lazy import load
@@ -17,21 +19,23 @@ from astra_accel.training.checkpoint import (
     verify_checkpoint,
 )
 from astra_accel.training.config_text import flat
+from astra_accel.training.distributed import on_main
 from astra_accel.training.harness import Harness
 from astra_accel.training.outputs import CHECKPOINTS
 
 FIELD = "training.replay.source"
 
 
-def begin_replay(harness: Harness, source: Path) -> int:
+def begin_replay(harness: Harness, accelerator: Accelerator, source: Path) -> int:
     """Fill the replay of a run that begins. All processes together; how many examples it has then.
 
     Raises:
         ConfigurationError: there are none, or they can't be read.
     """
-    file = find_replay(source)
+    # One process reads for all: the run may still be writing checkpoints, and each might find another newest one.
+    file, text = on_main(accelerator, lambda: _read(find_replay(source)))
     try:
-        return harness.begin_replay(file.read_text(encoding="utf-8"))
+        return harness.begin_replay(text)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{FIELD}: {file} can't be read: {error}") from error
 
@@ -42,14 +46,15 @@ def find_replay(source: Path) -> Path:
     Raises:
         ConfigurationError: there is no such run or checkpoint, or it had no replay.
     """
-    checkpoint, passed_over = newest_checkpoint(source / CHECKPOINTS)
-    if checkpoint is None and passed_over:
-        raise ConfigurationError(f"{FIELD}: {source} has no whole checkpoint: {'; '.join(passed_over)}")
-    checkpoint = checkpoint or source
     try:
-        verify_checkpoint(checkpoint)
+        checkpoint, passed_over = newest_checkpoint(source / CHECKPOINTS)
+        if checkpoint is None and not passed_over:
+            verify_checkpoint(source)
+            checkpoint = source
     except CheckpointError as error:
         raise ConfigurationError(f"{FIELD}: {error}; expected a run with checkpoints, or a checkpoint") from error
+    if checkpoint is None:
+        raise ConfigurationError(f"{FIELD}: {source} has no whole checkpoint: {'; '.join(passed_over)}")
     if not has_replay(checkpoint):
         raise ConfigurationError(f"{FIELD}: {checkpoint} has no {REPLAY}: its run had no training.replay")
     return checkpoint / REPLAY
@@ -82,6 +87,10 @@ def check_source(source: Path, algorithm: Any, config_yaml: str) -> None:
             f"{now.get('tester.path')!r}; expected the same, since examples are made of its tokens, or a tester that "
             f"the run has trained"
         )
+
+
+def _read(file: Path) -> tuple[Path, str]:
+    return file, file.read_text(encoding="utf-8")
 
 
 def _model(config: dict[str, Any]) -> Any:

@@ -172,8 +172,6 @@ def build_trainer(
     # Made once without a system, only to find a bad option, or trees that don't fit, before weights load.
     algorithm = build_algorithm(config.algorithm.name, None, **config.algorithm.options)
     check_algorithm(algorithm, config.rollout, config.training.replay)
-    if config.training.replay is not None and config.training.replay.source is not None and checkpoint is None:
-        check_source(config.training.replay.source, algorithm, to_yaml(config))
     check_scorer(config.scorer.name, config.scorer.options)
     check_schedule(config.training)
     check_bounds(config)
@@ -181,6 +179,9 @@ def build_trainer(
         accelerator = _accelerator(config.training)
     on_main(accelerator, lambda: check_place(config.training))
     on_main(accelerator, lambda: check_push(config.training))
+    source = None if config.training.replay is None else config.training.replay.source
+    if source is not None and checkpoint is None:
+        on_main(accelerator, lambda: check_source(source, algorithm, to_yaml(config)))
     prompts = Prompts(config)
     if checkpoint is not None:
         on_main(accelerator, lambda: check_bounds_known(checkpoint, config.training.best_bounds))

@@ -286,7 +286,7 @@ class AccelTrainer:
             self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run begins anew")
         if not resuming and config.replay is not None and config.replay.source is not None:
             with self.engine.whole_weights():
-                number = begin_replay(self.harness, config.replay.source)
+                number = begin_replay(self.harness, self.accelerator, config.replay.source)
             self.display.say(f"the replay begins with {number} examples of {config.replay.source}")
         fresh = not resuming and config.overwrite_output_dir
         on_main(self.accelerator, lambda: self.folder.begin(self.config_yaml, overwrite=fresh))
