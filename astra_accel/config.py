@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     ValidationError,
     field_validator,
     model_validator,
@@ -121,6 +122,10 @@ class TrainingConfiguration(Section):
     """Batches whose gradients are averaged to one update. An update never spans two experiences."""
     training_steps: Count = 1024
     """Turns of the outer loop: collect an experience, then update on it."""
+    stop_at: dict[str, FiniteFloat] | None = None
+    """End the run before `training_steps`, after a training step in which a figure of the reward (`reward/mean`,
+    `reward/<term>`, as in `metrics.jsonl`) reaches this value. `{reward/combined_score: 0.45}` trains each seed equally
+    far, however many steps it takes. Training steps with few-shot examples don't count."""
     num_episodes_per_experience: Count = 8
     """Prompts rolled out to trees before the next updates, counted over all processes."""
 
@@ -297,9 +302,12 @@ class FewShotConfiguration(Section):
     examples: list[str] = []
     """Probes, or whatever else is like what one looks for; at least `number` of them."""
     number: Count = 4
-    """Examples that a probe is written after, chosen anew for each."""
+    """Examples before each context, chosen anew for each probe."""
     steps: Count = 5
     """Training steps in which they are shown: the first ones."""
+    separator: str = "\n\n"
+    """What follows each example. After blank lines the tester writes short lines too; after a space it continues the
+    paragraph."""
 
     @model_validator(mode="after")
     def _check_examples(self) -> FewShotConfiguration:

@@ -52,6 +52,7 @@ from astra_accel.training.outputs import (
 from astra_accel.training.prompt_digests import digests_of
 from astra_accel.training.replay_source import check_source
 from astra_accel.training.resume import changes_since, check_bounds_known
+from astra_accel.training.stop_at import check_stop_at
 from astra_accel.training.trainer import AccelTrainer
 from astra_accel.yaml_files import to_yaml
 
@@ -175,6 +176,7 @@ def build_trainer(
     check_scorer(config.scorer.name, config.scorer.options)
     check_schedule(config.training)
     check_bounds(config)
+    check_stop_at(config.training.stop_at, [f"reward/{name}" for name in ("mean", "std", "max", *_terms(config))])
     if accelerator is None:
         accelerator = _accelerator(config.training)
     on_main(accelerator, lambda: check_place(config.training))
@@ -210,9 +212,7 @@ def check_bounds(config: RunConfiguration) -> None:
         ConfigurationError: names the figure, and those that there are.
         ImportError: a package that a figure needs is not installed; names the extra.
     """
-    weights = {name.removesuffix("_weight"): value for name, value in config.reward.model_dump().items()}
-    further = [name for name in ("length", "repetition", "self_bleu_novelty", "embedding_novelty") if weights[name]]
-    known = [*metric_names(["combined_score", "response_score", "naturalness", *further]), *DEV_FIGURES]
+    known = [*metric_names(_terms(config)), *DEV_FIGURES]
     for name, bound in (config.training.best_bounds or {}).items():
         if name not in known:
             raise ConfigurationError(
@@ -225,6 +225,13 @@ def check_bounds(config: RunConfiguration) -> None:
                 f"where probes differ more; expected {{min: FACTOR}}, or a bound on {SELF_BLEU}, which is lower there"
             )
     check_dev_figures(figures_among(config.training.watched_metrics))
+
+
+def _terms(config: RunConfiguration) -> list[str]:
+    """The names of the terms of the configured reward."""
+    weights = {name.removesuffix("_weight"): value for name, value in config.reward.model_dump().items()}
+    further = [name for name in ("length", "repetition", "self_bleu_novelty", "embedding_novelty") if weights[name]]
+    return ["combined_score", "response_score", "naturalness", *further]
 
 
 def _accelerator(config: TrainingConfiguration) -> Accelerator:

@@ -48,6 +48,7 @@ from astra_accel.training.resume import go_on_from, newest_whole
 from astra_accel.training.saving import CheckpointSaver
 from astra_accel.training.status import telling_status
 from astra_accel.training.step_module import StepModule
+from astra_accel.training.stop_at import StopAt
 from astra_accel.training.trackers import Trackers
 from astra_accel.training.updates import update_on
 
@@ -132,7 +133,8 @@ class AccelTrainer:
         self.config_yaml = config_yaml(config, run_config)
         self.prompts = digests_of(prompts_of(sampler) if prompts is None else prompts)
         self.control = TrainerControl()
-        self.callbacks = CallbackHandler(self, [self.folder, Trackers(), self.display, KeepBest(), *callbacks])
+        own = [self.folder, Trackers(), self.display, KeepBest(), *([StopAt()] if config.stop_at else [])]
+        self.callbacks = CallbackHandler(self, [*own, *callbacks])
         self.stopwatch = Stopwatch()
         self._saver = CheckpointSaver(
             self.accelerator, self.folder.checkpoints, config, self._tell_saved, self.folder.lock.verify

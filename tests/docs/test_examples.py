@@ -10,12 +10,15 @@ from astra_accel import HFASTSystem, RunConfiguration
 from astra_accel.config import RolloutConfiguration, SamplingConfiguration
 from tests.helpers.documents import PAGES, ROOT, blocks, name_of
 from tests.helpers.plain import reset_accelerate
+from tests.helpers.runs import launch
 
-# Of which the examples go on from runs that others have made.
-GO_ON = ("README.md", "docs/sharing.md")
+# Its examples need a hub and runs; `tests/end_to_end/test_share.py` does what they do.
+SHARING = "docs/sharing.md"
+# Its examples read the run that a YAML file makes.
+READS_A_RUN = "docs/run_files.md"
 # Nothing in an example is about how long turns are, and short ones take no time.
 SHORT = SamplingConfiguration(max_new_tokens=4)
-PROGRAMS = [page for page in PAGES if name_of(page) not in GO_ON and any(block.run for block in blocks(page, "python"))]
+PROGRAMS = [page for page in PAGES if name_of(page) != SHARING and any(block.run for block in blocks(page, "python"))]
 
 
 def test_the_pages_on_writing_ones_own_are_among_those_that_run() -> None:
@@ -27,6 +30,8 @@ def test_the_pages_on_writing_ones_own_are_among_those_that_run() -> None:
 @pytest.mark.parametrize("page", PROGRAMS, ids=name_of)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if name_of(page) == READS_A_RUN:
+        launch("train.py", "--config", ROOT / "examples" / "configs" / "tiny_dpo.yaml")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setitem(
         HFASTSystem.__init__.__kwdefaults__, "rollout", RolloutConfiguration(tester=SHORT, target=SHORT)

@@ -10,20 +10,19 @@ from astra_accel.config import FewShotConfiguration
 from astra_accel.core.seeding import seed_sequence
 
 FEW_SHOT_STREAM = 5
-SEPARATOR = "\n\n"
 
 
 def shown_before(config: FewShotConfiguration, seed: Sequence[int]) -> str:
-    """Some of the examples, none twice, in an order that follows from the seed; each ends with a blank line."""
+    """Some of the examples, none twice, in an order that follows from the seed; the separator follows each."""
     generator = np.random.Generator(np.random.PCG64(seed_sequence((*seed, FEW_SHOT_STREAM))))
     chosen = generator.permutation(len(config.examples))[: config.number]
-    return _joined([config.examples[place] for place in chosen.tolist()])
+    return _joined([config.examples[place] for place in chosen.tolist()], config.separator)
 
 
 def longest(config: FewShotConfiguration) -> str:
     """The most characters that :func:`shown_before` may return."""
-    return _joined(sorted(config.examples, key=len, reverse=True)[: config.number])
+    return _joined(sorted(config.examples, key=len, reverse=True)[: config.number], config.separator)
 
 
-def _joined(examples: Sequence[str]) -> str:
-    return "".join(f"{example.strip()}{SEPARATOR}" for example in examples)
+def _joined(examples: Sequence[str], separator: str) -> str:
+    return "".join(f"{example.strip()}{separator}" for example in examples)

@@ -61,6 +61,16 @@ def test_the_tester_reads_them_before_the_context_and_nobody_else_does():
     assert not any("\n\n" in read for read in [*system.target_read, *contexts])
 
 
+def test_the_separator_follows_each_example():
+    system, sampler = listening(few_shot=EXAMPLES.model_copy(update={"separator": " | "}))
+    graph = sampler.rollout(0)
+    contexts = [node.context for _, node in walk(graph)]
+
+    texts = {f"{one} | {other} | " for one in ("one", "two", "three") for other in ("one", "two", "three")}
+    assert {read[: read.rindex("| ") + 2] for read in system.tester_read} <= texts
+    assert all(read.endswith(tuple(contexts)) for read in system.tester_read)
+
+
 def test_they_are_shown_in_the_first_steps_of_training_alone():
     system, sampler = listening()
 
