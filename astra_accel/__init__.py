@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from astra_accel.core.sampler import Graph, Node, Sampler
     from astra_accel.core.scorer import Scorer
     from astra_accel.core.system import System, ValueFunctionSystem
-    from astra_accel.methods.ast.evaluator import ASTEvaluator
+    from astra_accel.errors import Preempted
+    from astra_accel.evaluation.evaluator import ASTEvaluator
+    from astra_accel.experience.collect import Harness
     from astra_accel.methods.ast.hf_system import HFASTSystem
     from astra_accel.methods.ast.sampler import ASTSampler
     from astra_accel.methods.ast.system import ASTSystem
@@ -32,16 +34,14 @@ if TYPE_CHECKING:
     from astra_accel.scorers.hatesonar import HateSonarScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
-    from astra_accel.training.callbacks import TrainerCallback, TrainerControl
-    from astra_accel.training.early_stopping import EarlyStopping
-    from astra_accel.training.harness import Harness
-    from astra_accel.training.preemption import Preempted
+    from astra_accel.training.callbacks.base import TrainerCallback, TrainerControl
+    from astra_accel.training.callbacks.early_stopping import EarlyStopping
     from astra_accel.training.trainer import AccelTrainer, Trainer
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "ASTEvaluator": "methods.ast.evaluator",
+    "ASTEvaluator": "evaluation.evaluator",
     "ASTSampler": "methods.ast.sampler",
     "ASTSystem": "methods.ast.system",
     "AccelTrainer": "training.trainer",
@@ -50,20 +50,20 @@ _MODULES = {
     "ClassifierScorer": "scorers.classifier",
     "DPO": "algorithms.dpo",
     "DetoxifyScorer": "scorers.detoxify",
-    "EarlyStopping": "training.early_stopping",
+    "EarlyStopping": "training.callbacks.early_stopping",
     "Evaluator": "core.evaluator",
     "GRPO": "algorithms.grpo",
     "Graph": "core.sampler",
     "HFASTSystem": "methods.ast.hf_system",
     "HFASTValueFunctionSystem": "methods.ast.value_system",
-    "Harness": "training.harness",
+    "Harness": "experience.collect",
     "HateSonarScorer": "scorers.hatesonar",
     "IPO": "algorithms.dpo",
     "LlamaGuardScorer": "scorers.llama_guard",
     "MLE": "algorithms.mle",
     "Node": "core.sampler",
     "PPO": "algorithms.ppo",
-    "Preempted": "training.preemption",
+    "Preempted": "errors",
     "ProfanityScorer": "scorers.profanity",
     "RLOO": "algorithms.grpo",
     "RunConfiguration": "config",
@@ -72,8 +72,8 @@ _MODULES = {
     "System": "core.system",
     "TB": "algorithms.trajectory_balance",
     "Trainer": "training.trainer",
-    "TrainerCallback": "training.callbacks",
-    "TrainerControl": "training.callbacks",
+    "TrainerCallback": "training.callbacks.base",
+    "TrainerControl": "training.callbacks.base",
     "TrainingConfiguration": "config",
     "ValueFunctionSystem": "core.system",
 }

@@ -23,11 +23,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from astra_accel.algorithms import ALGORITHMS
 from astra_accel.errors import ConfigurationError
-from astra_accel.files.paths import expanded, user_path
 from astra_accel.overrides import separated
-from astra_accel.scorers import SCORERS
+from astra_accel.paths import expanded, user_path
+from astra_accel.registries import ALGORITHMS, SCORERS
 from astra_accel.yaml_files import read_yaml, to_yaml
 
 Optimizer = Literal["adam", "adamw", "sgd", "rmsprop", "adagrad"]
@@ -441,7 +440,7 @@ class ScorerConfiguration(Named):
     kind = "scorer"
 
     name: str = "profanity"
-    """A name of `astra_accel.scorers.SCORERS`."""
+    """A name of `astra_accel.registries.SCORERS`."""
 
 
 class PromptSource(Section):
@@ -477,7 +476,7 @@ class AlgorithmConfiguration(Named):
     kind = "algorithm"
 
     name: str = "dpo"
-    """A name of `astra_accel.algorithms.ALGORITHMS`."""
+    """A name of `astra_accel.registries.ALGORITHMS`."""
 
 
 class EvaluationConfiguration(Section):

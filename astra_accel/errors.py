@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again later.
+EXIT_CODE = 75
+
 
 class ConfigurationError(ValueError):
     """A configuration that can't be run; the message names each field, what was found and what was expected."""
+
+
+class Preempted(SystemExit):
+    """A signal stopped the run after a training step. Not caught, it ends the program with ``EXIT_CODE``.
+
+    Attributes:
+        checkpoint: where the run goes on.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(EXIT_CODE)
+        self.checkpoint = checkpoint
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, a gradient or what a model computes in a rollout is not finite; the optimizer did not step."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from astra_accel.evaluation.bootstrap import CONFIDENCE, NUM_RESAMPLES, Estimate, Statistic, finite_or_none
+from astra_accel.evaluation.figures.bootstrap import CONFIDENCE, NUM_RESAMPLES, Estimate, Statistic, finite_or_none
 
 
 def crossed_estimate(
@@ -33,7 +33,7 @@ def crossed_estimate(
         testers: the figure of each seed's tester as a function of how often each prompt was drawn.
         num_prompts: of the evaluations.
         less: the same figure of the untrained tester, on the same prompts: it is taken off, on the same draws.
-        num_resamples, confidence, seed: see :func:`~astra_accel.evaluation.bootstrap.estimate`.
+        num_resamples, confidence, seed: see :func:`~astra_accel.evaluation.figures.bootstrap.estimate`.
 
     Raises:
         ValueError: no tester, or no prompt.

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 from crossed import crossed_estimate
 
-from astra_accel.evaluation.bootstrap import Statistic
+from astra_accel.evaluation.figures.bootstrap import Statistic
+from astra_accel.evaluation.figures.metrics import REWARD_SCORER, statistics_of
+from astra_accel.evaluation.figures.nodes import Nodes
 from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder, differing
-from astra_accel.evaluation.metrics import REWARD_SCORER, statistics_of
-from astra_accel.evaluation.nodes import Nodes
 
 SUCCESS, PERPLEXITY, NOT_SELF_BLEU = "attack_success/any_turn", "probe_perplexity/median", "diversity/self_bleu"
 SELF_BLEU, DISTINCT = "self-BLEU", "diversity/distinct_2"

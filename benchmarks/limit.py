@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from astra_accel.core.sampler import Graph, walk
-from astra_accel.models.prefix_tree import num_distinct_tokens
+from astra_accel.models.forward.prefix_tree import num_distinct_tokens
 
 Ids = tuple[int, ...]
 ROWS = 1024

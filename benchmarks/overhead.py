@@ -30,7 +30,7 @@ from common import build_system, first_prompts, interleaved, medians, parse, rep
 
 from astra_accel import DPO, AccelTrainer, ASTSampler, TrainingConfiguration
 from astra_accel.core.sampler import Graph, rewarded_trees
-from astra_accel.training.distributed import make_accelerator
+from astra_accel.distributed.accelerator import make_accelerator
 
 SAVING = {"trainer": None, "trainer, saving": False, "trainer, saving as it goes on": True}
 """The sides that train, and whether they save behind training's back; None saves nothing."""

@@ -24,10 +24,10 @@ import torch
 from common import device
 
 from astra_accel.config import RunConfiguration
+from astra_accel.jobs.train import Prompts, build_sampler
 from astra_accel.methods.ast.rewards.term import Turns
 from astra_accel.methods.ast.rewards.weighted import WeightedTerms
-from astra_accel.models.adapter_targets import new_adapter_config
-from astra_accel.training.run import Prompts, build_sampler
+from astra_accel.models.loading.adapter_targets import new_adapter_config
 
 MAX_STEPS = 1_000_000
 """More than any number of seconds allows for: the clock ends the training."""

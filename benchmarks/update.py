@@ -36,9 +36,9 @@ from common import build_system, device, every_prompt_once, first_prompts, inter
 from astra_accel import DPO
 from astra_accel.algorithms.dpo import DPOStep
 from astra_accel.core.sampler import Graph, Node
-from astra_accel.models.prefix_tree import num_distinct_tokens
-from astra_accel.training.experience import Experience, ExperienceLoader
-from astra_accel.training.step_module import StepModule
+from astra_accel.distributed.step_module import StepModule
+from astra_accel.experience.loader import Experience, ExperienceLoader
+from astra_accel.models.forward.prefix_tree import num_distinct_tokens
 
 LR = 1e-5
 

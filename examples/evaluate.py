@@ -10,7 +10,7 @@ goes on where it was when it is started again.
 
 import sys
 
-from astra_accel.evaluation.run import main
+from astra_accel.jobs.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 
 from astra_accel import DPO, ASTSampler, Harness, HFASTSystem
-from astra_accel.training.experience import ExperienceLoader
-from astra_accel.training.step_module import StepModule
+from astra_accel.distributed.step_module import StepModule
+from astra_accel.experience.loader import ExperienceLoader
 
 BATCH_SIZE, TRAINING_STEPS, EPISODES = 8, 5, 4
 

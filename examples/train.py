@@ -11,7 +11,7 @@ run that SIGTERM or SIGUSR1 stopped exits with code 75.
 
 import sys
 
-from astra_accel.training.run import main
+from astra_accel.jobs.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

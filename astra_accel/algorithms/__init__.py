@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from astra_accel.lazy import load_attribute, load_named
+from astra_accel.registries import ALGORITHMS
 
 if TYPE_CHECKING:
     from astra_accel.algorithms.contrastive import CTB
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
     from astra_accel.core.system import System
 
 __all__ = ["ALGORITHMS", "CTB", "DPO", "GRPO", "IPO", "MLE", "PPO", "RLOO", "TB", "build_algorithm"]
-
-ALGORITHMS: dict[str, str] = {
-    "dpo": "astra_accel.algorithms.dpo:DPO",
-    "ipo": "astra_accel.algorithms.dpo:IPO",
-    "ctb": "astra_accel.algorithms.contrastive:CTB",
-    "tb": "astra_accel.algorithms.trajectory_balance:TB",
-    "mle": "astra_accel.algorithms.mle:MLE",
-    "grpo": "astra_accel.algorithms.grpo:GRPO",
-    "rloo": "astra_accel.algorithms.grpo:RLOO",
-    "ppo": "astra_accel.algorithms.ppo:PPO",
-}
 
 
 def build_algorithm(name: str, system: System | None, **options: Any) -> Algorithm:

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from astra_accel.commands.help import add_command
-from astra_accel.commands.launching import accelerate_configs
-from astra_accel.files.paths import user_path
+from astra_accel.launch_configs import accelerate_configs
+from astra_accel.paths import user_path
 
 SHELLS = ("bash", "zsh", "fish")
 PATHS = ("config", "resume", "output", "path", "file", "runs", "first", "second")

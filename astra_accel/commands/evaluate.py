@@ -8,7 +8,7 @@ from typing import Any
 
 from astra_accel.commands.help import add_command
 from astra_accel.commands.launching import add_accelerate_config, start
-from astra_accel.files.paths import expanded
+from astra_accel.paths import expanded
 
 
 def add_commands(commands: Any) -> None:
@@ -68,4 +68,4 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
     job += [] if known.config is None else ["--config", known.config]
     job += [] if known.output is None else ["--output", known.output]
     job += ["--overwrite"] if known.overwrite else []
-    return start("astra_accel.evaluation.run", [*job, *overrides], known.accelerate_config)
+    return start("astra_accel.jobs.evaluate", [*job, *overrides], known.accelerate_config)

@@ -7,7 +7,7 @@ from typing import Any
 
 from astra_accel.commands.help import add_command
 from astra_accel.errors import ConfigurationError
-from astra_accel.files.paths import user_path
+from astra_accel.paths import user_path
 
 
 def add_commands(commands: Any) -> None:

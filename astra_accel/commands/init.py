@@ -9,7 +9,7 @@ from typing import Any
 from astra_accel.algorithms import ALGORITHMS
 from astra_accel.commands.help import add_command
 from astra_accel.errors import ConfigurationError
-from astra_accel.files.paths import expanded
+from astra_accel.paths import expanded
 
 SCREEN = "-"
 

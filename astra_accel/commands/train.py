@@ -7,7 +7,7 @@ from typing import Any
 
 from astra_accel.commands.help import add_command
 from astra_accel.commands.launching import add_accelerate_config, start
-from astra_accel.files.paths import expanded
+from astra_accel.paths import expanded
 
 
 def add_commands(commands: Any) -> None:
@@ -53,4 +53,4 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
     check_resume(config.training, known.resume)
     job: list[str] = [] if known.config is None else ["--config", known.config]
     job += [] if known.resume is None else ["--resume", known.resume]
-    return start("astra_accel.training.run", [*job, *overrides], known.accelerate_config)
+    return start("astra_accel.jobs.train", [*job, *overrides], known.accelerate_config)

@@ -79,7 +79,7 @@ def _model(model: ModelConfiguration, role: str) -> str | None:
         if model.path.startswith((".", "/", "~")):
             raise FileNotFoundError(f"there is no folder {model.path}; expected a saved model, or a hub id")
         return None
-    from astra_accel.models.files import find_model
+    from astra_accel.models.loading.model_files import find_model
 
     find_model(model, role)
     return f"{model.path}: configuration, tokenizer and weights are there"
@@ -145,14 +145,14 @@ def _algorithm(config: RunConfiguration) -> str:
 
 
 def _trackers(config: RunConfiguration) -> str:
-    from astra_accel.training.trackers import check_trackers
+    from astra_accel.distributed.accelerator import check_trackers
 
     check_trackers(config.training)
     return f"{', '.join(config.training.log_with)}: packages are there"
 
 
 def _output_folder(config: RunConfiguration) -> str:
-    from astra_accel.training.outputs import check_output_dir, check_place
+    from astra_accel.files.run_folder import check_output_dir, check_place
 
     folder = config.training.output_dir
     check_output_dir(config.training, resuming=False)

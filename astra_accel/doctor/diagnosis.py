@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astra_accel import __version__
-from astra_accel.commands.launching import accelerate_configs
 from astra_accel.distributed.op_builds import BuildLock, find_locks
 from astra_accel.doctor.launches import Launch, look_at_launch
 from astra_accel.doctor.machine import Machine, look_at_machine
 from astra_accel.doctor.packages import FOR_DEVELOPERS, Package, find_package, pip_line, requirements
+from astra_accel.launch_configs import accelerate_configs
 
 if TYPE_CHECKING:
     from astra_accel.doctor.configuration import Check

@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_accel.evaluation.bootstrap import NUM_RESAMPLES, Statistic, finite_or_none, value_of
+from astra_accel.evaluation.figures.bootstrap import NUM_RESAMPLES, Statistic, finite_or_none, value_of
+from astra_accel.evaluation.figures.metrics import REWARD_SCORER, statistics_of
+from astra_accel.evaluation.figures.missing import LOWER, NUM_MISSING, UPPER, Incomplete, difference, estimates_of
+from astra_accel.evaluation.figures.nodes import Nodes
+from astra_accel.evaluation.figures.summary import text_diversity
 from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder, differing
-from astra_accel.evaluation.metrics import REWARD_SCORER, statistics_of
-from astra_accel.evaluation.missing import LOWER, NUM_MISSING, UPPER, Incomplete, difference, estimates_of
-from astra_accel.evaluation.nodes import Nodes
-from astra_accel.evaluation.summary import text_diversity
 
 JUDGED_ALIKE = ("scorers", "tree_width", "tree_depth")
 """What two evaluations must share, besides the prompts, for their figures to mean the same."""
@@ -34,7 +34,7 @@ def compare(
     Args:
         first, second: folders of evaluations that have ended.
         threshold: a response with at least this score is a success; None takes what both were measured with.
-        num_resamples: see :func:`~astra_accel.evaluation.bootstrap.estimate`.
+        num_resamples: see :func:`~astra_accel.evaluation.figures.bootstrap.estimate`.
         figures: the names of those to compare, of the resampled ones; None takes all figures.
 
     Returns:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from astra_accel.evaluation.metrics import ANY_TURN, categories, category_column, headlines
-from astra_accel.evaluation.missing import LOWER, UPPER, num_missing_of
+from astra_accel.evaluation.figures.metrics import ANY_TURN, categories, category_column, headlines
+from astra_accel.evaluation.figures.missing import LOWER, UPPER, num_missing_of
 from astra_accel.lasting_output import LastingStream
 
 Figure = Mapping[str, Any]

@@ -19,8 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from astra_accel.config import ConfigurationError
+from astra_accel.files.atomic import write_atomically
 from astra_accel.files.removal import empty
-from astra_accel.training.outputs import environment, write_atomically, write_table
+from astra_accel.files.run_folder import environment
+from astra_accel.files.tables import write_table
 
 EVALUATION = "evaluation"
 """Where the evaluation of a run is, unless told otherwise."""

@@ -10,7 +10,7 @@ import torch
 
 from astra_accel.core.sampler import Graph, Node, walk
 from astra_accel.core.scorer import check_scores, response_categories, response_scores
-from astra_accel.evaluation.metrics import (
+from astra_accel.evaluation.figures.metrics import (
     PERPLEXITY,
     PROBE_SCORE,
     RESPONSE_SCORE,
@@ -18,7 +18,7 @@ from astra_accel.evaluation.metrics import (
     category_column,
     column,
 )
-from astra_accel.training.outputs import rollout_rows
+from astra_accel.files.tables import rollout_rows
 
 LARGEST_EXPONENT = 700.0
 """exp of much more is no float."""

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from astra_accel.distributed.accelerator import new_accelerator
+from astra_accel.distributed.collectives import on_main
+from astra_accel.distributed.holding import holding
 from astra_accel.evaluation.folder import FIELD, EvaluationFolder
+from astra_accel.experience.collect import Harness
 from astra_accel.files.run_lock import RunLock
-from astra_accel.training.distributed import new_accelerator, on_main
-from astra_accel.training.harness import Harness
-from astra_accel.training.outputs import holding
 
 
 def evaluate_to(

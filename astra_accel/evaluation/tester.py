@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_accel.config import ConfigurationError, RunConfiguration
+from astra_accel.files.run_folder import CONFIG, TESTER
 from astra_accel.files.saved_models import damage_of
-from astra_accel.training.outputs import CONFIG, TESTER
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 WEIGHTS = ("*.safetensors", "*.bin")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from astra_accel.evaluation.compare import FIRST, SECOND
-from astra_accel.evaluation.metrics import ANY_TURN
-from astra_accel.evaluation.missing import LOWER, NUM_MISSING, UPPER
+from astra_accel.evaluation.figures.metrics import ANY_TURN
+from astra_accel.evaluation.figures.missing import LOWER, NUM_MISSING, UPPER
 
 WEIGHTS = "tester.weights"
 """The setting of an evaluation that training changes, and no other."""
@@ -26,7 +26,7 @@ def verdict(comparison: Mapping[str, Any]) -> str | None:
 
     Args:
         comparison: what :func:`~astra_accel.evaluation.compare.compare` returns, with
-            :data:`~astra_accel.evaluation.metrics.ANY_TURN` among its figures.
+            :data:`~astra_accel.evaluation.figures.metrics.ANY_TURN` among its figures.
 
     Returns:
         One sentence; more where scores are missing or settings differ besides the weights. None where the evaluations

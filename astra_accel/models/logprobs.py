@@ -10,25 +10,10 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from astra_accel.models.activations import activation_checkpointing as checkpointed
-from astra_accel.models.batching import (
-    by_length,
-    cheapest_groups,
-    forward_hidden,
-    forward_logits,
-    left_padded,
-    positions,
-)
-from astra_accel.models.embedding_rows import check_token_ids
-from astra_accel.models.flex_layout import tree_layout
-from astra_accel.models.head import GivenLogits, Head, head_of, token_logprobs
-from astra_accel.models.length_regimes import Piece, length_regimes, split_by_regime
-from astra_accel.models.output_layer import LayerInput, output_layer_of
-from astra_accel.models.prefix_tree import Pack, pack_sequences
-from astra_accel.models.reading import packed_hidden
-from astra_accel.models.rereading import takes_padding
-from astra_accel.models.sharding import is_sharded
-from astra_accel.models.support import (
+from astra_accel.models.decoding.length_regimes import Piece, length_regimes, split_by_regime
+from astra_accel.models.decoding.padded_generation import takes_padding
+from astra_accel.models.decoding.prefill import packed_hidden
+from astra_accel.models.forward.capabilities import (
     UnsupportedModelError,
     assert_same,
     check_sequences,
@@ -36,6 +21,21 @@ from astra_accel.models.support import (
     supports,
     transformers_model,
 )
+from astra_accel.models.forward.flex_attention import tree_layout
+from astra_accel.models.forward.head import GivenLogits, Head, head_of, token_logprobs
+from astra_accel.models.forward.output_layer import LayerInput, output_layer_of
+from astra_accel.models.forward.padded import (
+    by_length,
+    cheapest_groups,
+    forward_hidden,
+    forward_logits,
+    left_padded,
+    positions,
+)
+from astra_accel.models.forward.prefix_tree import Pack, pack_sequences
+from astra_accel.models.layers.activation_checkpointing import activation_checkpointing as checkpointed
+from astra_accel.models.loading.embedding_rows import check_token_ids
+from astra_accel.models.sharding import is_sharded
 
 Ids = Sequence[int]
 Packing = Literal["auto", "prefix_tree", "none"]
@@ -70,9 +70,9 @@ def sequence_logprobs(
         model: a causal language model of transformers.
         contexts: token ids, at least one each.
         continuations: token ids, none at all allowed.
-        packing: ``"prefix_tree"`` reads each distinct prefix once (:mod:`astra_accel.models.prefix_tree`); ``"none"``
-            reads every sequence, padded; ``"auto"`` packs where a first comparison of the two showed the model to
-            give the same both ways. The values are the same either way, but for rounding.
+        packing: ``"prefix_tree"`` reads each distinct prefix once (:mod:`~astra_accel.models.forward.prefix_tree`);
+            ``"none"`` reads every sequence, padded; ``"auto"`` packs where a first comparison of the two showed the
+            model to give the same both ways. The values are the same either way, but for rounding.
         token_budget: distinct tokens of one packed forward; without packing, tokens with padding of one forward
             where gradients are off. Several packs with gradients keep the activations of one alone, and compute
             those of the others again in the backward pass. Weights that are sharded over processes are read in one

@@ -15,23 +15,23 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
-from astra_accel.models.adapter_targets import new_adapter_config
-from astra_accel.models.embedding_rows import configured_rows, embedding_rows
-from astra_accel.models.files import ModelFiles, check_lora_targets, find_model, same_tokenizer
-from astra_accel.models.generation import Generated, generate
-from astra_accel.models.kv_cache import PrefixCache
+from astra_accel.models.decoding.generation import Generated, generate
+from astra_accel.models.decoding.kv_cache import PrefixCache
+from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.decoding.token_sampling import Seed
+from astra_accel.models.forward.capabilities import transformers_model
+from astra_accel.models.layers.lora_linear import fuse_adapters
+from astra_accel.models.layers.merged_adapter import can_merge, merged_adapter
 from astra_accel.models.loading.adapter_files import check_adapter_files
+from astra_accel.models.loading.adapter_targets import new_adapter_config
+from astra_accel.models.loading.embedding_rows import configured_rows, embedding_rows
+from astra_accel.models.loading.model_files import ModelFiles, check_lora_targets, find_model, same_tokenizer
+from astra_accel.models.loading.quantization import check_device, check_quantization
 from astra_accel.models.loading.saved_adapters import load_adapter, peft_asks_by_old_names, share_a_base
+from astra_accel.models.loading.text_forward import freeze_unreached
 from astra_accel.models.logprobs import sequence_logprobs
-from astra_accel.models.lora_linear import fuse_adapters
 from astra_accel.models.memory import return_freed_memory
-from astra_accel.models.merging import can_merge, merged_adapter
-from astra_accel.models.quantization import check_device, check_quantization
-from astra_accel.models.reading import Scored
 from astra_accel.models.recall import Precision, Recall
-from astra_accel.models.sampling import Seed
-from astra_accel.models.support import transformers_model
-from astra_accel.models.text_forward import freeze_unreached
 
 Ids = tuple[int, ...]
 
@@ -93,7 +93,7 @@ class LanguageModel:
         batch_rows: int,
         scored: Sequence[Scored] | None = None,
     ) -> list[Generated]:
-        """See :func:`~astra_accel.models.generation.generate`."""
+        """See :func:`~astra_accel.models.decoding.generation.generate`."""
         with self.switch():
             generated = generate(
                 self.model,
@@ -193,10 +193,10 @@ def find_roles(
     """Find the models of all roles and check that they fit one another, before any weights load.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`~astra_accel.models.files.find_model`; or the baseline does not
-            share the tester's tokenizer, or can't read how the tester ends its turns; or LoRA's targets match nothing;
-            or an adapter is one that can't be switched off and on; or a tester of 4 bits is to be trained in full, or
-            was quantised before.
+        FileNotFoundError, ValueError: as :func:`~astra_accel.models.loading.model_files.find_model`; or the baseline
+            does not share the tester's tokenizer, or can't read how the tester ends its turns; or LoRA's targets match
+            nothing; or an adapter is one that can't be switched off and on; or a tester of 4 bits is to be trained in
+            full, or was quantised before.
         ImportError: a model is to be quantised, and bitsandbytes is not installed.
     """
     baseline = tester if baseline is None else baseline

@@ -12,10 +12,10 @@ import yaml
 
 from astra_accel.evaluation.folder import METRICS as FIGURES
 from astra_accel.evaluation.folder import NODES, EvaluationFolder, find_evaluation
+from astra_accel.files.run_folder import CONFIG, METRICS, ROLLOUTS
+from astra_accel.files.run_status import STATUS, Status, read_status
+from astra_accel.files.text import visible
 from astra_accel.report.parts import Part, read_part
-from astra_accel.report.text import visible
-from astra_accel.training.outputs import CONFIG, METRICS, ROLLOUTS
-from astra_accel.training.status import STATUS, Status, read_status
 
 Stamp = tuple[int, int]
 """When a file was written, and its size: another stamp, another content."""

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from astra_accel.files.text import embedded_json, shortened, visible
 from astra_accel.report.collect import Run
 from astra_accel.report.parts import SCORE, Part, Row
-from astra_accel.report.text import embedded_json, shortened, visible
 
 MAX_EPISODES = 1500
 MAX_BYTES = 6_000_000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from astra_accel.files.text import markdown_block, markdown_line, shortened
 from astra_accel.report.collect import Run
 from astra_accel.report.conversations import conversations
 from astra_accel.report.page import about, harm_rows, headline_rows
-from astra_accel.report.text import markdown_block, markdown_line, shortened
 
 NUM_WORST = 3
 MAX_TEXT = 1000

@@ -18,12 +18,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from astra_accel.evaluation.display import category_rows, details_of, value_text
-from astra_accel.evaluation.metrics import headlines
+from astra_accel.evaluation.figures.metrics import headlines
+from astra_accel.files.run_status import Status
+from astra_accel.files.text import embedded_json, visible
 from astra_accel.report.collect import Run
 from astra_accel.report.conversations import conversations
 from astra_accel.report.plots import plots_of
-from astra_accel.report.text import embedded_json, visible
-from astra_accel.training.status import Status
 
 TEMPLATES = "templates"
 

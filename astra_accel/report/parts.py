@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from astra_accel.evaluation.diversity import distinct_n
+from astra_accel.evaluation.figures.diversity import distinct_n
 
 Row = Mapping[str, Any]
 

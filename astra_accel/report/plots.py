@@ -11,10 +11,10 @@ from typing import Any, cast
 from markupsafe import Markup
 
 from astra_accel.evaluation.display import interval_ends
-from astra_accel.evaluation.missing import num_missing_of
+from astra_accel.evaluation.figures.missing import num_missing_of
+from astra_accel.files.text import visible
 from astra_accel.report.collect import Run
 from astra_accel.report.svg import Labels, Series, bar_chart, histogram, interval_chart, line_chart, point_chart
-from astra_accel.report.text import visible
 
 PointsOf = Callable[[Run], list[tuple[float, float]]]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from astra_accel.evaluation.compare import compare, is_trained
+from astra_accel.evaluation.figures.metrics import ANY_TURN
 from astra_accel.evaluation.folder import (
     EVALUATION_UNTRAINED,
     METRICS,
@@ -13,7 +14,6 @@ from astra_accel.evaluation.folder import (
     EvaluationFolder,
     find_evaluation,
 )
-from astra_accel.evaluation.metrics import ANY_TURN
 from astra_accel.evaluation.verdict import verdict
 from astra_accel.report.collect import Run
 

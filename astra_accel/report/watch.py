@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import process_time, sleep
 
+from astra_accel.files.run_status import read_status
 from astra_accel.report.collect import RunReader
 from astra_accel.report.writing import write_report
-from astra_accel.training.status import read_status
 
 REST = 9.0
 """Seconds without work for each second of a core, at least: a watch takes a tenth of one at most."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from astra_accel.files.atomic import write_atomically
 from astra_accel.report.collect import Run
 from astra_accel.report.markdown import render_markdown
 from astra_accel.report.page import render_page
 from astra_accel.report.verdicts import verdicts
-from astra_accel.training.outputs import write_atomically
 
 
 def write_report(runs: Sequence[Run], page: Path, renewed_every: float | None = None) -> list[str]:

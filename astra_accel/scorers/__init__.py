@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from astra_accel.lazy import load_attribute, load_named
+from astra_accel.registries import SCORERS
 
 if TYPE_CHECKING:
     import torch
@@ -28,15 +29,6 @@ __all__ = [
     "build_scorer",
     "check_scorer",
 ]
-
-SCORERS: dict[str, str] = {
-    "profanity": "astra_accel.scorers.profanity:ProfanityScorer",
-    "hatesonar": "astra_accel.scorers.hatesonar:HateSonarScorer",
-    "detoxify": "astra_accel.scorers.detoxify:DetoxifyScorer",
-    "llama_guard": "astra_accel.scorers.llama_guard:LlamaGuardScorer",
-    "classifier": "astra_accel.scorers.classifier:ClassifierScorer",
-}
-"""Where each scorer is, as "module:Class"."""
 
 
 def build_scorer(name: str, *, device: str | torch.device, **options: Any) -> Scorer:

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from astra_accel.models.embedded import EMBEDDED_NAME, HUB_ID
-from astra_accel.report.text import markdown_line
+from astra_accel.files.text import markdown_line
+from astra_accel.models.loading.embedded import EMBEDDED_NAME, HUB_ID
 from astra_accel.sharing.markdown import without_place
 
 EMBEDDED_LICENSE = "apache-2.0"

@@ -10,11 +10,12 @@ import pyarrow as pa
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from astra_accel.files.atomic import write_atomically
+from astra_accel.files.run_folder import CONFIG, environment
 from astra_accel.sharing.base_model import name_of
 from astra_accel.sharing.folders import README
 from astra_accel.sharing.markdown import AUDIENCE_TAG, fenced, prompt_sources, table
 from astra_accel.sharing.rollouts import DATA, Split, export_rollouts
-from astra_accel.training.outputs import CONFIG, environment, write_atomically
 
 TAGS = ("red-teaming", "adaptive-stress-testing", "astra_accel", AUDIENCE_TAG)
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

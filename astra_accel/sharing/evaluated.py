@@ -14,11 +14,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from astra_accel.evaluation.display import category_rows, details_of, value_text
+from astra_accel.evaluation.figures.metrics import headlines
+from astra_accel.evaluation.figures.missing import num_missing_of
 from astra_accel.evaluation.folder import METRICS, EvaluationFolder, find_evaluation
-from astra_accel.evaluation.metrics import headlines
-from astra_accel.evaluation.missing import num_missing_of
+from astra_accel.files.atomic import write_atomically
+from astra_accel.files.run_folder import CONFIG
 from astra_accel.sharing.markdown import table, without_place
-from astra_accel.training.outputs import CONFIG, write_atomically
 
 BEGIN, END = "<!-- figures of the evaluation: begin -->", "<!-- figures of the evaluation: end -->"
 NOT_EVALUATED = f"{BEGIN}\nThis tester has not been evaluated yet (`astra-accel evaluate`).\n{END}"

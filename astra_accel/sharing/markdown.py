@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_accel.report.text import markdown_line, visible
+from astra_accel.files.text import markdown_line, visible
 
 AUDIENCE_TAG = "not-for-all-audiences"
 """The hub's own tag: a page with it asks before it shows anything."""

@@ -17,10 +17,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from astra_accel.evaluation.display import number
 from astra_accel.evaluation.tester import ADAPTER_CONFIG, MODEL_CONFIG
+from astra_accel.files.run_folder import environment
 from astra_accel.sharing.base_model import hub_id, is_tiny, license_of, name_of
 from astra_accel.sharing.evaluated import NOT_EVALUATED, with_evaluation
 from astra_accel.sharing.markdown import AUDIENCE_TAG, fenced, prompt_sources, table, without_places
-from astra_accel.training.outputs import environment
 from astra_accel.yaml_files import dump_yaml
 
 TAGS = ("red-teaming", "adaptive-stress-testing", "astra_accel", AUDIENCE_TAG)
@@ -152,7 +152,7 @@ def _loading(config: Mapping[str, Any], weights: Weights) -> str:
         lines[0] = "from transformers import AutoModelForCausalLM, AutoTokenizer"
         lines += [f"tester = AutoModelForCausalLM.from_pretrained(folder{options})", tokenizer]
     elif is_tiny(tester["path"]):
-        lines[:1] = ["from astra_accel.models.tiny import build_tiny", "from peft import PeftModel", *lines[:1]]
+        lines[:1] = ["from astra_accel.models.loading.tiny import build_tiny", "from peft import PeftModel", *lines[:1]]
         architecture = tester["path"].partition(":")[2]
         base = f"build_tiny({json.dumps(architecture) if architecture else ''})[0]"
         lines += [f"tester = PeftModel.from_pretrained({base}, folder)", tokenizer]

@@ -1,38 +1,18 @@
-"""An update whose loss or gradient is not finite is not made, and what it was made of is kept.
-
-Nor is an experience of models whose logits are not finite.
-"""
+"""An update whose loss or gradient is not finite is not made, and what it was made of is kept."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from astra_accel.training.experience import Shard
+from astra_accel.errors import NonFiniteError
+from astra_accel.experience.loader import Shard
 
 if TYPE_CHECKING:
     from astra_accel.training.trainer import AccelTrainer
-
-
-class NonFiniteError(RuntimeError):
-    """A loss, a gradient or what a model computes in a rollout is not finite; the optimizer did not step."""
-
-
-@contextmanager
-def naming_step(when: str) -> Iterator[None]:
-    """Say when a model computed what is not finite.
-
-    Raises:
-        NonFiniteError: in place of a ``FloatingPointError``, which systems raise then.
-    """
-    try:
-        yield
-    except FloatingPointError as error:
-        raise NonFiniteError(f"{when}: {error}") from error
 
 
 def check_finite(trainer: AccelTrainer, loss: float, grad_norm: float, shards: Sequence[Shard]) -> None:

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from astra_accel.core.sampler import term_values, walk
-from astra_accel.training.distributed import on_every_rank
-from astra_accel.training.experience import Experience
+from astra_accel.distributed.collectives import on_every_rank
+from astra_accel.experience.loader import Experience
 
 
 class UpdateTally:

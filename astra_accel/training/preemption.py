@@ -11,26 +11,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1") if name in signal.Signals.__members__)
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again later.
-EXIT_CODE = 75
 # A launcher passes on what a scheduler sent to all processes of the job, so one signal may come twice in a row.
 REPEATED_WITHIN = 5.0
-
-
-class Preempted(SystemExit):
-    """A signal stopped the run after a training step. Not caught, it ends the program with ``EXIT_CODE``.
-
-    Attributes:
-        checkpoint: where the run goes on.
-    """
-
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(EXIT_CODE)
-        self.checkpoint = checkpoint
 
 
 class Preemption:

@@ -8,9 +8,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from astra_accel.algorithms import ALGORITHMS
+from astra_accel.distributed.collectives import on_main
 from astra_accel.errors import ConfigurationError
+from astra_accel.experience.collect import Harness
+from astra_accel.files.run_folder import CHECKPOINTS
 from astra_accel.lazy import load
-from astra_accel.training.checkpoint import (
+from astra_accel.training.checkpoint.layout import (
     REPLAY,
     CheckpointError,
     has_replay,
@@ -19,9 +22,6 @@ from astra_accel.training.checkpoint import (
     verify_checkpoint,
 )
 from astra_accel.training.config_text import flat
-from astra_accel.training.distributed import on_main
-from astra_accel.training.harness import Harness
-from astra_accel.training.outputs import CHECKPOINTS
 
 FIELD = "training.replay.source"
 

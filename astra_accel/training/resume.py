@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astra_accel.config import Bound
-from astra_accel.training import checkpoint as checkpoints
-from astra_accel.training.bounds import check_untrained
+from astra_accel.distributed.collectives import on_main
+from astra_accel.training.callbacks.bounds import check_untrained
+from astra_accel.training.checkpoint import layout as checkpoints
 from astra_accel.training.config_text import changed_fields, flat
-from astra_accel.training.distributed import on_main
 from astra_accel.training.prompt_digests import Digests, changed_prompts
 
 if TYPE_CHECKING:

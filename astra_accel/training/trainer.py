@@ -14,43 +14,40 @@ from safetensors.torch import save_file
 
 from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.core.evaluator import Evaluator
+from astra_accel.distributed.accelerator import check_accelerator, launch_advice, make_accelerator
+from astra_accel.distributed.collectives import naming_lost_processes, on_main, take_waited
+from astra_accel.distributed.engine import check_saving, make_engine
+from astra_accel.distributed.step_module import StepModule
+from astra_accel.errors import Preempted
+from astra_accel.experience.collect import Harness
+from astra_accel.experience.loader import Experience, ExperienceLoader
 from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.experience.replay import Replay
+from astra_accel.files.atomic import write_atomically
+from astra_accel.files.run_folder import METRICS, check_output_dir
 from astra_accel.files.run_lock import RunLock
+from astra_accel.files.run_status import telling_status
 from astra_accel.sharing.folders import README
 from astra_accel.sharing.model_card import Origin, model_card, weights_in
 from astra_accel.sharing.push import check_push, push_tester
-from astra_accel.training import checkpoint as checkpoints
-from astra_accel.training.best import KeepBest, bring_best, evaluate_untrained, load_best
-from astra_accel.training.callback_handler import CallbackHandler
-from astra_accel.training.callbacks import TrainerControl
-from astra_accel.training.checkpoint import TrainerState, Training
+from astra_accel.training.callbacks.base import TrainerControl
+from astra_accel.training.callbacks.best import KeepBest, bring_best, evaluate_untrained, load_best
+from astra_accel.training.callbacks.console import Display
+from astra_accel.training.callbacks.handler import CallbackHandler
+from astra_accel.training.callbacks.run_files import RunFolder, agree_on_output_dir
+from astra_accel.training.callbacks.stop_at import StopAt
+from astra_accel.training.callbacks.trackers import Trackers
+from astra_accel.training.checkpoint import layout as checkpoints
+from astra_accel.training.checkpoint.layout import TrainerState, Training
+from astra_accel.training.checkpoint.save import CheckpointSaver
 from astra_accel.training.config_text import config_yaml
-from astra_accel.training.display import Display
-from astra_accel.training.distributed import (
-    check_accelerator,
-    launch_advice,
-    make_accelerator,
-    naming_lost_processes,
-    on_main,
-    take_waited,
-)
-from astra_accel.training.engine import check_saving, make_engine
-from astra_accel.training.experience import Experience, ExperienceLoader
-from astra_accel.training.harness import Harness
 from astra_accel.training.metrics import Stopwatch, experience_metrics, speed_figures
 from astra_accel.training.optim import LearningRate, build_optimizer
-from astra_accel.training.outputs import METRICS, RunFolder, agree_on_output_dir, check_output_dir, write_atomically
-from astra_accel.training.preemption import Preempted, Preemption
+from astra_accel.training.preemption import Preemption
 from astra_accel.training.prompt_digests import digests_of, prompts_of
 from astra_accel.training.replay_source import begin_replay
 from astra_accel.training.resume import go_on_from, newest_whole
-from astra_accel.training.saving import CheckpointSaver
-from astra_accel.training.status import telling_status
-from astra_accel.training.step_module import StepModule
-from astra_accel.training.stop_at import StopAt
-from astra_accel.training.trackers import Trackers
-from astra_accel.training.updates import update_on
+from astra_accel.training.update import update_on
 
 
 class AccelTrainer:
@@ -360,7 +357,7 @@ Trainer = AccelTrainer
 
 
 def _default_evaluator(sampler: Any, config: TrainingConfiguration) -> Evaluator:
-    from astra_accel.methods.ast.evaluator import ASTEvaluator, figures_among
+    from astra_accel.evaluation.evaluator import ASTEvaluator, figures_among
 
     return ASTEvaluator(sampler, figures=figures_among(config.watched_metrics))
 

@@ -10,8 +10,9 @@ import pytest
 from accelerate import Accelerator
 
 from astra_accel import AccelTrainer, TrainerCallback, TrainingConfiguration
-from astra_accel.training import distributed
-from astra_accel.training.distributed import RankError, make_accelerator
+from astra_accel.distributed import collectives
+from astra_accel.distributed.accelerator import make_accelerator
+from astra_accel.distributed.collectives import RankError
 from tests.helpers.plain import build_plain
 from tests.helpers.processes import run_processes
 
@@ -41,13 +42,13 @@ class _Exchanges:
     def __init__(self) -> None:
         self.made, self.between_updates = 0, set()
         self._at_last = (-1, 0)
-        exchange = distributed.gather_object
+        exchange = collectives.gather_object
 
         def counted(own: Any) -> Any:
             self.made += 1
             return exchange(own)
 
-        distributed.gather_object = counted
+        collectives.gather_object = counted
 
     def on_train_begin(self, trainer: AccelTrainer) -> None:
         self._at_last = (-1, 0)

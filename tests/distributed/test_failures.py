@@ -12,7 +12,8 @@ import torch
 
 from astra_accel import DPO, AccelTrainer, ASTSampler, HFASTSystem, TrainingConfiguration
 from astra_accel.core.scorer import ScorerError
-from astra_accel.training.distributed import RankError, make_accelerator
+from astra_accel.distributed.accelerator import make_accelerator
+from astra_accel.distributed.collectives import RankError
 from tests.helpers.plain import build_plain
 from tests.helpers.processes import ProcessFailure, run_processes
 
@@ -129,12 +130,12 @@ def test_a_batch_that_processes_cannot_share_is_an_error_before_anything_loads()
 
 
 def _save_on_full_disk(output_dir: Path) -> str:
-    from astra_accel.training import saving
+    from astra_accel.training.checkpoint import save
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    saving.save_file = full
+    save.save_file = full
     sampler, algorithm = build_plain()
     config = TrainingConfiguration(
         output_dir=output_dir, batch_size=4, training_steps=1, save_steps=1, sample_steps=None

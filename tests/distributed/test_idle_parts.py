@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from astra_accel.config import RunConfiguration
-from astra_accel.training.run import build_trainer
+from astra_accel.jobs.train import build_trainer
 from tests.helpers.launches import SHARDED, make_launch
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.processes import run_processes

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from astra_accel.training.checkpoint import list_checkpoints
+from astra_accel.training.checkpoint.layout import list_checkpoints
 from tests.helpers.processes import free_port
 from tests.helpers.runs import ROOT, largest_difference
 

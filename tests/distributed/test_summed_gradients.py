@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from astra_accel import TrainingConfiguration
-from astra_accel.training.engine import make_engine
-from astra_accel.training.step_module import StepModule
+from astra_accel.distributed.engine import make_engine
+from astra_accel.distributed.step_module import StepModule
 from tests.helpers.launches import LAUNCHES, make_launch
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.processes import run_processes

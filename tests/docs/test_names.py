@@ -17,8 +17,8 @@ from pydantic import BaseModel
 import astra_accel
 from astra_accel.cli import main as cli_main
 from astra_accel.config import RunConfiguration
-from astra_accel.evaluation.run import main as evaluate_main
-from astra_accel.training.run import main as train_main
+from astra_accel.jobs.evaluate import main as evaluate_main
+from astra_accel.jobs.train import main as train_main
 from tests.helpers.documents import PAGES, ROOT, blocks, inline_code, name_of
 
 FIELD = re.compile(rf"(?<![\w./-])(?:--)?((?:{'|'.join(RunConfiguration.model_fields)})(?:\.[a-z_]+)+)")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from astra_accel.cli import main
-from astra_accel.models import files
+from astra_accel.models.loading import model_files
 from tests.helpers.runs import ROOT, TINY_DPO
 
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
@@ -125,7 +125,7 @@ def test_a_configuration_that_would_not_start(
     def load(*_: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(files.ModelFiles, "load", load)
+    monkeypatch.setattr(model_files.ModelFiles, "load", load)
     monkeypatch.chdir(tmp_path)
     text, expected = MISTAKES[name]
     Path("run.yaml").write_text(text)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from astra_accel.cli import main
 from astra_accel.evaluation.folder import EvaluationFolder
-from astra_accel.models import files
-from astra_accel.models.tiny import save_tiny
+from astra_accel.models.loading import model_files
+from astra_accel.models.loading.tiny import save_tiny
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.runs import TINY_DPO, train_tiny
 
@@ -146,7 +146,7 @@ def test_mistakes_are_told_before_weights_load(
     def load(*_: object) -> None:
         raise AssertionError("weights were loaded before the mistake was found")
 
-    monkeypatch.setattr(files.ModelFiles, "load", load)
+    monkeypatch.setattr(model_files.ModelFiles, "load", load)
 
     def message(*arguments: Any, **options: Any) -> str:
         capsys.readouterr()

@@ -11,9 +11,9 @@ import pytest
 from transformers import BertConfig
 
 from astra_accel.cli import main as cli_main
-from astra_accel.models import files
-from astra_accel.models.tiny import save_tiny
-from astra_accel.training.run import main
+from astra_accel.jobs.train import main
+from astra_accel.models.loading import model_files
+from astra_accel.models.loading.tiny import save_tiny
 from tests.helpers.own_code import save_with_own_code
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.runs import TINY_DPO
@@ -29,7 +29,7 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
         raise AssertionError("weights were loaded before the mistake was found")
 
-    monkeypatch.setattr(files.ModelFiles, "load", load)
+    monkeypatch.setattr(model_files.ModelFiles, "load", load)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 

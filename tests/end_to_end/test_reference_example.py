@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from astra_accel.models import files
-from astra_accel.models.tiny import save_tiny
+from astra_accel.models.loading import model_files
+from astra_accel.models.loading.tiny import save_tiny
 from tests.helpers.plain import reset_accelerate
 
 
@@ -18,7 +18,7 @@ def test_the_reference_example_runs(training_steps: int, tmp_path: Path, monkeyp
     The long case makes all of the 1024 training steps of the example.
     """
     save_tiny(tmp_path / "model", "llama")
-    monkeypatch.setattr(files, "embedded_model_path", lambda: tmp_path / "model")
+    monkeypatch.setattr(model_files, "embedded_model_path", lambda: tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     reset_accelerate()
 

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from astra_accel.cli import main
+from astra_accel.files.tables import write_table
+from astra_accel.files.text import visible
 from astra_accel.report.collect import RunReader
 from astra_accel.report.conversations import MAX_TEXT
-from astra_accel.report.text import visible
 from astra_accel.report.writing import write_report
-from astra_accel.training.outputs import write_table
 from tests.helpers.browser import CHROMIUM, Page, browser_page
 from tests.helpers.written_runs import HOSTILE, write_evaluation, write_run
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from astra_accel.cli import main
-from astra_accel.models import files
+from astra_accel.models.loading import model_files
 from tests.helpers.hub import USER, local_hub
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.runs import TINY_DPO, train_plain, train_tiny
@@ -96,7 +96,7 @@ def test_an_upload_that_can_not_be_is_told_before_weights_load(
     def load(*_: object) -> None:
         raise AssertionError("weights were loaded before the mistake was found")
 
-    monkeypatch.setattr(files.ModelFiles, "load", load)
+    monkeypatch.setattr(model_files.ModelFiles, "load", load)
     to = ("--training.push_to_hub", "true", "--training.hub_model_id", "mine")
     reset_accelerate()
     with local_hub(monkeypatch) as hub:

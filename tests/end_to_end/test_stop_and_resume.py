@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from astra_accel.training.preemption import EXIT_CODE
+from astra_accel.errors import EXIT_CODE
 from tests.helpers.runs import (
     TINY_DPO,
     checkpoint_weights,

@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from astra_accel.config import RunConfiguration
-from astra_accel.models.tiny import build_tiny
-from astra_accel.training.status import Status, read_status
+from astra_accel.files.run_status import Status, read_status
+from astra_accel.models.loading.tiny import build_tiny
 from tests.helpers.runs import TINY_DPO, launch, metrics, rollouts
 
 

@@ -87,7 +87,7 @@ IMPATIENT = """
 import sys
 from astra_accel.files import run_lock
 run_lock.RunLock.__init__.__kwdefaults__.update(beat_seconds=0.2, stale_seconds=2.0)
-from astra_accel.training.run import main
+from astra_accel.jobs.train import main
 sys.exit(main())
 """
 
@@ -111,7 +111,7 @@ def test_a_reader_that_goes_away_and_an_encoding_end_no_run(tmp_path: Path) -> N
 def test_an_output_folder_that_can_t_be_written_to_is_found_before_models_load(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from astra_accel.training import run
+    from astra_accel.jobs import train as run
 
     monkeypatch.setattr(run, "build_sampler", None)
     (tmp_path / "file").touch()

@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DataLoaderConfiguration, DistributedType
 
 from astra_accel import TrainingConfiguration
+from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.op_builds import build_for_cpu_processes
-from astra_accel.training.distributed import make_accelerator
 
 SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
 OFFLOADED = ("zero2_offload", "zero3_offload")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from astra_accel.models.tiny import save_tiny
+from astra_accel.models.loading.tiny import save_tiny
 
 CONFIGURATION = """
 from transformers import LlamaConfig

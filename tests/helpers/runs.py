@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from astra_accel import AccelTrainer, RunConfiguration, TrainingConfiguration
-from astra_accel.training.run import build_trainer
+from astra_accel.jobs.train import build_trainer
 from tests.helpers.launches import make_launch
 from tests.helpers.plain import PlainAlgorithm, build_plain, reset_accelerate
 

@@ -13,7 +13,7 @@ from astra_accel import DPO, AccelTrainer, ASTSampler, TrainingConfiguration
 from astra_accel.core.scorer import Scorer
 from astra_accel.methods.ast.rewards.term import RewardTerm
 from astra_accel.methods.ast.system import ASTSystem
-from astra_accel.models.sampling import uniforms
+from astra_accel.models.decoding.token_sampling import uniforms
 
 NUM_SLOTS, NUM_WORDS = 4, 10
 

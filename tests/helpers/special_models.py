@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from astra_accel.models.tiny import build_tiny
+from astra_accel.models.loading.tiny import build_tiny
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 260,

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from astra_accel.config import RolloutConfiguration
 from astra_accel.methods.ast.views import Views
-from astra_accel.models.files import ModelFiles
+from astra_accel.models.loading.model_files import ModelFiles
 from astra_accel.models.roles import RoleFiles
 
 

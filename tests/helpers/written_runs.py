@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from astra_accel.evaluation.figures.nodes import Nodes
+from astra_accel.evaluation.figures.summary import summarize
 from astra_accel.evaluation.folder import EvaluationFolder
-from astra_accel.evaluation.nodes import Nodes
-from astra_accel.evaluation.summary import summarize
-from astra_accel.training.outputs import write_table
+from astra_accel.files.tables import write_table
 
 HOSTILE = [
     '<script>document.title = "it ran"</script>',

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from astra_accel import HFASTSystem
 from astra_accel.config import LoRAConfiguration, ModelConfiguration, RolloutConfiguration, SamplingConfiguration
-from astra_accel.models.tiny import save_tiny
+from astra_accel.models.loading.tiny import save_tiny
 from tests.helpers.special_models import MIXTURES, SPECIAL, save_special
 
 QUICK = ("deepseek_v3", "phi_moe")

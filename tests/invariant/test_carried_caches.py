@@ -13,9 +13,9 @@ import torch
 from transformers import TemperatureLogitsWarper
 
 from astra_accel.config import SamplingConfiguration
-from astra_accel.models.generation import Generated, generate
-from astra_accel.models.kv_cache import PrefixCache
-from astra_accel.models.reading import Scored
+from astra_accel.models.decoding.generation import Generated, generate
+from astra_accel.models.decoding.kv_cache import PrefixCache
+from astra_accel.models.decoding.prefill import Scored
 from tests.helpers.architectures import ARCHITECTURES, FALLS_BACK, VOCABULARY, build
 from tests.helpers.noise import exponentials
 

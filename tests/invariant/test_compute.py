@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.nn.modules.module import register_module_forward_hook
 
-from astra_accel.training.step_module import StepModule
+from astra_accel.distributed.step_module import StepModule
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import (

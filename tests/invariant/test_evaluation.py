@@ -10,8 +10,8 @@ import pytest
 
 from astra_accel import ASTEvaluator, ASTSampler, HFASTSystem, Scorer
 from astra_accel.config import RolloutConfiguration, SamplingConfiguration, TrainingConfiguration
+from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.evaluation.folder import EvaluationFolder
-from astra_accel.training.distributed import make_accelerator
 from tests.helpers.plain import build_plain, reset_accelerate
 from tests.helpers.processes import ProcessFailure, run_processes
 

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from astra_accel.models.tiny import build_tiny
+from astra_accel.models.loading.tiny import build_tiny
 from tests.helpers.processes import ProcessFailure, run_processes
 from tests.helpers.runs import checkpoint_weights, largest_difference, rollouts, train_tiny
 

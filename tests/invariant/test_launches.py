@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from astra_accel.models.tiny import build_tiny, save_tiny
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from tests.helpers.launches import LAUNCHES, OFFLOADED, SHARDED
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import Weights, checkpoint_weights, largest_difference, rollouts, train_plain, train_tiny

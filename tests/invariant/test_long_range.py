@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from astra_accel.config import RolloutConfiguration, SamplingConfiguration
 from astra_accel.methods.ast import HFASTValueFunctionSystem
-from astra_accel.models.generation import Generated, carries, generate
-from astra_accel.models.head import head_of
-from astra_accel.models.kv_cache import PrefixCache
+from astra_accel.models.decoding.generation import Generated, carries, generate
+from astra_accel.models.decoding.kv_cache import PrefixCache
+from astra_accel.models.decoding.padded_generation import takes_padding
+from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.forward.capabilities import UnsupportedModelError
+from astra_accel.models.forward.head import head_of
+from astra_accel.models.loading.tiny import build_tiny
 from astra_accel.models.logprobs import can_pack, sequence_logprobs, sequence_readings
-from astra_accel.models.reading import Scored
-from astra_accel.models.rereading import takes_padding
-from astra_accel.models.support import UnsupportedModelError
-from astra_accel.models.tiny import build_tiny
 from tests.helpers.architectures import VOCABULARY
 from tests.helpers.long_range import ALL, DYNAMIC, LIMIT, LONGROPE, build_long_range, growing_logprobs
 from tests.helpers.processes import run_processes

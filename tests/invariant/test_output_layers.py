@@ -10,9 +10,9 @@ import torch
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration
 from astra_accel.methods.ast import HFASTSystem, HFASTValueFunctionSystem
-from astra_accel.models.head import Head
-from astra_accel.models.support import transformers_model
-from astra_accel.models.tiny import build_tiny
+from astra_accel.models.forward.capabilities import transformers_model
+from astra_accel.models.forward.head import Head
+from astra_accel.models.loading.tiny import build_tiny
 from tests.helpers.output_layers import OF_THEIR_OWN, OUTPUT_LAYERS, body, build_output_layer
 
 PROMPTS = ("Good morning, how are you?", "So")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from astra_accel.config import TrainingConfiguration
-from astra_accel.training.distributed import make_accelerator
-from astra_accel.training.harness import Harness
+from astra_accel.distributed.accelerator import make_accelerator
+from astra_accel.experience.collect import Harness
 from tests.helpers.plain import PlainAlgorithm, PlainSampler, PlainSystem
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import (

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from astra_accel.config import ModelConfiguration
 from astra_accel.methods.ast import HFASTValueFunctionSystem
-from astra_accel.models.support import transformers_model
-from astra_accel.models.tiny import save_tiny
+from astra_accel.models.forward.capabilities import transformers_model
+from astra_accel.models.loading.tiny import save_tiny
 from tests.helpers.launches import LAUNCHES
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import Weights, largest_difference, train_tiny

@@ -14,8 +14,8 @@ from astra_accel.algorithms.dpo import DPOStep
 from astra_accel.config import RunConfiguration
 from astra_accel.core.sampler import walk
 from astra_accel.methods.ast import HFASTSystem
+from astra_accel.models.loading.tiny import TINY_ARCHITECTURES, build_tiny
 from astra_accel.models.logprobs import sequence_logprobs
-from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
 from tests.helpers.benchmarks import SCRIPTS, script, scripts  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("scripts")

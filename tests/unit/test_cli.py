@@ -3,8 +3,8 @@ import os
 import pytest
 
 from astra_accel.cli import main
-from astra_accel.models.tiny import save_tiny
-from astra_accel.training import run
+from astra_accel.jobs import train as run
+from astra_accel.models.loading.tiny import save_tiny
 from tests.helpers.runs import TINY_DPO
 
 
@@ -47,7 +47,7 @@ def test_an_evaluation_is_launched_with_all_that_was_asked(monkeypatch, tmp_path
         main(["evaluate", *asked, "--accelerate-config", "cpu_2", "--evaluation.threshold", "0.7"])
 
     (command,) = caught.value.args
-    assert command[-10:] == ["--module", "astra_accel.evaluation.run", *asked, "--evaluation.threshold", "0.7"]
+    assert command[-10:] == ["--module", "astra_accel.jobs.evaluate", *asked, "--evaluation.threshold", "0.7"]
 
 
 def test_a_command_without_fields_takes_none(capsys):

@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file
 
 from astra_accel.config import RolloutConfiguration
+from astra_accel.evaluation.figures.statistics import Median, Rate, Ratio
 from astra_accel.evaluation.folder import EvaluationError
-from astra_accel.evaluation.statistics import Median, Rate, Ratio
 from astra_accel.methods.ast import HFASTSystem
 from tests.helpers.benchmarks import SCRIPTS, script, scripts  # noqa: F401 - a fixture
 

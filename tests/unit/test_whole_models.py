@@ -11,8 +11,8 @@ from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enab
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from astra_accel.config import ModelConfiguration
-from astra_accel.models.files import find_model
-from astra_accel.models.tiny import build_tiny, save_tiny
+from astra_accel.models.loading.model_files import find_model
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from astra_accel.scorers.pretrained import load_frozen
 from astra_accel.whole_models import build_skeleton, loaded_whole
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from astra_accel.lazy import load_attribute
 
 if TYPE_CHECKING:
-    from astra_accel.methods.ast.evaluator import ASTEvaluator
     from astra_accel.methods.ast.hf_system import HFASTSystem
     from astra_accel.methods.ast.sampler import ASTSampler
     from astra_accel.methods.ast.system import ASTProblem, ASTSystem
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
 
 __all__ = [
-    "ASTEvaluator",
     "ASTProblem",
     "ASTSampler",
     "ASTSystem",
@@ -30,7 +28,7 @@ __all__ = [
 ]
 
 _LOCATIONS = {
-    "ASTEvaluator": "astra_accel.methods.ast.evaluator:ASTEvaluator",
+    "ASTEvaluator": "astra_accel.evaluation.evaluator:ASTEvaluator",
     "ASTProblem": "astra_accel.methods.ast.system:ASTProblem",
     "ASTSampler": "astra_accel.methods.ast.sampler:ASTSampler",
     "ASTSystem": "astra_accel.methods.ast.system:ASTSystem",

@@ -25,14 +25,14 @@ from astra_accel.methods.ast.rewards.term import RewardTerm
 from astra_accel.methods.ast.system import ASTSystem
 from astra_accel.methods.ast.transcript import Segment, Transcript, joined_text
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
-from astra_accel.models.activations import checkpointed_layers
-from astra_accel.models.generation import Generated
+from astra_accel.models.decoding.generation import Generated
+from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.decoding.token_sampling import NonFiniteLogitsError, Seed, check_finite
+from astra_accel.models.forward.capabilities import transformers_model
+from astra_accel.models.forward.prefix_tree import num_distinct_tokens
+from astra_accel.models.layers.activation_checkpointing import checkpointed_layers
 from astra_accel.models.logprobs import can_pack, pad_logprobs
-from astra_accel.models.prefix_tree import num_distinct_tokens
-from astra_accel.models.reading import Scored
 from astra_accel.models.roles import TESTER_ADAPTER, LanguageModel, RoleFiles, find_roles, load_roles
-from astra_accel.models.sampling import NonFiniteLogitsError, Seed, check_finite
-from astra_accel.models.support import transformers_model
 
 TESTER_STREAM, TARGET_STREAM, ADAPTER_STREAM = 0, 1, 2
 

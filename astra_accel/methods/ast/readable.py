@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from astra_accel.models.embedding_rows import configured_rows
-from astra_accel.models.files import ModelFiles
+from astra_accel.models.loading.embedding_rows import configured_rows
+from astra_accel.models.loading.model_files import ModelFiles
 
 
 @dataclass(frozen=True)

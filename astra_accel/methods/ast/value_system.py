@@ -12,10 +12,10 @@ import torch
 from astra_accel.core.system import ValueFunctionSystem
 from astra_accel.methods.ast.hf_system import HFASTSystem, within
 from astra_accel.methods.ast.transcript import Segment, Transcript
-from astra_accel.models.head import GivenLogits, Head
+from astra_accel.models.forward.capabilities import transformers_model
+from astra_accel.models.forward.head import GivenLogits, Head
+from astra_accel.models.forward.value_head import ValueHead
 from astra_accel.models.logprobs import check_readings, pad_logprobs, sequence_readings
-from astra_accel.models.support import transformers_model
-from astra_accel.models.value_head import ValueHead
 
 
 class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):

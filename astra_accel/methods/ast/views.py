@@ -11,7 +11,7 @@ from astra_accel.config import RolloutConfiguration
 from astra_accel.methods.ast.format import ANY_TOKEN, ChatFormat, Format, RawFormat, View
 from astra_accel.methods.ast.readable import EVERY_ROW, Rows
 from astra_accel.methods.ast.transcript import Segment, SegmentRole, Transcript
-from astra_accel.models.files import ModelFiles
+from astra_accel.models.loading.model_files import ModelFiles
 from astra_accel.models.roles import RoleFiles
 
 logger = logging.getLogger(__name__)

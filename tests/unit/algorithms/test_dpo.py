@@ -15,7 +15,7 @@ from astra_accel.config import ModelConfiguration, RolloutConfiguration, Samplin
 from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.scorer import Scorer
 from astra_accel.methods.ast import HFASTSystem, Transcript
-from astra_accel.models.tiny import build_tiny, save_tiny
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from tests.helpers.accelerate_state import own_accelerate_state
 
 

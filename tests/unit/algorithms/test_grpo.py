@@ -250,7 +250,7 @@ def trainers(tmp_path_factory) -> Iterator[dict]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-    from astra_accel.models.tiny import build_tiny
+    from astra_accel.models.loading.tiny import build_tiny
 
     with own_accelerate_state():
         model, tokenizer = build_tiny("llama")

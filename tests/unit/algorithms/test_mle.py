@@ -12,7 +12,7 @@ from astra_accel import HFASTSystem
 from astra_accel.algorithms.mle import MLE, MLEStep
 from astra_accel.algorithms.trajectory_balance import TBStep
 from astra_accel.core.sampler import Graph, Node
-from astra_accel.training.harness import Harness
+from astra_accel.experience.collect import Harness
 
 LOGPROBS = {"a": [-1.0], "b": [-2.0, -3.0], "d": [-0.5, -0.5, -2.0]}
 

@@ -6,7 +6,7 @@ import pytest
 from astra_accel import __version__, config
 from astra_accel.cli import build_parser, main
 from astra_accel.commands.completion import subcommands
-from astra_accel.training.preemption import EXIT_CODE
+from astra_accel.errors import EXIT_CODE
 
 COMMANDS = subcommands(build_parser())
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from astra_accel.distributed import exchange
-from astra_accel.training.distributed import RankError, naming_lost_processes
+from astra_accel.distributed.collectives import RankError, naming_lost_processes
 from tests.helpers.processes import ProcessFailure, run_processes
 
 

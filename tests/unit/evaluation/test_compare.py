@@ -9,9 +9,9 @@ import pytest
 
 from astra_accel.evaluation.compare import compare
 from astra_accel.evaluation.display import show_comparison
+from astra_accel.evaluation.figures.nodes import Nodes
+from astra_accel.evaluation.figures.summary import summarize
 from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder
-from astra_accel.evaluation.nodes import Nodes
-from astra_accel.evaluation.summary import summarize
 
 PROMPTS = [f"prompt {index}" for index in range(20)]
 EASE = np.random.default_rng(0).random(20)

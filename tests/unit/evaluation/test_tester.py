@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 from astra_accel.config import ConfigurationError, ModelConfiguration, RunConfiguration
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
-from astra_accel.models.tiny import build_tiny, save_tiny
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 

@@ -7,10 +7,10 @@ import re
 import pytest
 
 from astra_accel.evaluation.compare import compare
+from astra_accel.evaluation.figures.metrics import ANY_TURN
+from astra_accel.evaluation.figures.nodes import Nodes
+from astra_accel.evaluation.figures.summary import summarize
 from astra_accel.evaluation.folder import EvaluationFolder
-from astra_accel.evaluation.metrics import ANY_TURN
-from astra_accel.evaluation.nodes import Nodes
-from astra_accel.evaluation.summary import summarize
 from astra_accel.evaluation.verdict import verdict
 
 WEIGHTS = {"weights": {"adapter_model.safetensors": "0f"}}

@@ -11,9 +11,9 @@ from astra_accel.algorithms import ALGORITHMS, build_algorithm
 from astra_accel.config import ReplayConfiguration
 from astra_accel.core.algorithm import Algorithm, ReplayEntry
 from astra_accel.errors import ConfigurationError
+from astra_accel.experience.collect import Harness
 from astra_accel.experience.off_policy import check_replay
 from astra_accel.experience.replay import Replay
-from astra_accel.training.harness import Harness
 from tests.helpers.plain import PlainStep, build_plain
 from tests.helpers.replayed import ReplayedAlgorithm
 

@@ -4,7 +4,7 @@ import pytest
 
 from astra_accel.config import RunConfiguration
 from astra_accel.errors import ConfigurationError
-from astra_accel.files.paths import expanded, user_path
+from astra_accel.paths import expanded, user_path
 
 
 @pytest.fixture(autouse=True)

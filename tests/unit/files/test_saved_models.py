@@ -21,8 +21,8 @@ from astra_accel.files.saved_models import (
     damage_of_weights,
     tensors_of,
 )
-from astra_accel.models.files import find_model
-from astra_accel.models.tiny import build_tiny, save_tiny
+from astra_accel.models.loading.model_files import find_model
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4f5a0c\nsize 269060552\n"
 PAGE = "<!DOCTYPE html>\n<html><body>504 Gateway Time-out</body></html>\n"

@@ -14,9 +14,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from astra_accel.models.forward.capabilities import UnsupportedModelError
+from astra_accel.models.loading.tiny import TINY_ARCHITECTURES, build_tiny
 from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs
-from astra_accel.models.support import UnsupportedModelError
-from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny
 from tests.helpers.architectures import build
 
 CLOSE = {"rtol": 0, "atol": 2e-5}

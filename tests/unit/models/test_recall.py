@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from astra_accel.models.loading.tiny import build_tiny
 from astra_accel.models.recall import Precision, Recall
-from astra_accel.models.tiny import build_tiny
 
 
 def test_what_was_kept_is_found():

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
-from astra_accel.models.generation import generate
+from astra_accel.models.decoding.generation import generate
+from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs
-from astra_accel.models.reading import Scored
 from astra_accel.models.roles import Ids, LanguageModel, Roles, find_roles, load_roles
-from astra_accel.models.tiny import build_tiny, save_tiny
 
 CONTEXTS = [(1, 2, 3), (9,), (30, 20, 10, 5, 60)]
 CONTINUATIONS = [(7, 8), (11, 12, 13, 14), (100,)]

@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from astra_accel.models.activations import activation_checkpointing
-from astra_accel.models.lora_linear import fuse_adapters
-from astra_accel.models.prefix_tree import pack_sequences
-from astra_accel.models.reading import packed_hidden
-from astra_accel.models.tree_attention import TreeLayout
+from astra_accel.models.decoding.prefill import packed_hidden
+from astra_accel.models.forward.prefix_tree import pack_sequences
+from astra_accel.models.forward.tree_attention import TreeLayout
+from astra_accel.models.layers.activation_checkpointing import activation_checkpointing
+from astra_accel.models.layers.lora_linear import fuse_adapters
 
 NARROWER = 4
 """Every width of Llama 3.1 8B by this, and what a token keeps with it."""

@@ -1,8 +1,8 @@
 import pyarrow.parquet as pq
 import pytest
 
+from astra_accel.files.tables import write_table
 from astra_accel.report.parts import SCORE, read_part
-from astra_accel.training.outputs import write_table
 from tests.helpers.written_runs import write_run
 
 

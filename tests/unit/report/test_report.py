@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from astra_accel.cli import main
+from astra_accel.evaluation.figures.nodes import Nodes
+from astra_accel.evaluation.figures.summary import summarize
 from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder
-from astra_accel.evaluation.nodes import Nodes
-from astra_accel.evaluation.summary import summarize
+from astra_accel.files.run_status import telling_status
+from astra_accel.files.tables import write_table
+from astra_accel.files.text import visible
 from astra_accel.report.collect import read_run
 from astra_accel.report.conversations import choose, conversations
 from astra_accel.report.markdown import render_markdown
 from astra_accel.report.page import about, harm_rows, headline_rows, render_page
 from astra_accel.report.parts import SCORE
 from astra_accel.report.plots import diversity_and_success, phase_seconds, plots_of, rewards, success_ranges, successes
-from astra_accel.report.text import visible
-from astra_accel.training.outputs import write_table
-from astra_accel.training.status import telling_status
 from tests.helpers.written_runs import HOSTILE, write_evaluation, write_run
 
 

@@ -9,11 +9,11 @@ import shutil
 import pytest
 
 from astra_accel.cli import main
+from astra_accel.files.atomic import write_atomically
+from astra_accel.files.run_status import telling_status
 from astra_accel.report import collect, watch
 from astra_accel.report.collect import RunReader
 from astra_accel.report.page import render_page
-from astra_accel.training.outputs import write_atomically
-from astra_accel.training.status import telling_status
 from tests.helpers.written_runs import write_evaluation, write_run
 
 RENEWED = re.compile(r'"renewed_every":([0-9.]+|null)')

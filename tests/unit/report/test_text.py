@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from astra_accel.report.text import embedded_json, markdown_block, markdown_line, shortened, visible
+from astra_accel.files.text import embedded_json, markdown_block, markdown_line, shortened, visible
 from tests.helpers.written_runs import HOSTILE
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from astra_accel.cli import main
+from astra_accel.evaluation.figures.nodes import Nodes
+from astra_accel.evaluation.figures.summary import summarize
 from astra_accel.evaluation.folder import EvaluationFolder
-from astra_accel.evaluation.nodes import Nodes
-from astra_accel.evaluation.summary import summarize
 from astra_accel.report.collect import read_run
 from astra_accel.report.verdicts import verdicts
 from tests.helpers.written_runs import write_run

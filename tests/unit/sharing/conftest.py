@@ -6,7 +6,7 @@ import pytest
 
 from astra_accel.config import RunConfiguration
 from astra_accel.core.sampler import Graph, Node
-from astra_accel.training.outputs import RunFolder
+from astra_accel.training.callbacks.run_files import RunFolder
 from tests.helpers.hub import local_hub
 from tests.helpers.written_runs import write_evaluation
 

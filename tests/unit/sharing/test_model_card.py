@@ -9,11 +9,11 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from astra_accel.config import RunConfiguration
-from astra_accel.evaluation.nodes import Nodes
-from astra_accel.evaluation.summary import summarize
+from astra_accel.evaluation.figures.nodes import Nodes
+from astra_accel.evaluation.figures.summary import summarize
 from astra_accel.sharing.evaluated import BEGIN, END, NOT_EVALUATED, evaluation_of, update_card, with_evaluation
 from astra_accel.sharing.model_card import Origin, first_and_last, model_card, weights_in
-from astra_accel.training.checkpoint import TrainerState
+from astra_accel.training.checkpoint.layout import TrainerState
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from astra_accel.training.checkpoint import CheckpointError
+from astra_accel.training.checkpoint.layout import CheckpointError
 from astra_accel.training.resume import changes_since
 from tests.helpers.runs import train_tiny
 
@@ -49,7 +49,7 @@ def test_a_run_notices_before_weights_load_and_a_new_one_starts_from_its_tester(
     other = [*settings, "--algorithm.name", "ipo"]
 
     with monkeypatch.context() as patch:
-        patch.setattr("astra_accel.training.run.build_sampler", None)
+        patch.setattr("astra_accel.jobs.train.build_sampler", None)
         with pytest.raises(
             CheckpointError, match=r"algorithm\.name is 'ipo', but .*step-000001 is of a run with 'dpo'"
         ):

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from astra_accel import AccelTrainer, ASTSampler, TrainingConfiguration
-from astra_accel.training.checkpoint import PROMPTS, CheckpointError
+from astra_accel.training.checkpoint.layout import PROMPTS, CheckpointError
 from astra_accel.training.prompt_digests import changed_prompts, digests_of
 from astra_accel.training.resume import changes_since
 from tests.helpers.runs import train_tiny
@@ -78,7 +78,7 @@ def test_a_run_notices_before_weights_load(tmp_path, monkeypatch):
     prompts.write_text("Good morning.\nHow was it?\n")
 
     with monkeypatch.context() as patch:
-        patch.setattr("astra_accel.training.run.build_sampler", None)
+        patch.setattr("astra_accel.jobs.train.build_sampler", None)
         with pytest.raises(CheckpointError, match=r"prompts\.train: 2 prompts"):
             train_tiny(run, *more, resume=step)
 

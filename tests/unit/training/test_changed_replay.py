@@ -2,7 +2,7 @@
 
 import pytest
 
-from astra_accel.training.checkpoint import REPLAY, CheckpointError
+from astra_accel.training.checkpoint.layout import REPLAY, CheckpointError
 from astra_accel.training.resume import changes_since
 from tests.helpers.runs import train_tiny
 
@@ -53,7 +53,7 @@ def test_a_run_notices_before_weights_load(tmp_path, monkeypatch):
     train_tiny(tmp_path, *settings)
     step = tmp_path / "checkpoints" / "step-000001"
     with monkeypatch.context() as patch:
-        patch.setattr("astra_accel.training.run.build_sampler", None)
+        patch.setattr("astra_accel.jobs.train.build_sampler", None)
         with pytest.raises(CheckpointError, match=r"algorithm\.options\.margin: None, now 0\.5"):
             train_tiny(tmp_path, *settings, "--algorithm.options", '{"margin": 0.5}', resume=step)
     trainer = train_tiny(tmp_path, *settings, "--training.training_steps", "2", resume=step)

@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from astra_accel import Graph, Node
+from astra_accel.experience.loader import Experience
 from astra_accel.training import metrics
-from astra_accel.training.experience import Experience
 from astra_accel.training.metrics import Stopwatch, UpdateTally, experience_metrics, speed_figures
 from tests.helpers.plain import PlainGraph, PlainNode
 

@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
+from astra_accel.errors import Preempted
 from astra_accel.training import preemption
-from astra_accel.training.preemption import SIGNALS, Preempted, Preemption
+from astra_accel.training.preemption import SIGNALS, Preemption
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_a_resumed_run_has_its_own(found, tmp_path):
 
 
 def test_what_is_no_source_is_told_before_models_load(found, tmp_path, monkeypatch):
-    monkeypatch.setattr("astra_accel.training.run.build_sampler", None)
+    monkeypatch.setattr("astra_accel.jobs.train.build_sampler", None)
     without = tmp_path / "without"
     shutil.copytree(found, without)
     for step in (1, 2):

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from astra_accel.errors import ConfigurationError
-from astra_accel.training.preemption import Preempted
-from astra_accel.training.status import STATUS, Status, read_status, telling_status
+from astra_accel.errors import ConfigurationError, Preempted
+from astra_accel.files.run_status import STATUS, Status, read_status, telling_status
 
 RUNNING = """
 import sys, time
 from pathlib import Path
-from astra_accel.training.status import telling_status
+from astra_accel.files.run_status import telling_status
 with telling_status(Path(sys.argv[1]), here=True):
     print("begun", flush=True)
     time.sleep(60)
@@ -96,7 +95,7 @@ def test_a_disk_that_is_full_at_the_end_does_not_hide_what_ended_the_run(tmp_pat
         raise OSError("no space left on device")
 
     def fails():
-        monkeypatch.setattr("astra_accel.training.status.write_atomically", full)
+        monkeypatch.setattr("astra_accel.files.run_status.write_atomically", full)
         raise RuntimeError("the loss is not finite")
 
     with pytest.raises(RuntimeError, match="the loss is not finite"):

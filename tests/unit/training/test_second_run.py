@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from astra_accel import AccelTrainer, TrainingConfiguration
-from astra_accel.training.distributed import make_accelerator
+from astra_accel.distributed.accelerator import make_accelerator
 from tests.helpers.plain import build_plain, reset_accelerate
 from tests.helpers.processes import run_processes
 

@@ -12,12 +12,11 @@ from safetensors.torch import load_file
 
 from astra_accel import DPO, AccelTrainer, ASTSampler, HFASTSystem, RunConfiguration, Scorer, TrainingConfiguration
 from astra_accel.config import ConfigurationError, LoRAConfiguration, RolloutConfiguration, SamplingConfiguration
-from astra_accel.training import updates
-from astra_accel.training.checkpoint import CheckpointError, list_checkpoints
-from astra_accel.training.finite import NonFiniteError
-from astra_accel.training.outputs import OutputFolderError
-from astra_accel.training.preemption import Preempted
-from astra_accel.training.updates import EmptyExperienceError
+from astra_accel.errors import NonFiniteError, Preempted
+from astra_accel.files.run_folder import OutputFolderError
+from astra_accel.training import update as updates
+from astra_accel.training.checkpoint.layout import CheckpointError, list_checkpoints
+from astra_accel.training.update import EmptyExperienceError
 from tests.helpers.plain import ListedEvaluator, PlainAlgorithm, PlainStep, PlainSystem, build_plain, reset_accelerate
 from tests.helpers.runs import checkpoint_weights, metrics
 

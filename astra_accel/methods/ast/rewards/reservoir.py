@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_accel.models.sampling import uniforms
+from astra_accel.models.decoding.token_sampling import uniforms
 
 RESERVOIR_STREAM = 3
 

@@ -29,13 +29,13 @@ from astra_accel.config import (
 )
 from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.scorer import Scorer
+from astra_accel.files.tables import rollout_rows, write_table
 from astra_accel.methods.ast import ASTSampler, ASTSystem, HFASTSystem, Segment, Transcript
-from astra_accel.models import files as files_module
 from astra_accel.models import roles as roles_module
-from astra_accel.models.generation import Generated
+from astra_accel.models.decoding.generation import Generated
+from astra_accel.models.loading import model_files as files_module
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from astra_accel.models.roles import find_roles
-from astra_accel.models.tiny import build_tiny, save_tiny
-from astra_accel.training.outputs import rollout_rows, write_table
 from tests.helpers import templates
 from tests.helpers.tokenizer_kinds import TOKENIZERS
 

@@ -13,8 +13,8 @@ from astra_accel.methods.ast import HFASTSystem, HFASTValueFunctionSystem, Segme
 from astra_accel.methods.ast.format import encode_text
 from astra_accel.methods.ast.text_codec import TextCodec
 from astra_accel.methods.ast.views import Views, check_prompts
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from astra_accel.models.roles import find_roles
-from astra_accel.models.tiny import build_tiny, save_tiny
 
 TURN = SamplingConfiguration(max_new_tokens=12)
 ROLLOUT = RolloutConfiguration(tester=TURN, target=TURN)

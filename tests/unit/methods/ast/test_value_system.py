@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration
+from astra_accel.distributed.step_module import StepModule
 from astra_accel.methods.ast import HFASTSystem, HFASTValueFunctionSystem
-from astra_accel.models.tiny import save_tiny
-from astra_accel.training.step_module import StepModule
+from astra_accel.models.loading.tiny import save_tiny
 
 
 def make(tester="tiny", **options) -> HFASTValueFunctionSystem:

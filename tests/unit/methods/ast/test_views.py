@@ -10,8 +10,8 @@ from astra_accel.config import LoRAConfiguration, ModelConfiguration, RolloutCon
 from astra_accel.methods.ast.format import encode_text
 from astra_accel.methods.ast.transcript import Segment
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
+from astra_accel.models.loading.tiny import build_tiny
 from astra_accel.models.roles import RoleFiles, find_roles
-from astra_accel.models.tiny import build_tiny
 from tests.helpers.tokenizer_kinds import TOKENIZERS
 from tests.helpers.views import views_of
 

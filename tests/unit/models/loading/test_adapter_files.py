@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from astra_accel.config import ModelConfiguration
 from astra_accel.errors import ConfigurationError
 from astra_accel.models.loading.adapter_files import check_adapter_files
+from astra_accel.models.loading.tiny import TINY_ARCHITECTURES, build_tiny, save_tiny
 from astra_accel.models.roles import find_roles
-from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny, save_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 WEIGHTS = "adapter_model.safetensors"

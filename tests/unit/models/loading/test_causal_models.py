@@ -14,9 +14,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from astra_accel.config import ModelConfiguration
 from astra_accel.errors import ConfigurationError
-from astra_accel.models.files import find_model
 from astra_accel.models.loading.causal_models import not_causal, reads_ahead
-from astra_accel.models.tiny import TINY_ARCHITECTURES, build_tiny, save_tiny
+from astra_accel.models.loading.model_files import find_model
+from astra_accel.models.loading.tiny import TINY_ARCHITECTURES, build_tiny, save_tiny
 
 SMALL = {
     "vocab_size": 300,

@@ -12,9 +12,9 @@ from transformers import dynamic_module_utils
 
 from astra_accel.config import LoRAConfiguration, ModelConfiguration
 from astra_accel.errors import ConfigurationError
-from astra_accel.models.files import find_model
+from astra_accel.models.loading.model_files import find_model
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from astra_accel.models.roles import find_roles, load_roles
-from astra_accel.models.tiny import build_tiny, save_tiny
 from tests.helpers.own_code import MODEL, save_with_own_code
 
 

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from astra_accel import HFASTSystem
 from astra_accel.config import ModelConfiguration
+from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from astra_accel.models.roles import find_roles
-from astra_accel.models.tiny import build_tiny, save_tiny
 from tests.helpers.special_models import save_special
 
 CONTEXT, PROBE = "Good morning.", "You are late again."

@@ -1,0 +1,108 @@
+"""The engine of FSDP2: every parameter is a ``DTensor`` of which each process holds a slice."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from astra_accel.config import TrainingConfiguration
+from astra_accel.distributed.engine import Engine, Named
+from astra_accel.distributed.step_module import StepModule
+
+
+class FSDPEngine(Engine):
+    """See :class:`~astra_accel.distributed.engine.Engine`."""
+
+    sharded = True
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: StepModule,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfiguration,
+    ) -> None:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.mixed_precision_policy is not None:
+            # Accelerate would send gradients, and hand out the loss, in the type of the forward: 8 bits of a number.
+            plugin.mixed_precision_policy = replace(
+                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+            )
+        super().__init__(accelerator, module, optimizer, config)
+
+    def _clip(self, max_norm: float) -> float:
+        return float(_whole(self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm)))
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """See the base class. One all-gather a layer; then no forward waits for another process."""
+        shards = [module for module in self.prepared.modules() if isinstance(module, FSDPModule)]
+        for shard in shards:
+            shard.unshard()
+        try:
+            with without_hooks(self.prepared):
+                yield
+        finally:
+            for shard in shards:
+                shard.reshard()
+
+    def trained_state(self) -> Iterator[Named]:
+        """See the base class."""
+        for name, tensor in super().trained_state():
+            yield name, _whole(tensor)
+
+    def load_trained_state(self, saved: Iterable[Named]) -> None:
+        """See the base class."""
+        own = self.module.trained_state()
+        super().load_trained_state((name, _like(tensor, own[name])) for name, tensor in saved)
+
+    def optimizer_state(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """See the base class."""
+        for index, values in super().optimizer_state():
+            yield index, {name: _whole(value) for name, value in values.items()}
+
+    def load_optimizer(self, groups: list[dict[str, Any]], state: Mapping[int, dict[str, Any]]) -> None:
+        """See the base class."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        sliced = {
+            index: {name: _like(value, parameters[index]) for name, value in values.items()}
+            for index, values in state.items()
+        }
+        super().load_optimizer(groups, sliced)
+
+
+@contextmanager
+def without_hooks(module: torch.nn.Module) -> Iterator[None]:
+    """Run a module's layers without what is hooked on their forwards.
+
+    Sharding hooks gather a layer's weights, or count its forwards to gather the next ones early; either waits for
+    processes that run other forwards, or as many fewer.
+    """
+    kept = [(layer, layer._forward_pre_hooks, layer._forward_hooks) for layer in module.modules()]
+    for layer, _, _ in kept:
+        layer._forward_pre_hooks, layer._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for layer, before, after in kept:
+            layer._forward_pre_hooks, layer._forward_hooks = before, after
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _like(saved: Any, own: torch.Tensor) -> Any:
+    """A whole tensor, sliced as ``own`` is. A number, or a tensor of another shape (a count of steps), as it is."""
+    if not isinstance(own, DTensor) or not isinstance(saved, torch.Tensor) or saved.shape != own.shape:
+        return saved
+    # Every process has the whole tensor, so no source is named and nothing is sent. A slice keeps the whole alive.
+    return distribute_tensor(saved.to(own.device), own.device_mesh, own.placements, src_data_rank=None).clone()

@@ -1,0 +1,1 @@
+"""Figures of held-out rollouts, and how sure they are."""

@@ -1,0 +1,242 @@
+"""Collects experiences: rollouts spread over the processes, examples the same on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from astra_accel.core.evaluator import eval_rollouts
+from astra_accel.core.sampler import Graph, rewarded_trees
+from astra_accel.core.seeding import derive_seed, seeded
+from astra_accel.distributed.collectives import on_every_rank
+from astra_accel.errors import NonFiniteError
+from astra_accel.experience.loader import Experience
+from astra_accel.experience.replay import Replay
+
+EPISODE_STREAM = 0
+
+
+@contextmanager
+def naming_step(when: str) -> Iterator[None]:
+    """Say when a model computed what is not finite.
+
+    Raises:
+        NonFiniteError: in place of a ``FloatingPointError``, which systems raise then.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise NonFiniteError(f"{when}: {error}") from error
+
+
+class Harness:
+    """The part of training below the loop: experiences in, losses out.
+
+    With an accelerator it works together with the other processes; without, alone, as a loop of one's own on a
+    single device needs it::
+
+        harness = Harness(sampler, algorithm, num_episodes_per_experience=8, batch_size=4)
+        for batch in harness.experience():
+            loss, logs = harness.step(batch)
+
+    Args:
+        sampler: rolls episodes out.
+        algorithm: makes examples and losses of them.
+        num_episodes_per_experience: counted over all processes.
+        batch_size: examples of a batch of :meth:`experience`.
+        seed: episode ``i`` of experience ``n`` has the same seed on any number of processes.
+        accelerator: the processes to share the work with.
+        replay: examples of earlier experiences, some of which are trained on again; None trains on new ones alone.
+    """
+
+    def __init__(
+        self,
+        sampler: Any,
+        algorithm: Any,
+        num_episodes_per_experience: int = 32,
+        *,
+        batch_size: int = 1,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+        replay: Replay | None = None,
+    ) -> None:
+        self.sampler = sampler
+        self.algorithm = algorithm
+        self.num_episodes_per_experience = num_episodes_per_experience
+        self.batch_size = batch_size
+        self.seed = seed
+        self.accelerator = accelerator
+        self.replay = replay
+        self._next_experience = 0
+
+    def collect(self, index: int) -> Experience:
+        """Experience number ``index``. All processes together; each gets the whole of it.
+
+        An error on one process is an error on all of them.
+
+        Raises:
+            NonFiniteError: a model computed nan or inf.
+        """
+
+        def rollouts(episodes: Sequence[tuple[int, int]]) -> Sequence[Graph]:
+            with naming_step(f"training step {index + 1}"):
+                return self._rollouts(episodes)
+
+        begin = getattr(self.sampler, "begin_experience", None)
+        if begin is not None:
+            begin(index)
+        graphs = self.spread(self._episodes(index), rollouts)
+        self._observe(graphs, index)
+        by_graph = [
+            [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
+        ]
+        by_graph = self._chosen(by_graph)
+        if getattr(self.algorithm, "precompute", None) is not None:
+            by_graph = self.spread(by_graph, self._precompute)
+        keep = getattr(self.algorithm, "keep", None)
+        if keep is not None:
+            by_graph = [[step for step in steps if keep(step)] for steps in by_graph]
+        steps = [step for steps in by_graph for step in steps]
+        trees = [number for number, steps in enumerate(by_graph) for _ in steps]
+        prepare = getattr(self.algorithm, "prepare", None)
+        if prepare is not None:
+            steps = list(prepare(steps))
+        # Whoever drops examples in `prepare` leaves nobody to say which tree the others are of.
+        experience = Experience(index, graphs, steps, trees if len(trees) == len(steps) else range(len(steps)))
+        return experience if self.replay is None else _with_replayed(experience, self.replay)
+
+    def begin_replay(self, text: str) -> int:
+        """Fill the replay with examples of another run. All processes together; how many it keeps.
+
+        Raises:
+            ValueError: the text is no replay, or of another algorithm.
+        """
+        if self.replay is None:
+            raise ValueError("there is no replay to fill; expected a Harness with one")
+        steps = self.replay.adopted(text)
+        if getattr(self.algorithm, "precompute", None) is not None:
+            steps = [step for (step,) in self.spread([[step] for step in steps], self._precompute)]
+        prepare = getattr(self.algorithm, "prepare", None)
+        if prepare is not None:
+            steps = list(prepare(steps))
+        self.replay.begin_with(steps)
+        return len(self.replay)
+
+    def evaluate(self, seeds: Sequence[Any]) -> list[Graph]:
+        """An evaluation rollout for each seed, spread over the processes; each gets all of them."""
+        return self.spread(seeds, self._eval_rollouts)
+
+    def experience(self, seed: int | None = None) -> Iterator[Any]:
+        """Collect the next experience and yield its batches (``seed``: collect that number's instead)."""
+        if seed is None:
+            seed, self._next_experience = self._next_experience, self._next_experience + 1
+        steps = self.collect(seed).steps
+        for start in range(0, len(steps), self.batch_size):
+            yield self.algorithm.collate_fn(steps[start : start + self.batch_size])
+
+    def step(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
+        """The loss of a batch and what to log."""
+        return self.algorithm.step(batch)
+
+    def _observe(self, graphs: Sequence[Graph], index: int) -> None:
+        """Tell the system of an experience; each process its own, and if one fails, all do."""
+        observe = getattr(getattr(self.sampler, "system", None), "observe", None)
+        if observe is not None and self.accelerator is not None:
+            on_every_rank(self.accelerator, lambda: observe(graphs, index))
+        elif observe is not None:
+            observe(graphs, index)
+
+    def spread(self, items: Sequence[Any], work: Any) -> list[Any]:
+        """The results of ``work``, one an item, in order. All processes together; each gets all of them.
+
+        Process ``i % num_processes`` works on item ``i``, with its other items in the same call.
+        """
+        if self.accelerator is None:
+            return _one_each(items, work)
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        parts = on_every_rank(self.accelerator, lambda: _one_each(items[rank::world], work))
+        return [parts[index % world][index // world] for index in range(len(items))]
+
+    def _chosen(self, by_graph: list[list[Any]]) -> list[list[Any]]:
+        """The examples that are trained on, by graph. No process asks another: all decide alike."""
+        choose = getattr(self.algorithm, "choose", None)
+        if choose is None:
+            return by_graph
+        answers = iter(_one_each([step for steps in by_graph for step in steps], choose))
+        return [[step for step in steps if next(answers)] for steps in by_graph]
+
+    def _precompute(self, by_graph: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """All examples of this process in one call, given back by graph.
+
+        In the precision of updates, so that what is computed here can be compared with what they compute.
+        """
+        with nullcontext() if self.accelerator is None else self.accelerator.autocast():
+            done = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.precompute))
+        return [[next(done) for _ in steps] for steps in by_graph]
+
+    def _episodes(self, index: int) -> list[tuple[int, int]]:
+        """The seed of each episode of an experience, and that of its prompt: the first one's with that prompt."""
+        count, per_prompt = self.num_episodes_per_experience, self._episodes_per_prompt
+        if count % per_prompt:
+            raise ValueError(
+                f"num_episodes_per_experience is {count}, but the sampler's episodes_per_prompt is {per_prompt}; "
+                f"expected a multiple of it"
+            )
+        seeds = [derive_seed(self.seed, EPISODE_STREAM, index, number) for number in range(count)]
+        return [(seed, seeds[number - number % per_prompt]) for number, seed in enumerate(seeds)]
+
+    @property
+    def _episodes_per_prompt(self) -> int:
+        return getattr(self.sampler, "episodes_per_prompt", 1)
+
+    @torch.no_grad()
+    def _rollouts(self, episodes: Sequence[tuple[int, int]]) -> Sequence[Graph]:
+        if not episodes:
+            return []
+        seeds, prompt_seeds = map(list, zip(*episodes, strict=True))
+        many = getattr(self.sampler, "rollout_many", None)
+        if many is not None:
+            return many(seeds) if self._episodes_per_prompt == 1 else many(seeds, prompt_seeds)
+        graphs = []
+        for seed in seeds:
+            # A sampler that draws from the global generators is as reproducible as one that uses its seed.
+            with seeded([seed]):
+                graphs.append(self.sampler.rollout(seed))
+        return graphs
+
+    @torch.no_grad()
+    @naming_step("evaluation")
+    def _eval_rollouts(self, seeds: Sequence[Any]) -> Sequence[Graph]:
+        if not seeds:
+            return []
+        if getattr(self.sampler, "eval_rollout_many", None) is not None:
+            return eval_rollouts(self.sampler, seeds)
+        graphs = []
+        for seed in seeds:
+            with seeded([seed if isinstance(seed, int) and seed >= 0 else 0]):
+                graphs.append(self.sampler.eval_rollout(seed))
+        return graphs
+
+
+def _with_replayed(experience: Experience, replay: Replay) -> Experience:
+    """An experience with examples of earlier ones; its own are taken in."""
+    drawn, figures = replay.exchange(experience.index, experience.steps)
+    first = max(experience.trees, default=-1) + 1
+    return replace(
+        experience,
+        steps=[*experience.steps, *drawn],
+        trees=[*experience.trees, *range(first, first + len(drawn))],
+        figures=figures,
+    )
+
+
+def _one_each(items: Sequence[Any], work: Any) -> list[Any]:
+    results = list(work(items))
+    if len(results) != len(items):
+        raise ValueError(f"{work.__qualname__} returned {len(results)} results for {len(items)} items")
+    return results

@@ -1,0 +1,1 @@
+"""Sampling continuations, with caches that are carried from turn to turn, or without."""

@@ -1,0 +1,251 @@
+"""Decoding: what is drawn depends on a row's context and its own seed alone.
+
+Every distinct context is read once, what was read in an earlier turn not at all, and rows that have ended are fed no
+more. The log-probs that come along the way are handed out, so that nobody has to compute them again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from math import inf
+from typing import Any
+
+import torch
+
+from astra_accel.config import SamplingConfiguration
+from astra_accel.models.decoding.cached_attention import feed
+from astra_accel.models.decoding.kv_cache import Bin, CachedRow, PrefixCache, bin_price
+from astra_accel.models.decoding.length_regimes import length_regimes
+from astra_accel.models.decoding.padded_generation import reread, takes_padding
+from astra_accel.models.decoding.prefill import Question, Scored, Start, match, read, starts
+from astra_accel.models.decoding.token_sampling import Seed, check_finite, draw, noise_keys
+from astra_accel.models.decoding.turn_plan import Generated, Task, TurnPlan
+from astra_accel.models.forward.capabilities import (
+    assert_same,
+    check_sequences,
+    plain_logprobs,
+    supports,
+    transformers_model,
+)
+from astra_accel.models.forward.head import head_of
+from astra_accel.models.forward.padded import cheapest_groups
+from astra_accel.models.layers.small_batch_linear import for_few_rows
+from astra_accel.models.loading.embedding_rows import check_token_ids, embedding_rows
+
+Ids = tuple[int, ...]
+
+PREFIX_PRICE = 2
+"""What a token of a prefix costs that several rows read together, in tokens that each row reads alone."""
+
+
+# no_grad and not inference_mode: models keep tensors that they make in a forward (rotary tables that grow), and
+# an inference tensor among them would break the next backward of the weights that the roles share.
+@torch.no_grad()
+def generate(
+    model: Any,
+    contexts: Sequence[Ids],
+    seeds: Sequence[Seed],
+    sampling: SamplingConfiguration,
+    *,
+    end_ids: Collection[int],
+    batch_rows: int = 64,
+    memory: PrefixCache | None = None,
+    remember: bool = True,
+    scored: Sequence[Scored] | None = None,
+    num_ids: int | None = None,
+) -> list[Generated]:
+    """Sample a continuation of each context.
+
+    Args:
+        model: a causal language model of transformers, in eval mode.
+        contexts: token ids, at least one each. Rows with the same context read it once.
+        seeds: of each row, ints in [0, 2**64), from which its random numbers follow.
+        sampling: temperature, top-k, top-p and the most tokens.
+        end_ids: tokens that end a turn.
+        batch_rows: rows decoded together at most.
+        memory: what the model read in the call before, with the same weights; holds what it reads in this one
+            afterwards. None reads every context from its beginning.
+        remember: whether there will be another call; the memory is emptied otherwise.
+        scored: for each row the tokens of its context whose log-probs are wanted too.
+        num_ids: ids from this one on are not drawn, since another model that reads what is sampled has no embedding
+            for them; nor are those that the model itself lacks. As with top-k, log-probs stay those of the whole
+            distribution.
+
+    Raises:
+        NonFiniteLogitsError: the model's logits hold nan or inf.
+        ValueError: a token of a context has no embedding.
+    """
+    model = transformers_model(model)
+    check_token_ids(model, contexts)
+    num_ids = min((count for count in (num_ids, embedding_rows(model)) if count is not None), default=None)
+    keys = [noise_keys(seed, sampling.max_new_tokens) for seed in seeds]
+    plan = TurnPlan(length_regimes(model), contexts, keys, sampling, frozenset(end_ids), scored, num_ids, model.device)
+    carried = carries(model)
+    # Rows of one length share a forward where the model can't do more; else as many as may, neighbours in length.
+    price = inf if carried or takes_padding(model) else 0.0
+    known = PrefixCache() if memory is None else memory
+    read_now: dict[int, list[CachedRow]] = {}
+    while tasks := plan.next_tasks(batch_rows, price):
+        for number, task in enumerate(tasks):
+            if carried:
+                later = [ask for other in tasks[number + 1 :] if other.regime == task.regime for ask in other.questions]
+                generated, rows = _decode_carried(model, task, known.of_regime(task.regime), later)
+                read_now.setdefault(task.regime, []).extend(rows if memory is not None and remember else [])
+            else:
+                generated = _decode_reread(model, task)
+            plan.add(task, generated)
+        known = PrefixCache()  # what goes on in another regime is read anew
+    if memory is not None:
+        memory.replace_regimes(read_now)
+    return plan.results
+
+
+def _decode_reread(model: Any, task: Task) -> list[Generated]:
+    contexts = [question.context for question in task.questions]
+    sampled = reread(model, contexts, task.keys_BT2, task.sampling, task.end_ids, num_ids=task.num_ids)
+    return [Generated(tuple(ids), tuple(logprobs)) for ids, logprobs in sampled]
+
+
+def _decode_carried(
+    model: Any, task: Task, memory: PrefixCache, later: Sequence[Question]
+) -> tuple[list[Generated], list[CachedRow]]:
+    """What came of each row, and the rows that have read it; ``later`` questions will be looked up in the memory."""
+    needed = {id(found.row.bin) for question in later if (found := match(question, memory)) is not None}
+    last_use = [rows for rows in memory.bins() if id(rows) not in needed]
+    num_new = task.sampling.max_new_tokens
+    begun = starts(dict.fromkeys(task.questions), memory)
+    groups = _bins_of(task.questions, begun, num_new, bin_price(model.device))
+    in_bins = [{task.questions[row]: begun[task.questions[row]] for row in group} for group in groups]
+    was_read = {question: each for reads in read(model, in_bins, num_new, last_use) for question, each in reads.items()}
+    bins = [_forked([was_read[task.questions[row]].row for row in group], num_new) for group in groups]
+    order = [row for group in groups for row in group]
+    hidden_BH = torch.stack([was_read[task.questions[row]].hidden_H for row in order])
+    with for_few_rows(model) if takes_columns(model) else nullcontext():
+        sampled = _sample_turn(model, bins, order, hidden_BH, task)
+    for reads in was_read.values():
+        check_finite(reads.scored or ())
+    generated = [
+        Generated(tuple(ids), tuple(logprobs), was_read[question].scored)
+        for (ids, logprobs), question in zip(sampled, task.questions, strict=True)
+    ]
+    return generated, [row for rows in bins for row in rows.rows()]
+
+
+def _bins_of(
+    questions: Sequence[Question], begun: Mapping[Question, Start], num_new: int, price: float
+) -> list[list[int]]:
+    """Rows in groups, each to be a bin: those of like length, and all of a prefix."""
+    prefixes = [begun[question].prefix for question in questions]
+    num_rows = Counter(prefixes)
+    lengths = [
+        num_new + len(question.context) - len(prefix) + PREFIX_PRICE * len(prefix) // num_rows[prefix]
+        for question, prefix in zip(questions, prefixes, strict=True)
+    ]
+    return cheapest_groups(lengths, prefixes, len(questions), price)
+
+
+def _forked(rows: Sequence[CachedRow], num_new: int) -> Bin:
+    """A bin of these rows, some of them several times, out of one that is given up; that one if it has just them."""
+    source = rows[0].bin
+    if [row.row for row in rows] == list(range(len(source.ids))):
+        return source
+    num_own = max(len(row.ids) - len(row.prefix) for row in rows)
+    prefix_of = [source.prefix_of[row.row] for row in rows]
+    forked = Bin([list(row.ids) for row in rows], source.prefixes, prefix_of, num_own + num_new)
+    forked.copy(rows, last_use=[source])
+    return forked
+
+
+def _sample_turn(
+    model: Any, bins: Sequence[Bin], order: Sequence[int], hidden_BH: torch.Tensor, task: Task
+) -> list[tuple[list[int], list[float]]]:
+    """The ids and log-probs of every row's turn, one forward a token over the rows that go on.
+
+    Args:
+        model: takes carried rows.
+        bins: rows that have read their contexts.
+        order: which row of the task stands at each place of the bins.
+        hidden_BH: the body's output at the end of the contexts, in that order.
+        task: what to draw.
+    """
+    head = head_of(model)
+    results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.questions]
+    active = list(order)
+    for step in range(task.sampling.max_new_tokens):
+        tokens, logprobs = draw(head.logits(hidden_BH), task.keys_BT2[active, step], task.sampling, task.num_ids)
+        for row, token, logprob in zip(active, tokens, logprobs, strict=True):
+            results[row][0].append(token)
+            results[row][1].append(logprob)
+        ended = [token in task.end_ids for token in tokens]
+        if all(ended) or step + 1 == task.sampling.max_new_tokens:
+            break
+        staying = _end(bins, ended)
+        active = [active[place] for place in staying]
+        hidden_BH = feed(model, bins, [[tokens[place]] for place in staying])[:, -1]
+    return results
+
+
+def _end(bins: Sequence[Bin], ended: Sequence[bool]) -> list[int]:
+    """Take the active rows that have ended out of the bins; gives the old places of those that stay, in their order."""
+    staying, start = [], 0
+    for rows in bins:
+        num_active = rows.num_active
+        order = rows.end([place for place in range(num_active) if ended[start + place]])
+        staying += [start + place for place in order]
+        start += num_active
+    return staying
+
+
+def carries(model: Any) -> bool:
+    """Whether the model takes caches whose rows are cut, forked and continued in pieces; found out once."""
+    otherwise = "every turn reads its whole context again"
+    return supports(model, "carried caches", _check_caches, otherwise)
+
+
+def takes_columns(model: Any) -> bool:
+    """Whether the model takes its linear layers' output in another order of memory; found out once.
+
+    DeepSeek-V2 views it as complex numbers, which lie side by side.
+    """
+    otherwise = "a step of decoding takes the usual products"
+    return supports(model, "states that lie column by column", _check_columns, otherwise)
+
+
+def _check_columns(model: Any) -> None:
+    contexts, _ = check_sequences(model)
+    ids_B1 = torch.tensor(contexts[0], device=model.device)[:, None]
+    expected = model(input_ids=ids_B1, use_cache=False).logits.float().log_softmax(-1)
+    with for_few_rows(model):
+        found = model(input_ids=ids_B1, use_cache=False).logits.float().log_softmax(-1)
+    assert_same([found], [expected], model.dtype)
+
+
+def _check_caches(model: Any) -> None:
+    """Read contexts packed, go on from parts of them in pieces of different lengths, and compare all log-probs."""
+    contexts, continuations = check_sequences(model)
+    regimes = length_regimes(model)
+    by_regime: dict[int, list[int]] = {}
+    for index, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+        regime = regimes.of(len(context))
+        if regime == regimes.of(len(context) + len(continuation)):  # no row goes on from one regime into the next
+            by_regime.setdefault(regime, []).append(index)
+    for rows in by_regime.values():
+        _check_rows(model, [contexts[row] for row in rows], [continuations[row] for row in rows])
+
+
+def _check_rows(model: Any, contexts: Sequence[list[int]], continuations: Sequence[list[int]]) -> None:
+    memory = PrefixCache()
+    known = {Question((*context, ids[0])) for context, ids in zip(contexts, continuations, strict=True)}
+    begun = starts(known, memory)
+    in_bins = [{question: begun[question] for question in sorted(known)[at::2]} for at in range(min(2, len(known)))]
+    memory.replace([each.row for reads in read(model, in_bins, 1) for each in reads.values()])
+    wanted = [
+        Question((*context, *continuation), Scored(len(context), (*continuation, 0)))
+        for context, continuation in zip(contexts, continuations, strict=True)
+    ]
+    (reads,) = read(model, [starts(wanted, memory)], 1)
+    found = [torch.tensor(reads[question].scored, device=model.device) for question in wanted]
+    longer = [[*continuation, 0] for continuation in continuations]
+    assert_same(found, plain_logprobs(model, contexts, longer), model.dtype)

@@ -1,0 +1,167 @@
+"""Decoding that reads every context anew: for models whose caches can't be carried from one turn to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from astra_accel.config import SamplingConfiguration
+from astra_accel.models.decoding.length_regimes import length_regimes
+from astra_accel.models.decoding.token_sampling import draw
+from astra_accel.models.forward.capabilities import CHECK_LENGTH, assert_same, check_sequences, plain_logprobs, supports
+from astra_accel.models.forward.head import token_logprobs
+from astra_accel.models.forward.padded import forward_logits, left_padded, positions
+
+Ids = tuple[int, ...]
+
+
+def reread(
+    model: Any,
+    contexts: Sequence[Ids],
+    keys_BT2: torch.Tensor,
+    sampling: SamplingConfiguration,
+    end_ids: frozenset[int],
+    *,
+    num_ids: int | None = None,
+) -> list[tuple[list[int], list[float]]]:
+    """Sample a continuation of each context, in one batch: the ids of each row and their log-probs.
+
+    Rows with the same context read it once, and rows that have ended are fed no more, where the model's rows may change
+    places.
+    """
+    moves = moves_rows(model)
+    begun = list(dict.fromkeys(contexts)) if moves else list(contexts)
+    batch = _Padded(model)
+    logits_BV = batch.begin(begun)
+    if moves:
+        index_of = {context: index for index, context in enumerate(begun)}
+        fork = [index_of[context] for context in contexts]
+        batch.select(fork)
+        logits_BV = logits_BV[fork]
+
+    results: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
+    rows = list(range(len(contexts)))
+    ended: set[int] = set()
+    for step in range(sampling.max_new_tokens):
+        tokens, logprobs = draw(logits_BV, keys_BT2[rows, step], sampling, num_ids)
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if row not in ended:
+                results[row][0].append(token)
+                results[row][1].append(logprob)
+        ended |= {row for row, token in zip(rows, tokens, strict=True) if token in end_ids}
+        if len(ended) == len(contexts) or step + 1 == sampling.max_new_tokens:
+            break
+        keep = [index for index, row in enumerate(rows) if row not in ended]
+        if moves and len(keep) < len(rows):
+            batch.select(keep)
+            rows, tokens = [rows[index] for index in keep], [tokens[index] for index in keep]
+        logits_BV = batch.step(tokens)
+    return results
+
+
+def moves_rows(model: Any) -> bool:
+    """Whether the rows of a batch may change places, fork and leave; found out once.
+
+    A model that keeps states of its own beside the cache (RecurrentGemma) would go on with those of another row.
+    """
+    return supports(model, "rows that change places", _check_moves, "rows stay in their batch until all have ended")
+
+
+def takes_padding(model: Any) -> bool:
+    """Whether contexts of different lengths can share a batch; found out once.
+
+    Raises:
+        UnsupportedModelError: not even contexts of one length can be continued with the model's cache.
+    """
+    if supports(model, "padded batches", _check_padding, "only sequences of one length share a batch"):
+        return True
+    supports(model, "decoding with a cache", _check_cache, "", required=True)
+    return False
+
+
+class _Padded:
+    """A batch of contexts, filled up on the left, and the cache of a model that reads it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.cache = DynamicCache(config=model.config)
+        self.mask_BT = torch.empty(0, 0, dtype=torch.long)
+
+    def begin(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The logits behind each context."""
+        ids_BT, self.mask_BT = left_padded(contexts, self.model.device)
+        return self._forward(ids_BT)
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """The logits behind one more token of each row."""
+        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(tokens), 1)], dim=1)
+        return self._forward(torch.tensor(tokens, device=self.model.device)[:, None])
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Take these rows on from here."""
+        rows_B = torch.tensor(rows, device=self.model.device)
+        self.cache.reorder_cache(rows_B)
+        self.mask_BT = self.mask_BT[rows_B]
+
+    def _forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        return forward_logits(
+            self.model,
+            1,
+            input_ids=ids_BT,
+            # Some recurrent models take a mask for their first forward alone. Without padding none is needed.
+            attention_mask=None if self.mask_BT.all() else self.mask_BT,
+            position_ids=positions(self.mask_BT)[:, -ids_BT.shape[1] :],
+            past_key_values=self.cache,
+            use_cache=True,
+        )[:, -1]
+
+
+def _check_padding(model: Any) -> None:
+    contexts, continuations = check_sequences(model)
+    pairs = [continuation[:2] for continuation in continuations]
+    regimes = length_regimes(model)
+    by_regime: dict[tuple[int, int], list[int]] = {}
+    for index, context in enumerate(contexts):
+        by_regime.setdefault((regimes.of(len(context)), regimes.of(len(context) + 1)), []).append(index)
+    for (first, second), rows in by_regime.items():
+        if first == second:  # no row is decoded from one regime into the next
+            _check_decoding(model, [contexts[row] for row in rows], [pairs[row] for row in rows])
+
+
+def _check_moves(model: Any) -> None:
+    _check_cache(model, moves=True)
+
+
+def _check_cache(model: Any, moves: bool = False) -> None:
+    """Decode up to a length at which something may change, and beyond it where nothing is known to."""
+    contexts, continuations = check_sequences(model)
+    sequences = [ids for ids in map(_joined, contexts, continuations) if len(ids) >= CHECK_LENGTH + 2]
+    regimes = length_regimes(model)
+    begin = CHECK_LENGTH - int(regimes.of(CHECK_LENGTH) != regimes.of(CHECK_LENGTH + 1))
+    pairs = [ids[begin : begin + 2] for ids in sequences]
+    _check_decoding(model, [ids[:begin] for ids in sequences], pairs, moves)
+
+
+def _joined(context: list[int], continuation: list[int]) -> list[int]:
+    return [*context, *continuation]
+
+
+def _check_decoding(model: Any, contexts: Sequence[list[int]], pairs: Sequence[list[int]], moves: bool = True) -> None:
+    """Compare the log-probs of two tokens behind each context: the first read, the second fed.
+
+    Between the two, rows change places and one forks if they are to.
+    """
+    batch = _Padded(model)
+    first_B, second_B = torch.tensor(pairs, device=model.device).unbind(-1)
+    read_B = token_logprobs(batch.begin(contexts), first_B)
+    order = list(range(len(pairs)))
+    if moves:
+        order = [*order[::-1], 0]
+        batch.select(order)
+    fed_B = token_logprobs(batch.step(first_B[order].tolist()), second_B[order])
+    expected = plain_logprobs(model, contexts, pairs)
+    found_B2 = torch.stack([read_B[order], fed_B], dim=-1)
+    assert_same(list(found_B2), [expected[row] for row in order], model.dtype)

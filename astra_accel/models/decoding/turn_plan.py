@@ -1,0 +1,122 @@
+"""The turns of a rollout's rows as tasks, each of rows that are decoded together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from astra_accel.config import SamplingConfiguration
+from astra_accel.models.decoding.length_regimes import LengthRegimes
+from astra_accel.models.decoding.prefill import Question, Scored
+from astra_accel.models.forward.padded import cheapest_groups
+
+Ids = tuple[int, ...]
+
+
+class Generated(NamedTuple):
+    """What came of one row.
+
+    Attributes:
+        ids: the sampled tokens; the last one ends the turn unless the length limit cut it.
+        logprobs: the log-prob of each under the whole distribution, at temperature 1.
+        scored: the log-probs that were asked for; None where none were, or the model can't give them on the way.
+    """
+
+    ids: Ids
+    logprobs: tuple[float, ...]
+    scored: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows to decode together: their questions, the keys of their noise ``[rows, tokens, 2]``, and how to draw, of
+    which ids.
+
+    Everything that is read for them is of one regime of lengths (:mod:`astra_accel.models.decoding.length_regimes`).
+    """
+
+    rows: Sequence[int]
+    questions: Sequence[Question]
+    keys_BT2: torch.Tensor
+    sampling: SamplingConfiguration
+    end_ids: frozenset[int]
+    num_ids: int | None
+    regime: int
+
+
+@dataclass
+class TurnPlan:
+    """The turns of all rows: a task for a group of rows, and another where turns outgrow the regime of their lengths.
+
+    Attributes:
+        results: what came of each row so far.
+    """
+
+    regimes: LengthRegimes
+    contexts: Sequence[Ids]
+    keys: Sequence[np.ndarray]
+    sampling: SamplingConfiguration
+    end_ids: frozenset[int]
+    scored: Sequence[Scored] | None
+    num_ids: int | None
+    device: torch.device
+    results: list[Generated] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.results = [Generated((), ()) for _ in self.contexts]
+        self._unfinished = list(range(len(self.contexts)))
+
+    def next_tasks(self, batch_rows: int, price: float) -> list[Task]:
+        """Tasks for all rows whose turns have not ended, to be answered by :meth:`add` before the next are asked for.
+
+        Args:
+            batch_rows: of a task at most.
+            price: of another task, see :func:`~astra_accel.models.forward.padded.cheapest_groups`.
+        """
+        questions = {row: self._question(row) for row in self._unfinished}
+        alike: dict[tuple[int, int], list[int]] = {}
+        for row, question in questions.items():
+            length = len(question.context)
+            alike.setdefault((self.regimes.of(length), self._num_new(row, length)), []).append(row)
+        tasks = []
+        for (regime, num_new), rows in sorted(alike.items()):
+            asked = [questions[row] for row in rows]
+            for group in cheapest_groups([len(ask.context) for ask in asked], asked, batch_rows, price):
+                tasks.append(self._task([rows[at] for at in group], [asked[at] for at in group], regime, num_new))
+        return tasks
+
+    def add(self, task: Task, generated: Sequence[Generated]) -> None:
+        """Take what came of a task."""
+        for row, (ids, logprobs, scored) in zip(task.rows, generated, strict=True):
+            before = self.results[row]
+            self.results[row] = Generated(
+                before.ids + ids, before.logprobs + logprobs, before.scored if before.ids else scored
+            )
+            if len(self.results[row].ids) == self.sampling.max_new_tokens or ids[-1] in self.end_ids:
+                self._unfinished.remove(row)
+
+    def _question(self, row: int) -> Question:
+        context, begun = tuple(self.contexts[row]), self.results[row].ids
+        scored = None if self.scored is None or begun else self.scored[row]
+        if scored is not None and self.regimes.of(scored.start) != self.regimes.of(len(context)):
+            scored = None
+        return Question(context + begun, scored)
+
+    def _num_new(self, row: int, length: int) -> int:
+        """Tokens that are drawn before the turn ends or what was read has to be read anew."""
+        left = self.sampling.max_new_tokens - len(self.results[row].ids)
+        longest = self.regimes.longest_like(length)
+        return left if longest is None else min(left, longest + 1 - length)
+
+    def _task(self, rows: Sequence[int], questions: Sequence[Question], regime: int, num_new: int) -> Task:
+        keys = []
+        for row in rows:
+            begun = len(self.results[row].ids)
+            keys.append(self.keys[row][begun : begun + num_new])
+        sampling = self.sampling.model_copy(update={"max_new_tokens": num_new})
+        keys_BT2 = torch.from_numpy(np.stack(keys)).to(self.device)
+        return Task(rows, questions, keys_BT2, sampling, self.end_ids, self.num_ids, regime)

@@ -1,0 +1,1 @@
+"""Layers that compute in another way than the model's own."""

@@ -1,0 +1,48 @@
+"""Linear layers on the few rows of a decoding step.
+
+BLAS libraries are made for products of two large matrices. Where one has a few rows, as the tokens of a decoding step
+do, the usual ``x W^T`` runs far below the machine's rate on a CPU. ``W x^T`` has the same sums with the large matrix on
+the left, as it lies in memory. On two cores of an AMD EPYC it took four fifths of the time in SmolLM2-135M's layers and
+half to two thirds of it in its output layer; other machines were not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from astra_accel.models.layers.forwards import changed_forwards
+
+MAX_ROWS = 128
+"""With more rows there is nothing to gain."""
+
+
+@contextmanager
+def for_few_rows(model: Any) -> Iterator[None]:
+    """Within, the linear layers of a model on a CPU take few rows the quicker way; nothing else changes.
+
+    Gradients are none of its business: use it under ``no_grad``.
+    """
+    layers = [module for module in model.modules() if type(module) is torch.nn.Linear and _plain(module.weight)]
+    with changed_forwards(layers, lambda layer: partial(_forward, layer, layer.forward)):
+        yield
+
+
+def _forward(layer: torch.nn.Linear, usual: Any, states: torch.Tensor) -> torch.Tensor:
+    num_rows = states.numel() // states.shape[-1]
+    if not 1 < num_rows <= MAX_ROWS:
+        return usual(states)
+    # The result lies column by column. To turn it over would cost what was gained, and the next layer wants it so.
+    output_OR = layer.weight @ states.reshape(num_rows, -1).T
+    if layer.bias is not None:
+        output_OR += layer.bias[:, None]
+    return output_OR.T.view(*states.shape[:-1], -1)
+
+
+def _plain(weight: torch.Tensor) -> bool:
+    # In 16 bits other libraries do the product, each with ways of its own for few rows.
+    return weight.device.type == "cpu" and weight.dtype == torch.float32

@@ -1,0 +1,96 @@
+"""The best checkpoint: which it is, that a resumed run has it, and that its weights are the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from astra_accel.distributed.collectives import on_main
+from astra_accel.training.callbacks.base import TrainerCallback
+from astra_accel.training.callbacks.bounds import check_untrained, out_of_bounds
+from astra_accel.training.callbacks.early_stopping import is_better, read_metric
+from astra_accel.training.checkpoint import layout as checkpoints
+
+if TYPE_CHECKING:
+    from astra_accel.training.trainer import AccelTrainer
+
+METRIC_FIELD = "training.best_metric"
+
+
+class KeepBest(TrainerCallback):
+    """Notes the best evaluation by ``training.best_metric``, and has it saved."""
+
+    def on_evaluate(self, trainer: AccelTrainer, metrics: Mapping[str, float]) -> None:
+        """Ask for a checkpoint of a training step that is better than all before, and within ``best_bounds``.
+
+        Raises:
+            ValueError: the evaluator has no such metric.
+        """
+        state, name = trainer.state, trainer.config.best_metric
+        value = read_metric(metrics, name, METRIC_FIELD)
+        why = f"{METRIC_FIELD} {name} has no value" if math.isnan(value) else out_of_bounds(trainer, metrics)
+        if why is not None:
+            state.not_best = why
+            trainer.display.say(f"the evaluation of step {state.step} is not the best: {why}")
+        elif is_better(value, state.best_value):
+            state.best_value, state.best_step = value, state.step
+            trainer.control.should_save = True
+
+
+def evaluate_untrained(trainer: AccelTrainer) -> None:
+    """Learn what ``best_bounds`` are relative to, before the first training step. All processes together.
+
+    It is no evaluation that could be the best: the untrained tester is not what a run is for.
+
+    Raises:
+        ValueError: the evaluator has no such metric; or see :func:`.bounds.check_untrained`.
+    """
+    config, state = trainer.config, trainer.state
+    if not config.best_bounds or state.untrained is not None:
+        return
+    with trainer.stopwatch.phase("evaluate"):
+        metrics = trainer.evaluate()
+    read_metric(metrics, config.best_metric, METRIC_FIELD)
+    check_untrained(config.best_bounds, metrics)
+    state.untrained = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    record = {"step": 0, "update": 0, **{f"eval/{name}": value for name, value in metrics.items()}}
+    record |= trainer.stopwatch.take()
+    on_main(trainer.accelerator, lambda: trainer.folder.write_metrics(record))
+    figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in dict.fromkeys(config.watched_metrics))
+    trainer.display.say(f"the untrained tester, to which training.best_bounds are relative: {figures}")
+
+
+def bring_best(trainer: AccelTrainer, resumed: Path) -> None:
+    """Have the best checkpoint so far among the run's own, where the resumed one is of another folder."""
+    state, folder = trainer.state, trainer.folder.checkpoints
+    if state.best_step is None:
+        return
+    name = checkpoints.checkpoint_name(state.best_step)
+    own, there = folder / name, resumed.parent / name
+
+    def bring() -> bool:
+        if not (own / checkpoints.MANIFEST).is_file() and (there / checkpoints.MANIFEST).is_file():
+            checkpoints.adopt_checkpoint(there, folder)
+        return (own / checkpoints.MANIFEST).is_file()
+
+    # One process looks for all, or they might see different moments.
+    if not on_main(trainer.accelerator, bring):
+        trainer.display.say(f"{there}, the best checkpoint so far, is gone: the best is looked for anew")
+        state.best_step = state.best_value = None
+
+
+def load_best(trainer: AccelTrainer) -> None:
+    """Take the weights of the best checkpoint, where there is one that is not the last. All processes together."""
+    best, why_not = trainer.state.best_step, trainer.state.not_best
+    if best is None and why_not is not None:
+        lacked = "was within training.best_bounds" if trainer.config.best_bounds else f"had a value of {METRIC_FIELD}"
+        trainer.display.say(
+            f"no evaluation {lacked}, so none is the best and the tester has the last weights; of the last: {why_not}"
+        )
+    if best is None or best == trainer.state.step:
+        return
+    path = trainer.folder.checkpoints / checkpoints.checkpoint_name(best)
+    checkpoints.load_weights(trainer.engine, path)
+    trainer.display.say(f"took the weights of {path}, the best by {trainer.config.best_metric}")

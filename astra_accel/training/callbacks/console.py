@@ -1,0 +1,82 @@
+"""What a person sees of a run, on the main process alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from astra_accel.core.sampler import Graph
+from astra_accel.lasting_output import LastingStream
+from astra_accel.training.callbacks.base import TrainerCallback
+from astra_accel.training.callbacks.samples import best_branch, samples_are_due, shown
+
+if TYPE_CHECKING:
+    from astra_accel.experience.loader import Experience
+    from astra_accel.training.trainer import AccelTrainer
+
+SHOWN = ("loss", "reward/mean", "eval/reward/mean", "examples", "lr")
+
+
+class Display(TrainerCallback):
+    """A progress bar where there is a terminal, a line a training step everywhere, and sample conversations.
+
+    Args:
+        enabled: False on all processes but the main one, where nothing is shown.
+        num_steps: training steps of the run.
+    """
+
+    def __init__(self, enabled: bool, num_steps: int) -> None:
+        self.console = Console(file=cast("IO[str]", LastingStream("stdout")), quiet=not enabled, highlight=False)
+        self._num_steps = num_steps
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (enabled and self.console.is_terminal),
+        )
+
+    @contextmanager
+    def running(self, done: int) -> Iterator[None]:
+        """Show the bar while training, from a number of steps on that are done."""
+        self._task = self._progress.add_task("training", total=self._num_steps, completed=done)
+        with self._progress:
+            yield
+
+    def step(self, step: int, record: Mapping[str, Any]) -> None:
+        """One line for a training step."""
+        figures = [f"{name} {record[name]:.4g}" for name in SHOWN if record.get(name) is not None]
+        seconds = sum(value for name, value in record.items() if name.startswith("seconds/"))
+        self.say(f"step {step}/{self._num_steps}  {'  '.join(figures)}  {seconds:.1f} s")
+        self._progress.update(self._task, completed=step)
+
+    def say(self, message: str) -> None:
+        """One line, without markup."""
+        self.console.print(Text(message), soft_wrap=True)
+
+    def conversations(self, graphs: Sequence[Graph], count: int) -> None:
+        """The likeliest failures of an experience: in each of ``count`` trees the branch of best rewards."""
+        for graph in list(graphs)[:count]:
+            text = Text(shown(graph.context))
+            for node in best_branch(graph):
+                reward = "missing" if node.reward is None else f"{node.reward:.3f}"
+                text.append(f"\n[tester, reward {reward}] ", style="bold magenta")
+                text.append(shown(node.probe))
+                text.append("\n[target] ", style="bold cyan")
+                text.append(shown(node.response))
+            self.console.print(Panel(text, title="sample conversation", title_align="left"))
+
+    def on_step_end(self, trainer: AccelTrainer, experience: Experience, records: Sequence[Mapping[str, Any]]) -> None:
+        """Show a training step, and conversations where its turn has come."""
+        step, config = trainer.state.step, trainer.config
+        self.step(step, records[-1])
+        if samples_are_due(config, step):
+            self.conversations(experience.graphs, config.num_sample_conversations)

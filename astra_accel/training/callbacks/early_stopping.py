@@ -1,0 +1,92 @@
+"""Ends a run that no longer gets better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from astra_accel.training.callbacks.base import TrainerCallback
+from astra_accel.training.callbacks.bounds import out_of_bounds
+
+if TYPE_CHECKING:
+    from astra_accel.training.trainer import AccelTrainer
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends a run after evaluations in a row that did not get better; it needs ``training.eval_steps``.
+
+    One that is out of ``training.best_bounds`` is no better, whatever its value.
+    The run ends as it would at its last training step, and with ``load_best_at_end`` with the best weights. A resumed
+    run goes on counting; one that had ended this way ends again, unless it is given more patience::
+
+        AccelTrainer(config, sampler, algorithm, callbacks=[EarlyStopping("response_score/mean", patience=3)])
+
+    Args:
+        metric: what the evaluator calls it; higher is better. None is ``training.best_metric``.
+        patience: how many evaluations in a row may be no better.
+        threshold: by how much more than the best so far is better.
+
+    Raises:
+        ValueError: ``patience`` is below 1, or ``threshold`` is negative or not finite.
+    """
+
+    def __init__(self, metric: str | None = None, patience: int = 1, threshold: float = 0.0) -> None:
+        if patience < 1:
+            raise ValueError(f"EarlyStopping's patience is {patience}; expected at least 1 evaluation")
+        if not 0 <= threshold < math.inf:
+            raise ValueError(f"EarlyStopping's threshold is {threshold}; expected a finite number, at least 0")
+        self.metric, self.patience, self.threshold = metric, patience, threshold
+        self.best: float | None = None
+        self.num_no_better = 0
+
+    def on_train_begin(self, trainer: AccelTrainer) -> None:
+        """See that there will be evaluations; end at once where a resumed run had come to the end of its patience.
+
+        Raises:
+            ValueError: there will be none.
+        """
+        if trainer.config.eval_steps is None:
+            raise ValueError("EarlyStopping needs evaluations, but training.eval_steps is null; expected a number")
+        self._ask(trainer)
+
+    def on_evaluate(self, trainer: AccelTrainer, metrics: Mapping[str, float]) -> None:
+        """Count it.
+
+        Raises:
+            ValueError: the evaluator has no such metric.
+        """
+        value = read_metric(metrics, self.metric or trainer.config.best_metric, "EarlyStopping's metric")
+        if is_better(value, self.best, self.threshold) and out_of_bounds(trainer, metrics) is None:
+            self.best, self.num_no_better = value, 0
+        else:
+            self.num_no_better += 1
+        self._ask(trainer)
+
+    def _ask(self, trainer: AccelTrainer) -> None:
+        if self.num_no_better >= self.patience:
+            trainer.control.should_training_stop = True
+
+    def state(self) -> dict[str, Any]:
+        """The best value so far, and how many evaluations since were no better."""
+        return {"best": self.best, "num_no_better": self.num_no_better}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from there."""
+        self.best, self.num_no_better = state["best"], state["num_no_better"]
+
+
+def read_metric(metrics: Mapping[str, float], name: str, whose: str) -> float:
+    """A metric of an evaluation by its name.
+
+    Raises:
+        ValueError: there is none of that name; says ``whose`` it is.
+    """
+    if name not in metrics:
+        raise ValueError(f"{whose} is {name!r}; the evaluator gives {', '.join(metrics)}")
+    return metrics[name]
+
+
+def is_better(value: float, best: float | None, threshold: float = 0.0) -> bool:
+    """Whether a value is more than the best so far by more than a threshold; nan never is."""
+    return not math.isnan(value) and (best is None or value - best > threshold)

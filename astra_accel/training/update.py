@@ -1,0 +1,87 @@
+"""The updates on an experience."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from astra_accel.distributed.collectives import on_main
+from astra_accel.experience.loader import Experience, Shard
+from astra_accel.models.memory import return_freed_memory
+from astra_accel.training.finite import check_finite
+from astra_accel.training.metrics import UpdateTally
+
+if TYPE_CHECKING:
+    from astra_accel.training.trainer import AccelTrainer
+
+
+class EmptyExperienceError(RuntimeError):
+    """Too many experiences in a row gave no training example."""
+
+
+def update_on(trainer: AccelTrainer, experience: Experience) -> list[dict[str, Any]]:
+    """Make every update of an experience; a record of each. All processes together.
+
+    Raises:
+        NonFiniteError: a loss or a gradient is not finite.
+        EmptyExperienceError: there is no example, nor was there any in the experiences before.
+    """
+    if not experience.steps:
+        return _skip(trainer, experience)
+    trainer.state.empty_in_row = 0
+    records: list[dict[str, Any]] = []
+    shards: list[Shard] = []
+    tally = UpdateTally()
+    enough = False
+    with trainer.stopwatch.phase("update"):
+        for epoch in range(trainer.config.epochs_per_experience):
+            for shard in trainer.loader.of(experience, epoch):
+                if enough:
+                    continue  # Accelerate's loaders have to come to their end
+                if not shards:
+                    return_freed_memory(trainer.accelerator.device)
+                loss, logs = trainer.engine.backward(shard.batch, shard.share, ends_update=shard.ends_update)
+                tally.add(loss, logs, shard.share)
+                shards.append(shard)
+                if shard.ends_update:
+                    records.append(_finish_update(trainer, tally, shards, experience))
+                    tally, shards = UpdateTally(), []
+                    enough = _stop_early(trainer, records[-1])
+    return records
+
+
+def _finish_update(
+    trainer: AccelTrainer, tally: UpdateTally, shards: Sequence[Shard], experience: Experience
+) -> dict[str, Any]:
+    means = tally.reduce(trainer.accelerator, trainer.callbacks.raise_failure)
+    lr = trainer.learning_rate.value
+    grad_norm = trainer.engine.update(
+        trainer.config.max_grad_norm, lambda norm: check_finite(trainer, means["loss"], norm, shards)
+    )
+    trainer.state.update += 1
+    record = {"step": experience.index + 1, "update": trainer.state.update, **means, "grad_norm": grad_norm, "lr": lr}
+    trainer.callbacks.call("on_update", record)
+    return record
+
+
+def _stop_early(trainer: AccelTrainer, record: Mapping[str, Any]) -> bool:
+    """Whether the algorithm wants no more updates on an experience; all processes have the same record."""
+    stop_early = getattr(trainer.harness.algorithm, "stop_early", None)
+    return stop_early is not None and stop_early(record)
+
+
+def _skip(trainer: AccelTrainer, experience: Experience) -> list[dict[str, Any]]:
+    state, folder = trainer.state, trainer.folder
+    state.empty_in_row += 1
+    trainer.display.say(
+        f"step {experience.index + 1}: no training example came of {len(experience.graphs)} episodes "
+        f"(rewards that tie or are missing, or equal probes), so no update"
+    )
+    if state.empty_in_row >= trainer.config.max_empty_experiences:
+        on_main(trainer.accelerator, lambda: folder.write_rollouts(experience.index + 1, experience.graphs))
+        raise EmptyExperienceError(
+            f"{state.empty_in_row} experiences in a row gave no training example "
+            f"(training.max_empty_experiences); their episodes are in {folder.path / 'rollouts'}"
+        )
+    # A training step without an update still tells its rewards, under the number of the last update.
+    return [{"step": experience.index + 1, "update": state.update, "lr": trainer.learning_rate.value}]
