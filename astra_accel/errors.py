@@ -26,3 +26,7 @@ class Preempted(SystemExit):
 
 class NonFiniteError(RuntimeError):
     """A loss, a gradient or what a model computes in a rollout is not finite; the optimizer did not step."""
+
+
+class SharingError(ConfigurationError):
+    """Something can't be exported or uploaded; the message says why, and what to do."""

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for the browser and the ma
 from common import RESULTS, interleaved, medians, report
 
 from astra_accel.report.collect import RunReader
-from astra_accel.report.writing import write_report
+from astra_accel.report.watch import write_report
 from tests.helpers.browser import CHROMIUM, browser_page
 from tests.helpers.written_runs import write_run
 

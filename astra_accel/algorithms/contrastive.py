@@ -9,7 +9,7 @@ from math import inf
 import torch
 
 from astra_accel.algorithms.dpo import DPO, DPOStep
-from astra_accel.algorithms.tokens import token_mask
+from astra_accel.algorithms.options import token_mask
 from astra_accel.core.sampler import Graph
 from astra_accel.core.system import ActionT, StateT, System
 

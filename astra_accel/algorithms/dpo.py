@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from astra_accel.algorithms.credit import Credit
-from astra_accel.algorithms.options import check_choice, check_positive
-from astra_accel.algorithms.tokens import token_mask
+from astra_accel.algorithms.options import check_choice, check_positive, token_mask
 from astra_accel.core.algorithm import Algorithm, ReplayEntry
 from astra_accel.core.sampler import Graph, Node, response_score
 from astra_accel.core.system import ActionT, StateT, System

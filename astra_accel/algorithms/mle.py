@@ -11,8 +11,7 @@ from typing import Any, Generic
 import torch
 
 from astra_accel.algorithms.credit import Credit
-from astra_accel.algorithms.options import check_positive
-from astra_accel.algorithms.tokens import token_mask
+from astra_accel.algorithms.options import check_positive, token_mask
 from astra_accel.algorithms.trajectory_balance import TBStep
 from astra_accel.core.algorithm import Algorithm, ReplayEntry
 from astra_accel.core.sampler import Graph, response_score

@@ -26,8 +26,7 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 
 from astra_accel.algorithms.credit import Credit
-from astra_accel.algorithms.options import check_choice, check_fraction, check_not_negative, check_positive
-from astra_accel.algorithms.tokens import token_mask
+from astra_accel.algorithms.options import check_choice, check_fraction, check_not_negative, check_positive, token_mask
 from astra_accel.core.algorithm import Algorithm, Batch
 from astra_accel.core.system import ActionT, StateT, System
 

@@ -40,7 +40,7 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
     from astra_accel.evaluation.display import show_comparison
     from astra_accel.evaluation.folder import find_evaluation
     from astra_accel.evaluation.verdict import verdict
-    from astra_accel.files.writable import check_file_writable
+    from astra_accel.files.folders import check_file_writable
 
     if known.output is not None:
         check_file_writable(known.output, "--output")

@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
 def _export(known: argparse.Namespace, _: list[str]) -> int:
     if known.merged is None and known.dataset is None:
         raise ConfigurationError("nothing to export; expected --merged DIR, --dataset DIR, or both")
-    from astra_accel.files.writable import check_writable
+    from astra_accel.files.folders import check_writable
 
     for name, folder in (("--dataset", known.dataset), ("--merged", known.merged)):
         if folder is not None:

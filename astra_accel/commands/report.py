@@ -41,10 +41,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _report(known: argparse.Namespace, _: list[str]) -> int:
-    from astra_accel.files.writable import check_file_writable
+    from astra_accel.files.folders import check_file_writable
     from astra_accel.report.collect import RunReader
-    from astra_accel.report.watch import watch
-    from astra_accel.report.writing import write_report
+    from astra_accel.report.watch import watch, write_report
 
     if known.every is not None and not known.watch:
         raise ConfigurationError("--every is given without --watch; expected both, or neither")

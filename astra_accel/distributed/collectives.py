@@ -7,12 +7,60 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import gather_object as gather_over_default
 
-from astra_accel.distributed.exchange import gather_object
+from astra_accel.files.run_lock import RunLock
+
+_made: dict[str, Any] = {}
+"""The group for exchanges, and the default group that it was made beside: a process may come to have another."""
+
+
+def gather_object(own: list[Any]) -> list[Any]:
+    """The items of everybody's list, in the order of ranks; all processes call it.
+
+    Raises:
+        RuntimeError: a process is gone, or did not answer in the time of the default group; or no group over host
+            memory can be made.
+    """
+    group = _group_on_hosts()
+    if group is None:
+        return gather_over_default(own)
+    results: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(results, own, group=group)
+    return [item for result in results for item in result]
+
+
+def _group_on_hosts() -> Any:
+    """A gloo group of all processes, where the default group takes tensors of devices alone; made once."""
+    if not dist.is_initialized():
+        return None
+    default = dist.group.WORLD
+    if _takes_host_memory(default):
+        return None
+    if "beside" not in _made or _made["default"] is not default:
+        try:
+            _made.update(default=default, beside=dist.new_group(backend="gloo", timeout=_timeout(default)))
+        except RuntimeError as error:
+            raise RuntimeError(
+                "processes can't reach one another over gloo, which exchanges take beside NCCL; set "
+                f"GLOO_SOCKET_IFNAME to the network interface between the machines: {error}"
+            ) from error
+    return _made["beside"]
+
+
+def _takes_host_memory(group: Any) -> bool:
+    return torch.device("cpu") in group._device_types
+
+
+def _timeout(group: Any) -> timedelta:
+    return group._get_backend(group._device_types[0]).options._timeout
+
 
 T = TypeVar("T")
 
@@ -74,7 +122,7 @@ def end_together(accelerator: Accelerator) -> None:
 def naming_lost_processes(timeout: float) -> Iterator[None]:
     """Say in words when a process can't reach the others any more.
 
-    So it is on CPUs, and with NCCL in exchanges (:mod:`astra_accel.distributed.exchange`), where processes wait for
+    So it is on CPUs, and with NCCL in exchanges (:mod:`astra_accel.distributed.collectives`), where processes wait for
     the slowest rollout. What NCCL itself moves, gradients and gathered weights, ends otherwise: after ``timeout`` its
     watchdog prints which collective it waited for and aborts the process (SIGABRT), before Python hears of it. The
     last checkpoint is whole then too.
@@ -103,3 +151,21 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     part: Callable[[], Any] = work if accelerator.is_main_process else lambda: None
     result: T = on_every_rank(accelerator, part)[0]
     return result
+
+
+@contextmanager
+def holding(accelerator: Accelerator, lock: RunLock) -> Iterator[RunLock]:
+    """A context in which the main process has the lock of a folder.
+
+    All processes together, and while one watches another run's lock none waits long for it.
+
+    Raises:
+        FolderInUseError: another run writes to the folder; says which.
+        ConfigurationError: the folder can't be written to.
+    """
+    try:
+        while (wait := on_main(accelerator, lock.attempt)) is not None:
+            time.sleep(wait)
+        yield lock
+    finally:
+        lock.release()

@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from astra_accel.config import ConfigurationError
+from astra_accel.errors import ConfigurationError
 from astra_accel.files.atomic import write_atomically
-from astra_accel.files.removal import empty
+from astra_accel.files.folders import empty
 from astra_accel.files.run_folder import environment
 from astra_accel.files.tables import write_table
 

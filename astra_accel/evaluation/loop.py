@@ -12,8 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from astra_accel.distributed.accelerator import new_accelerator
-from astra_accel.distributed.collectives import on_main
-from astra_accel.distributed.holding import holding
+from astra_accel.distributed.collectives import holding, on_main
 from astra_accel.evaluation.folder import FIELD, EvaluationFolder
 from astra_accel.experience.collect import Harness
 from astra_accel.files.run_lock import RunLock

@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from astra_accel.config import ConfigurationError, RunConfiguration
+from astra_accel.config import RunConfiguration
+from astra_accel.errors import ConfigurationError
 from astra_accel.files.run_folder import CONFIG, TESTER
 from astra_accel.files.saved_models import damage_of
 

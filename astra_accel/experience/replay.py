@@ -14,9 +14,8 @@ from astra_accel.config import ReplayConfiguration
 from astra_accel.core.seeding import seed_sequence
 from astra_accel.errors import ConfigurationError
 from astra_accel.experience.codec import Codec
-from astra_accel.experience.likeness import mean_overlap, words_of
 from astra_accel.experience.off_policy import check_replay
-from astra_accel.experience.selection import Kept, draw, select
+from astra_accel.experience.selection import Kept, draw, mean_overlap, select, words_of
 
 REPLAY_STREAM = 4
 FORMAT = 1

@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.files.folders import check_writable
 from astra_accel.files.run_lock import check_nesting
-from astra_accel.files.writable import check_writable
 
 PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datasets", "numpy")
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"

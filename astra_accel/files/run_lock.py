@@ -29,8 +29,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.folders import made_folders, unwritable
 from astra_accel.files.process_table import machine, own_start, process_is_alive
-from astra_accel.files.writable import made_folders, unwritable
 
 logger = logging.getLogger(__name__)
 

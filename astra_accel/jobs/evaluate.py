@@ -13,19 +13,20 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from astra_accel.algorithms import build_algorithm
-from astra_accel.config import ConfigurationError, RunConfiguration
+from astra_accel.config import RunConfiguration
 from astra_accel.distributed.accelerator import make_accelerator
-from astra_accel.distributed.collectives import end_together, on_main
-from astra_accel.distributed.holding import holding
+from astra_accel.distributed.collectives import end_together, holding, on_main
+from astra_accel.errors import ConfigurationError
 from astra_accel.evaluation.display import show_metrics
 from astra_accel.evaluation.evaluator import ASTEvaluator, check_scorer_names
 from astra_accel.evaluation.figures.diversity import tokenize
 from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED, FIELD, FILES, EvaluationFolder
 from astra_accel.evaluation.loop import check_seeds
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
+from astra_accel.files.atomic import README
+from astra_accel.files.folders import check_writable
 from astra_accel.files.run_folder import TESTER
 from astra_accel.files.run_lock import RunLock
-from astra_accel.files.writable import check_writable
 from astra_accel.jobs.train import MISTAKES, Prompts, build_sampler, check_models, mistake
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
@@ -33,7 +34,6 @@ from astra_accel.overrides import joined
 from astra_accel.paths import user_path
 from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.evaluated import update_card
-from astra_accel.sharing.folders import README
 
 logger = logging.getLogger(__name__)
 

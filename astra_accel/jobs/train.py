@@ -15,18 +15,11 @@ from accelerate import Accelerator
 from rich.table import Table
 
 from astra_accel.algorithms import build_algorithm
-from astra_accel.config import (
-    AUTO,
-    ConfigurationError,
-    PromptSource,
-    RunConfiguration,
-    TrainingConfiguration,
-    check_resume,
-)
+from astra_accel.config import AUTO, PromptSource, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.data import check_disjoint, load_prompts
 from astra_accel.distributed.accelerator import make_accelerator
-from astra_accel.distributed.collectives import RankError, end_together, on_main
-from astra_accel.distributed.holding import holding
+from astra_accel.distributed.collectives import RankError, end_together, holding, on_main
+from astra_accel.errors import ConfigurationError
 from astra_accel.evaluation.evaluator import ASTEvaluator, figures_among, metric_names
 from astra_accel.evaluation.figures.dev_figures import DEV_FIGURES, SELF_BLEU, check_dev_figures
 from astra_accel.experience.off_policy import check_algorithm

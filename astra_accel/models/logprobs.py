@@ -35,7 +35,21 @@ from astra_accel.models.forward.padded import (
 from astra_accel.models.forward.prefix_tree import Pack, pack_sequences
 from astra_accel.models.layers.activation_checkpointing import activation_checkpointing as checkpointed
 from astra_accel.models.loading.embedding_rows import check_token_ids
-from astra_accel.models.sharding import is_sharded
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether processes gather a model's weights together, layer by layer as it runs (FSDP2, ZeRO-3).
+
+    They then have to make as many forwards, whatever each of them has to read.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
+        hasattr(parameter, "ds_id") for parameter in model.parameters()
+    )
+
 
 Ids = Sequence[int]
 Packing = Literal["auto", "prefix_tree", "none"]

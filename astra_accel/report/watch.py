@@ -6,9 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import process_time, sleep
 
+from astra_accel.files.atomic import write_atomically
 from astra_accel.files.run_status import read_status
-from astra_accel.report.collect import RunReader
-from astra_accel.report.writing import write_report
+from astra_accel.report.collect import Run, RunReader
+from astra_accel.report.markdown import render_markdown
+from astra_accel.report.page import render_page
+from astra_accel.report.verdicts import verdicts
+
+
+def write_report(runs: Sequence[Run], page: Path, renewed_every: float | None = None) -> list[str]:
+    """Write the page and, beside it, the summary in Markdown.
+
+    Args:
+        runs: what it is of.
+        page: the HTML file.
+        renewed_every: seconds after which an open page looks for a newer one; None where there will be none.
+
+    Returns:
+        What both say at the top: see :func:`~astra_accel.report.verdicts.verdicts`.
+    """
+    found = verdicts(runs)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, render_page(runs, renewed_every, found))
+    write_atomically(page.with_suffix(".md"), render_markdown(runs, found))
+    return found
+
 
 REST = 9.0
 """Seconds without work for each second of a core, at least: a watch takes a tenth of one at most."""

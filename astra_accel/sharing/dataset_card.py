@@ -10,10 +10,9 @@ import pyarrow as pa
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from astra_accel.files.atomic import write_atomically
+from astra_accel.files.atomic import README, write_atomically
 from astra_accel.files.run_folder import CONFIG, environment
 from astra_accel.sharing.base_model import name_of
-from astra_accel.sharing.folders import README
 from astra_accel.sharing.markdown import AUDIENCE_TAG, fenced, prompt_sources, table
 from astra_accel.sharing.rollouts import DATA, Split, export_rollouts
 

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from astra_accel.config import check_repository
-from astra_accel.sharing.errors import SharingError
+from astra_accel.errors import SharingError
 from astra_accel.sharing.rollouts import DATA
 
 RepositoryType = Literal["model", "dataset"]

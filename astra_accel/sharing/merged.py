@@ -9,14 +9,13 @@ from typing import Any, Literal
 import torch
 
 from astra_accel.config import ModelConfiguration, RunConfiguration
+from astra_accel.errors import SharingError
 from astra_accel.evaluation.tester import ADAPTER_CONFIG, find_tester
-from astra_accel.files.atomic import write_atomically
+from astra_accel.files.atomic import README, complete_or_absent, write_atomically
 from astra_accel.files.run_folder import CONFIG, METRICS
 from astra_accel.models.loading.model_files import ModelFiles
 from astra_accel.models.roles import find_roles, load_roles
-from astra_accel.sharing.errors import SharingError
 from astra_accel.sharing.evaluated import evaluation_of
-from astra_accel.sharing.folders import README, complete_or_absent
 from astra_accel.sharing.model_card import Origin, model_card
 
 MergedDtype = Literal["float32", "bfloat16", "float16"]

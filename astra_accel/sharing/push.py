@@ -14,14 +14,13 @@ import yaml
 from huggingface_hub import ModelCard
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.errors import SharingError
 from astra_accel.evaluation.tester import ADAPTER_CONFIG, find_tester
-from astra_accel.files.atomic import write_atomically
+from astra_accel.files.atomic import README, write_atomically
 from astra_accel.files.run_folder import CONFIG, TESTER
 from astra_accel.sharing.base_model import hub_id
 from astra_accel.sharing.dataset_card import export_dataset
-from astra_accel.sharing.errors import SharingError
 from astra_accel.sharing.evaluated import update_card
-from astra_accel.sharing.folders import README
 from astra_accel.sharing.hub import Hub, Repository
 from astra_accel.sharing.markdown import without_place
 

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from astra_accel.evaluation.folder import NODES, find_evaluation
+from astra_accel.files.atomic import complete_or_absent
 from astra_accel.files.run_folder import ROLLOUTS
-from astra_accel.sharing.folders import complete_or_absent
 
 DATA = "data"
 ROWS_AT_ONCE = 8192

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from astra_accel.config import ConfigurationError, TrainingConfiguration
+from astra_accel.config import TrainingConfiguration
+from astra_accel.errors import ConfigurationError
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

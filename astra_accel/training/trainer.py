@@ -23,17 +23,15 @@ from astra_accel.experience.collect import Harness
 from astra_accel.experience.loader import Experience, ExperienceLoader
 from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.experience.replay import Replay
-from astra_accel.files.atomic import write_atomically
+from astra_accel.files.atomic import README, write_atomically
 from astra_accel.files.run_folder import METRICS, check_output_dir
 from astra_accel.files.run_lock import RunLock
 from astra_accel.files.run_status import telling_status
-from astra_accel.sharing.folders import README
 from astra_accel.sharing.model_card import Origin, model_card, weights_in
 from astra_accel.sharing.push import check_push, push_tester
-from astra_accel.training.callbacks.base import TrainerControl
+from astra_accel.training.callbacks.base import CallbackHandler, TrainerControl
 from astra_accel.training.callbacks.best import KeepBest, bring_best, evaluate_untrained, load_best
 from astra_accel.training.callbacks.console import Display
-from astra_accel.training.callbacks.handler import CallbackHandler
 from astra_accel.training.callbacks.run_files import RunFolder, agree_on_output_dir
 from astra_accel.training.callbacks.stop_at import StopAt
 from astra_accel.training.callbacks.trackers import Trackers

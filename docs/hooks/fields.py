@@ -1,4 +1,4 @@
-"""The reference of the configuration, from the models in ``astra_accel/config.py``."""
+"""The reference of the configuration, from the models in ``astra_accel/config/``."""
 
 from __future__ import annotations
 

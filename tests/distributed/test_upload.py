@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from astra_accel.distributed.collectives import RankError
-from astra_accel.sharing.errors import SharingError
+from astra_accel.errors import SharingError
 from tests.helpers.hub import USER, local_hub
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import train_plain

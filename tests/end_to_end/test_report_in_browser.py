@@ -13,7 +13,7 @@ from astra_accel.files.tables import write_table
 from astra_accel.files.text import visible
 from astra_accel.report.collect import RunReader
 from astra_accel.report.conversations import MAX_TEXT
-from astra_accel.report.writing import write_report
+from astra_accel.report.watch import write_report
 from tests.helpers.browser import CHROMIUM, Page, browser_page
 from tests.helpers.written_runs import HOSTILE, write_evaluation, write_run
 

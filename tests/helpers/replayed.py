@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from astra_accel.core.algorithm import ReplayEntry
-from astra_accel.experience.likeness import words_of
-from astra_accel.experience.selection import Kept
+from astra_accel.experience.selection import Kept, words_of
 from tests.helpers.plain import PlainAlgorithm, PlainStep
 
 

@@ -14,7 +14,6 @@ from astra_accel import config as config_module
 from astra_accel.algorithms import ALGORITHMS
 from astra_accel.config import (
     NO_WARMUP,
-    ConfigurationError,
     LoRAConfiguration,
     ModelConfiguration,
     Named,
@@ -25,6 +24,7 @@ from astra_accel.config import (
     Section,
     TrainingConfiguration,
 )
+from astra_accel.errors import ConfigurationError
 from astra_accel.yaml_files import to_yaml
 
 ROOT = Path(__file__).parents[2]

@@ -28,8 +28,8 @@ ORDER = [
     ["files"],
     ["core"],
     ["config"],
-    ["arguments", "errors", "lasting_output", "launch_configs", "lazy", "overrides", "paths", "registries"],
-    ["whole_models", "yaml_files"],
+    ["launch_configs", "overrides", "whole_models", "yaml_files"],
+    ["arguments", "errors", "lasting_output", "lazy", "paths", "registries"],
 ]
 LEVEL = {room: len(ORDER) - place for place, rooms in enumerate(ORDER) for room in rooms}
 

@@ -11,9 +11,8 @@ from astra_accel.config import NaturalnessModel, RewardConfiguration
 from astra_accel.core.sampler import Graph, walk
 from astra_accel.core.scorer import Scorer
 from astra_accel.core.system import ActionT, StateT, System
-from astra_accel.methods.ast.rewards.naturalness import Naturalness
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
-from astra_accel.methods.ast.rewards.toxicity import CombinedToxicity, ResponseToxicity
+from astra_accel.methods.ast.rewards.terms import CombinedToxicity, Naturalness, ResponseToxicity
 from astra_accel.methods.ast.rewards.weighted import WeightedTerms
 
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from astra_accel.models.decoding.cached_attention import feed
-from astra_accel.models.decoding.kv_buffer import Paths, Slots
-from astra_accel.models.decoding.kv_cache import Bin, CachedRow, PrefixCache, SharedPrefixes
+from astra_accel.models.decoding.kv_cache import Bin, CachedRow, Paths, PrefixCache, SharedPrefixes, Slots
 from astra_accel.models.decoding.length_regimes import without_earlier_lengths
 from astra_accel.models.forward.attention import Layout, attending
 from astra_accel.models.forward.flex_attention import FlexLayout, tree_layout

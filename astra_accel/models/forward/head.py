@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from astra_accel.models.forward.capabilities import UnsupportedModelError
 from astra_accel.models.forward.output_layer import capped, find_output_layer
-from astra_accel.models.forward.segment_sum import segment_sum
+from astra_accel.models.forward.prefix_tree import segment_sum
 
 CHUNK_BYTES = 64 * 2**20
 

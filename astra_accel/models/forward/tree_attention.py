@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from astra_accel.models.forward.attention import Rule, added_mask
-from astra_accel.models.forward.prefix_tree import Pack
-from astra_accel.models.forward.segment_sum import segment_sum
+from astra_accel.models.forward.prefix_tree import Pack, segment_sum
 
 BLOCK_QUERIES = 32
 KEY_STEP = 128

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from astra_accel.models.forward.attention import attending_as_now
-from astra_accel.models.layers.forwards import changed_forwards
+from astra_accel.models.layers.small_batch_linear import changed_forwards
 
 
 def checkpointed_layers(model: Any) -> list[Any]:

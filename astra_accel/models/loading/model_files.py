@@ -13,7 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from astra_accel.config import ConfigurationError, LoRAConfiguration, ModelConfiguration, Quantization
+from astra_accel.config import LoRAConfiguration, ModelConfiguration, Quantization
+from astra_accel.errors import ConfigurationError
 from astra_accel.files.model_places import check_place, local_folder, why_not_had
 from astra_accel.files.saved_models import damage_of_settings, damage_of_weights
 from astra_accel.models.loading.adapter_files import ADAPTER_CONFIG

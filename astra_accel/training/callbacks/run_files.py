@@ -14,10 +14,9 @@ from accelerate import Accelerator
 
 from astra_accel.config import TrainingConfiguration
 from astra_accel.core.sampler import Graph
-from astra_accel.distributed.collectives import on_main
-from astra_accel.distributed.holding import holding
+from astra_accel.distributed.collectives import holding, on_main
 from astra_accel.files.atomic import write_atomically
-from astra_accel.files.removal import empty
+from astra_accel.files.folders import empty
 from astra_accel.files.run_folder import (
     CHECKPOINTS,
     CONFIG,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from astra_accel.files.text import valid_text
 from astra_accel.training.callbacks.base import TrainerCallback
-from astra_accel.training.callbacks.samples import sample_rows, samples_are_due
+from astra_accel.training.callbacks.console import sample_rows, samples_are_due
 from astra_accel.training.config_text import flat
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from astra_accel.distributed.engine import Engine
 from astra_accel.experience.replay import Replay
-from astra_accel.files.removal import remove
+from astra_accel.files.folders import remove
 from astra_accel.training.optim import LearningRate
 from astra_accel.training.prompt_digests import Digests
 

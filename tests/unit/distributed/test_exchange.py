@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from astra_accel.distributed import exchange
+from astra_accel.distributed import collectives
 from astra_accel.distributed.collectives import RankError, naming_lost_processes
 from tests.helpers.processes import ProcessFailure, run_processes
 
@@ -20,7 +20,7 @@ def gather(devices_alone: bool) -> tuple[list[Any], list[Any]]:
     """Two exchanges in a world whose default group passes for one like NCCL's, and the groups that they made."""
     Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=77))])
     if devices_alone:
-        exchange._takes_host_memory = lambda group: False  # type: ignore[assignment]
+        collectives._takes_host_memory = lambda group: False  # type: ignore[assignment]
     made, new_group = [], dist.new_group
 
     def noted(**options: Any) -> Any:
@@ -29,7 +29,7 @@ def gather(devices_alone: bool) -> tuple[list[Any], list[Any]]:
 
     dist.new_group = noted
     rank = dist.get_rank()
-    return [exchange.gather_object([rank, "a"]), exchange.gather_object([rank])], made
+    return [collectives.gather_object([rank, "a"]), collectives.gather_object([rank])], made
 
 
 @pytest.mark.slow
@@ -43,14 +43,14 @@ def test_everybody_gets_everything_in_the_order_of_ranks(devices_alone: bool) ->
 def lose_one() -> str:
     """Process 1 dies before the second exchange; what process 0 is told, and how soon."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    exchange._takes_host_memory = lambda group: False  # type: ignore[assignment]
-    exchange.gather_object([1])
+    collectives._takes_host_memory = lambda group: False  # type: ignore[assignment]
+    collectives.gather_object([1])
     if dist.get_rank() == 1:
         os._exit(1)
     started = time.monotonic()
     try:
         with naming_lost_processes(60):
-            exchange.gather_object([2])
+            collectives.gather_object([2])
     except RankError as error:
         raise AssertionError(f"told after {time.monotonic() - started:.0f} s: {error}") from None
     return "nothing"
@@ -65,10 +65,10 @@ def test_a_group_that_can_not_be_made_says_which_variable_helps(monkeypatch: pyt
     def refuse(**_: Any) -> Any:
         raise RuntimeError("Connection refused [gloo/transport/tcp/pair.cc]")
 
-    monkeypatch.setattr(exchange, "_made", {})
+    monkeypatch.setattr(collectives, "_made", {})
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(exchange, "_takes_host_memory", lambda group: False)
-    monkeypatch.setattr(exchange, "_timeout", lambda group: timedelta(seconds=1))
+    monkeypatch.setattr(collectives, "_takes_host_memory", lambda group: False)
+    monkeypatch.setattr(collectives, "_timeout", lambda group: timedelta(seconds=1))
     monkeypatch.setattr(dist, "new_group", refuse)
     with pytest.raises(RuntimeError, match="set GLOO_SOCKET_IFNAME"):
-        exchange.gather_object([1])
+        collectives.gather_object([1])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from astra_accel.config import ConfigurationError, ModelConfiguration, RunConfiguration
+from astra_accel.config import ModelConfiguration, RunConfiguration
+from astra_accel.errors import ConfigurationError
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
 from astra_accel.models.loading.tiny import build_tiny, save_tiny
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_accel.experience.balance import balanced_hands, equal_runs
+from astra_accel.experience.loader import balanced_hands, equal_runs
 
 
 def costs(tokens):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from astra_accel.experience.likeness import NUM_COMPARED, mean_overlap, overlap, words_of
+from astra_accel.experience.selection import NUM_COMPARED, mean_overlap, overlap, words_of
 
 
 def test_words_are_distinct_and_in_lower_case():

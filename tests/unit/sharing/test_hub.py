@@ -7,8 +7,8 @@ import json
 import pytest
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 
-from astra_accel.config import ConfigurationError, TrainingConfiguration
-from astra_accel.sharing.errors import SharingError
+from astra_accel.config import TrainingConfiguration
+from astra_accel.errors import ConfigurationError, SharingError
 from astra_accel.sharing.hub import Hub, Repository
 from astra_accel.sharing.push import check_push, push, push_tester
 from tests.helpers.hub import LAB, USER

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from astra_accel.errors import SharingError
 from astra_accel.models.loading.tiny import TINY_ARCHITECTURES, save_tiny
-from astra_accel.sharing.errors import SharingError
 from astra_accel.sharing.merged import export_merged
 from tests.helpers.special_models import SPECIAL, save_special
 

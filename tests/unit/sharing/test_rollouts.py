@@ -10,10 +10,10 @@ import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
+from astra_accel.errors import SharingError
 from astra_accel.files.tables import write_table
 from astra_accel.sharing import rollouts
 from astra_accel.sharing.dataset_card import export_dataset
-from astra_accel.sharing.errors import SharingError
 from astra_accel.sharing.rollouts import export_rollouts
 
 

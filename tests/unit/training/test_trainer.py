@@ -11,8 +11,8 @@ from accelerate.utils import DataLoaderConfiguration
 from safetensors.torch import load_file
 
 from astra_accel import DPO, AccelTrainer, ASTSampler, HFASTSystem, RunConfiguration, Scorer, TrainingConfiguration
-from astra_accel.config import ConfigurationError, LoRAConfiguration, RolloutConfiguration, SamplingConfiguration
-from astra_accel.errors import NonFiniteError, Preempted
+from astra_accel.config import LoRAConfiguration, RolloutConfiguration, SamplingConfiguration
+from astra_accel.errors import ConfigurationError, NonFiniteError, Preempted
 from astra_accel.files.run_folder import OutputFolderError
 from astra_accel.training import update as updates
 from astra_accel.training.checkpoint.layout import CheckpointError, list_checkpoints

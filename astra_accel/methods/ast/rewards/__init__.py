@@ -6,12 +6,10 @@ for.
 """
 
 from astra_accel.methods.ast.rewards.embedding import EmbeddingNovelty
-from astra_accel.methods.ast.rewards.naturalness import Naturalness
 from astra_accel.methods.ast.rewards.self_bleu import SelfBLEUNovelty
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
-from astra_accel.methods.ast.rewards.style import Length, Repetition
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
-from astra_accel.methods.ast.rewards.toxicity import CombinedToxicity, ResponseToxicity
+from astra_accel.methods.ast.rewards.terms import CombinedToxicity, Length, Naturalness, Repetition, ResponseToxicity
 from astra_accel.methods.ast.rewards.weighted import RewardError
 
 __all__ = [

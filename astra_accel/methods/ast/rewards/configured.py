@@ -10,8 +10,8 @@ from astra_accel.config import RewardConfiguration
 from astra_accel.methods.ast.rewards.embedding import EmbeddingNovelty
 from astra_accel.methods.ast.rewards.self_bleu import SelfBLEUNovelty
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
-from astra_accel.methods.ast.rewards.style import Length, Repetition
 from astra_accel.methods.ast.rewards.term import RewardTerm
+from astra_accel.methods.ast.rewards.terms import Length, Repetition
 
 
 def build_terms(

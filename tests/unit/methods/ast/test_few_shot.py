@@ -21,7 +21,7 @@ from astra_accel.errors import ConfigurationError
 from astra_accel.experience.collect import Harness
 from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.methods.ast import ASTSampler, HFASTSystem
-from astra_accel.methods.ast.few_shot import shown_before
+from astra_accel.methods.ast.sampler import shown_before
 from tests.unit.methods.ast.test_ast_sampler import Checksum, Drawing
 
 PROMPTS = ["So I said", "Hm"]

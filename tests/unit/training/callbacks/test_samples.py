@@ -1,9 +1,9 @@
-"""Which conversations a person is shown (``training/callbacks/samples.py``)."""
+"""Which conversations a person is shown (``training/callbacks/console.py``)."""
 
 import pytest
 
 from astra_accel import Graph, Node, TrainingConfiguration
-from astra_accel.training.callbacks.samples import best_branch, printable, sample_rows, samples_are_due, shown
+from astra_accel.training.callbacks.console import best_branch, printable, sample_rows, samples_are_due, shown
 
 
 def conversation():

@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 
-from astra_accel.methods.ast.rewards.reservoir import Reservoir
+from astra_accel.methods.ast.rewards.novelty import Reservoir
 
 
 def filled(size: int, seed: int = 0, rounds: int = 4, each: int = 5) -> Reservoir:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from astra_accel.methods.ast.rewards.style import Length, Repetition
 from astra_accel.methods.ast.rewards.term import Turns
+from astra_accel.methods.ast.rewards.terms import Length, Repetition
 
 
 def turns(*probes: str) -> Turns:

@@ -3,9 +3,8 @@ import os
 import pytest
 
 from astra_accel.errors import ConfigurationError
-from astra_accel.files import writable
-from astra_accel.files.removal import empty, remove
-from astra_accel.files.writable import check_file_writable, check_writable
+from astra_accel.files import folders as writable
+from astra_accel.files.folders import check_file_writable, check_writable, empty, remove
 
 
 class TestCheckWritable:

@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 from astra_accel.algorithms.credit import Credit
-from astra_accel.algorithms.gae import advantages_on_trees
+from astra_accel.algorithms.ppo import advantages_on_trees
 from astra_accel.core.sampler import Graph, Node
 
 TREE = [[1, 2], [3], [], [], []]

@@ -1,8 +1,9 @@
-"""Whether a folder can be written to, found out by writing: permissions alone don't tell (root, quotas, full disks)."""
+"""Folders: whether one can be written to, and deleting what a run wrote."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -85,3 +86,27 @@ def _write_to(folder: Path) -> None:
 def _remove_empty(folder: Path) -> None:
     with suppress(OSError):  # somebody else has begun to write there
         folder.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there. Of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def empty(path: Path, patterns: tuple[str, ...] = ("*",)) -> None:
+    """Delete a part of a run. Where it is a link to a folder, that was somebody's choice of a disk: the link stays, and
+    of what is in the folder goes what a run writes there.
+
+    Args:
+        path: the part; need not be there.
+        patterns: of the names that a run writes in it, for ``Path.glob``.
+    """
+    if path.is_symlink() and path.is_dir():
+        for pattern in patterns:
+            for inside in path.glob(pattern):
+                remove(inside)
+    else:
+        remove(path)

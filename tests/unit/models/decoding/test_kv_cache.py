@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from astra_accel.models import memory
-from astra_accel.models.decoding import generation, kv_buffer
-from astra_accel.models.decoding.kv_buffer import Paths, Slots
-from astra_accel.models.decoding.kv_cache import BIN_PRICE, bin_price
+from astra_accel.models.decoding import generation, kv_cache
+from astra_accel.models.decoding.kv_cache import BIN_PRICE, Paths, Slots, bin_price
 from astra_accel.models.decoding.prefill import Question, Start
 
 CPU = torch.device("cpu")
@@ -23,7 +22,7 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(values))
         return memory.uploaded(values, device)
 
-    monkeypatch.setattr(kv_buffer, "uploaded", counted)
+    monkeypatch.setattr(kv_cache, "uploaded", counted)
     return sizes
 
 

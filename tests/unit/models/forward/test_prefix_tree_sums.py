@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from astra_accel.models.forward.segment_sum import segment_sum
+from astra_accel.models.forward.prefix_tree import segment_sum
 
 SHAPES = [(), (3,), (2, 5)]
 
