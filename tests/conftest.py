@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.helpers.plain import reset_accelerate
 
 # The models of the tests are tiny: threads cost them more than they bring, above all where processes share cores.
 torch.set_num_threads(1)
@@ -16,6 +19,15 @@ torch.set_num_threads(1)
 # A slow moment of the machine is no failure, and a failure is one everywhere.
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerate_state() -> Iterator[None]:
+    """Accelerate keeps its state for the whole process: each test begins, and leaves, without any."""
+    reset_accelerate()
+    yield
+    reset_accelerate()
+
 
 BUILD = """
 import logging

@@ -10,7 +10,7 @@ from astra_accel import HFASTSystem, RunConfiguration
 from astra_accel.config import RolloutConfiguration, SamplingConfiguration
 from tests.helpers.documents import PAGES, ROOT, blocks, name_of
 from tests.helpers.plain import reset_accelerate
-from tests.helpers.runs import launch
+from tests.helpers.runs import TINY_DPO, launch
 
 # Its examples need a hub and runs; `tests/end_to_end/test_share.py` does what they do.
 SHARING = "docs/sharing.md"
@@ -31,7 +31,8 @@ def test_the_pages_on_writing_ones_own_are_among_those_that_run() -> None:
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if name_of(page) == READS_A_RUN:
-        launch("train.py", "--config", ROOT / "examples" / "configs" / "tiny_dpo.yaml")
+        trained = launch("train.py", "--config", TINY_DPO, "--training.output_dir", tmp_path / "runs" / "tiny_dpo")
+        assert trained.returncode == 0, trained.stderr
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setitem(
         HFASTSystem.__init__.__kwdefaults__, "rollout", RolloutConfiguration(tester=SHORT, target=SHORT)

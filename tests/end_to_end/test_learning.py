@@ -38,13 +38,6 @@ class Vowels(Scorer):
         return [sum(letter in "aeiou" for letter in probe) / PROBE_TOKENS for probe in probes]
 
 
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    reset_accelerate()
-    yield
-    reset_accelerate()
-
-
 def train(
     folder: Path,
     name: str,

@@ -11,7 +11,6 @@ import torch
 from astra_accel import AccelTrainer, ASTSampler, HFASTSystem, Scorer, TrainingConfiguration
 from astra_accel.algorithms import build_algorithm
 from astra_accel.config import RolloutConfiguration, SamplingConfiguration
-from tests.helpers.plain import reset_accelerate
 
 PROMPT = "Hello."
 BETA = 0.4
@@ -28,13 +27,6 @@ class Grades(Scorer):
 
     def score_exchanges(self, probes, responses):
         return [(sum(probe.encode()) + 1) % 5 / 4 for probe in probes]
-
-
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    reset_accelerate()
-    yield
-    reset_accelerate()
 
 
 def make_system() -> HFASTSystem:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.plain import reset_accelerate
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import (
     ROOT,
@@ -37,13 +36,6 @@ AT_ONCE = ("--training.batch_size", "128", "--compute.token_budget", "1000000", 
 ACCUMULATED = ("--training.batch_size", "8", "--training.gradient_accumulation_steps", "16")
 PLAIN = ("--training.batch_size", "128", "--compute.token_budget", "1000000", "--compute.packing", "none")
 IN_PARTS = ("--compute.token_budget", "300")
-
-
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    reset_accelerate()
-    yield
-    reset_accelerate()
 
 
 def train(folder: Path, name: str, *options: str) -> None:

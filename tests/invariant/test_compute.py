@@ -29,12 +29,6 @@ SHORT = (
 IN_PARTS = ("--compute.token_budget", "150")  # one or two pairs; a tree of three is more
 
 
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    yield
-    reset_accelerate()
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on one process whose batches are stepped on whole, whatever they read."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.launches import SHARDED
-from tests.helpers.plain import reset_accelerate
 from tests.helpers.processes import run_processes
 from tests.helpers.replayed import ReplayedAlgorithm
 from tests.helpers.runs import (
@@ -31,13 +30,6 @@ TINY = (
     # Shown in the first four steps of six: a run that goes on from the third shows them once more.
     *("--rollout.few_shot", '{"examples": ["No.", "Why me?", "Go away!"], "number": 2, "steps": 4}'),
 )
-
-
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    reset_accelerate()
-    yield
-    reset_accelerate()
 
 
 def config_of(name: str) -> Path:

@@ -7,14 +7,6 @@ from tests.helpers.checkpoints import build, save_checkpoint, update
 from tests.helpers.plain import PlainSampler, build_plain, reset_accelerate
 
 
-@pytest.fixture(autouse=True)
-def _own_accelerate_state():
-    """Accelerate keeps its state for the whole process: each test begins, and leaves, without any."""
-    reset_accelerate()
-    yield
-    reset_accelerate()
-
-
 @pytest.fixture
 def make(tmp_path):
     """Makes trainers that write to ``tmp_path / "run"``: of the plain system, or of what is given."""

@@ -332,7 +332,7 @@ def test_a_missing_tool_is_named_before_anything_is_downloaded(package, advice, 
 
 def test_looking_for_pip_leaves_setuptools_usable():
     """Which torch compiles with: asked for pip, setuptools' own finder takes the process for pip's."""
-    code = "from astra_accel.models import embedded; embedded._require('pip', ''); import setuptools"
+    code = "from astra_accel.models.loading import embedded; embedded._require('pip', ''); import setuptools"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 

@@ -10,8 +10,8 @@ import pytest
 
 from astra_accel import Graph, Node
 from astra_accel.config import RunConfiguration, TrainingConfiguration
+from astra_accel.files import run_folder
 from astra_accel.files.run_folder import OutputFolderError, check_output_dir, new_output_dir
-from astra_accel.training.callbacks import run_files
 from astra_accel.training.callbacks.run_files import RunFolder
 from tests.helpers.plain import build_plain
 
@@ -119,7 +119,7 @@ class TestBegin:
             assert any(re.fullmatch(rf"# {package} \d+\.\d+.*", line) for line in comments), package
 
     def test_a_package_that_is_not_there_and_a_folder_without_git_do_no_harm(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(run_files, "PACKAGES", ("nonesuch-package",))
+        monkeypatch.setattr(run_folder, "PACKAGES", ("nonesuch-package",))
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
         monkeypatch.chdir(tmp_path)
 

@@ -12,8 +12,8 @@ from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from astra_accel import AccelTrainer, TrainingConfiguration
+from astra_accel.distributed import accelerator
 from astra_accel.distributed.accelerator import make_accelerator
-from astra_accel.training.callbacks import trackers
 from astra_accel.training.callbacks.console import Display
 from tests.helpers.plain import build_plain
 from tests.helpers.runs import metrics
@@ -291,7 +291,7 @@ class TestOwnTracker:
 class TestCheck:
     @pytest.fixture(autouse=True)
     def _installed(self, monkeypatch):
-        monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+        monkeypatch.setattr(accelerator, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
 
     def make(self, tmp_path, *names):
         return make_accelerator(TrainingConfiguration(log_with=names, output_dir=tmp_path))

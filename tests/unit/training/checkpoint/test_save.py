@@ -9,7 +9,8 @@ import torch
 from accelerate.utils import set_seed
 
 from astra_accel.config import TrainingConfiguration
-from astra_accel.training.checkpoint import layout, save
+from astra_accel.training.checkpoint import layout
+from astra_accel.training.checkpoint import save as saving
 from astra_accel.training.checkpoint.layout import (
     UnsavedError,
     checkpoint_name,
@@ -59,7 +60,7 @@ class TestSaving:
             save(value, path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(save.torch, "save", fill_disk)
+            patch.setattr(saving.torch, "save", fill_disk)
             with pytest.raises(OSError, match="No space left on device"):
                 save_checkpoint(training, saved.parent)
 
@@ -91,7 +92,7 @@ class TestSaving:
 
     def test_everything_is_on_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
         synced, renamed = [], []
-        for module in (layout, save):
+        for module in (layout, saving):
             monkeypatch.setattr(
                 module,
                 "sync",
@@ -121,7 +122,7 @@ def held_up(monkeypatch):
             assert go_on.wait(30)
         save(content, path)
 
-    monkeypatch.setattr(save.torch, "save", slow)
+    monkeypatch.setattr(saving.torch, "save", slow)
     yield go_on
     go_on.set()
 
@@ -130,7 +131,7 @@ def fill_disk(monkeypatch):
     def fail(content, path):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(save.torch, "save", fail)
+    monkeypatch.setattr(saving.torch, "save", fail)
 
 
 class TestSavingWhileTrainingGoesOn:
@@ -258,7 +259,7 @@ class TestSavingWhileTrainingGoesOn:
         assert "the checkpoint of step 0 is not complete" in caplog.text
 
     def test_another_process_that_is_gone_is_not_waited_for_for_long(self, tmp_path, monkeypatch, caplog):
-        monkeypatch.setattr(save, "RESCUE_SECONDS", 0.2)
+        monkeypatch.setattr(saving, "RESCUE_SECONDS", 0.2)
         training = build()
         saver = saver_of(training, tmp_path)
 
@@ -326,20 +327,20 @@ def _fail_on_process_1(folder):
     """What each process learns of a disk that is full for process 1 alone, and whether the run can go on saving."""
     training = build()
     saver = saver_of(training, folder)
-    write = save.write_snapshot
+    write = saving.write_snapshot
 
     def failing(snapshot, temporary, rank):
         if rank == 1:
             raise UnsavedError("the disk of process 1 is full")
         write(snapshot, temporary, rank)
 
-    save.write_snapshot = failing
+    saving.write_snapshot = failing
     saver.save(training)
     try:
         poll_until_raised(saver)
-    except (UnsavedError, save.RankError) as error:
+    except (UnsavedError, saving.RankError) as error:
         told = f"{type(error).__name__}: {error}"
-    save.write_snapshot = write
+    saving.write_snapshot = write
     left = sorted(path.name for path in folder.iterdir())
     return told, left, saver.save(training, wait=True)
 
