@@ -19,7 +19,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -31,17 +31,10 @@ from common import build_system, first_prompts, interleaved, medians, parse, rep
 from astra_accel import DPO, AccelTrainer, ASTSampler, TrainingConfiguration
 from astra_accel.core.sampler import Graph, rewarded_trees
 from astra_accel.distributed.accelerator import make_accelerator
+from astra_accel.experience.loader import Experience, MicroBatch
 
 SAVING = {"trainer": None, "trainer, saving": False, "trainer, saving as it goes on": True}
 """The sides that train, and whether they save behind training's back; None saves nothing."""
-
-
-class Part(NamedTuple):
-    """What the trainer steps on at once."""
-
-    batch: Any
-    weight: float
-    ends_update: bool
 
 
 class Clocked(ASTSampler):
@@ -64,7 +57,7 @@ class Trained(NamedTuple):
 
     sampler: Clocked
     weights: list[torch.Tensor]
-    parts: list[list[Part]]
+    parts: list[list[MicroBatch]]
     lines: list[dict[str, Any]]
 
     @property
@@ -105,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             **{f"{name}, seconds by phase": phases(last[name].lines) for name in SAVING},
             **{f"{name}: stall of a save, s": value for name, value in stall.items()},
             "parts stepped on": sum(map(len, last["trainer"].parts)),
-            "updates": sum(part.ends_update for parts in last["trainer"].parts for part in parts),
+            "updates": sum(part.is_last for parts in last["trainer"].parts for part in parts),
         },
     )
 
@@ -129,14 +122,15 @@ def train(options: argparse.Namespace, config: TrainingConfiguration, accelerato
     """Run the trainer, and keep what it stepped on."""
     sampler = Clocked(build_system(options), first_prompts(options), options.width, options.depth)
     trainer = AccelTrainer(config, sampler, DPO(sampler.system), accelerator=accelerator)
-    parts: list[list[Part]] = [[] for _ in range(config.training_steps)]
-    backward = trainer.engine.backward
+    parts: list[list[MicroBatch]] = [[] for _ in range(config.training_steps)]
+    micro_batches_of = trainer.loader.of
 
-    def noting(batch: Any, weight: float, *, ends_update: bool) -> Any:
-        parts[len(sampler.begun) - 1].append(Part(batch, weight, ends_update))
-        return backward(batch, weight, ends_update=ends_update)
+    def noting(experience: Experience, epoch: int) -> Iterator[MicroBatch]:
+        for micro_batch in micro_batches_of(experience, epoch):
+            parts[experience.index].append(micro_batch)
+            yield micro_batch
 
-    trainer.engine.backward = noting
+    trainer.loader.of = noting
     trainer.train()
     accelerator.free_memory()  # It would keep the models of every trainer.
     lines = (trainer.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -154,10 +148,10 @@ def bare(options: argparse.Namespace, trained: Trained, lr: float) -> Trained:
             graphs = sampler.rollout_many(seeds)
         steps = [step for graph in graphs for tree in rewarded_trees(graph) for step in algorithm.flatten(tree)]
         algorithm.precompute(steps)
-        for batch, weight, ends_update in parts:
+        for batch, loss_weight, is_last in parts:
             loss, _ = algorithm.step(batch)
-            (loss * weight).backward()
-            if ends_update:
+            (loss * loss_weight).backward()
+            if is_last:
                 optimizer.step()
                 optimizer.zero_grad()
     return Trained(sampler, [parameter.detach() for parameter in sampler.system.parameters()], [], [])

@@ -136,9 +136,11 @@ class Update:
     def backward(self) -> None:
         """The gradient of the mean loss over all pairs, from the baseline's log-probs on."""
         steps = self._algorithm.precompute(self.steps)
-        for batch, share, _ in self._loader.of(Experience(0, self._graphs, steps, self._trees), epoch=0):
-            loss, _ = self._step_module(batch)
-            self._accelerator.backward(loss * share)
+        for batch, weight, _ in self._loader.of(Experience(0, self._graphs, steps, self._trees), epoch=0):
+            with self._accelerator.accumulate(self._step_module):
+                loss, _ = self._step_module(batch)
+                # Accelerate divides by the number of micro-batches.
+                self._accelerator.backward(loss * weight * self._accelerator.gradient_accumulation_steps)
 
 
 def plain_pairs(system: Any, steps: Sequence[DPOStep]) -> list[plain.Pair]:

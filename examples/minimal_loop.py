@@ -33,12 +33,16 @@ def main() -> None:
     step_module, optimizer = accelerator.prepare(StepModule(system, algorithm), optimizer)
 
     for step in range(TRAINING_STEPS):
-        experience = harness.collect(step)  # every process rolls out its share and gets all of it
-        for batch, share, _ in loader.of(experience, epoch=0):  # every process gets its share of a batch
-            loss, _ = step_module(batch)
-            accelerator.backward(loss * share * accelerator.num_processes)
-            optimizer.step()
-            optimizer.zero_grad()
+        experience = harness.collect(step)  # every process rolls out its part and gets all of it
+        for batch, weight, _ in loader.of(experience, epoch=0):  # every process gets its shard of a batch
+            with accelerator.accumulate(step_module):
+                loss, _ = step_module(batch)
+                # The weights of an update add up to 1, so what Accelerate divides by is undone.
+                accelerator.backward(
+                    loss * weight * accelerator.gradient_accumulation_steps * accelerator.num_processes
+                )
+                optimizer.step()
+                optimizer.zero_grad()
         rewards = [node.reward for graph in experience.graphs for node in graph.children]
         accelerator.print(f"step {step + 1}: mean reward of the first turns {sum(rewards) / len(rewards):.4f}")
     accelerator.end_training()

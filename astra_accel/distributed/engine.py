@@ -100,29 +100,24 @@ class Engine:
         self.module = module
         self.prepared, self.optimizer = accelerator.prepare(module, optimizer)
 
-    def backward(self, batch: Any, weight: float, *, ends_update: bool) -> tuple[torch.Tensor, Mapping[str, Any]]:
-        """A forward and the gradient of ``weight`` times its loss, which the update adds up over steps and processes.
+    def backward(self, loss: torch.Tensor) -> None:
+        """Compute the gradient of a weighted loss, within ``accelerator.accumulate``.
 
-        The gradients stay with this process, or go out with all since the last update: what Accelerate's
-        ``accumulate`` does, for updates of any number of steps. Returns the loss itself and what to log.
+        An update adds it up over micro-batches and processes. Accelerate divides by the number of micro-batches, and
+        averages gradients over processes; both are undone here, since the weights of an update add up to 1.
         """
-        self.accelerator.sync_gradients = ends_update
-        with nullcontext() if ends_update else self.accelerator.no_sync(self.prepared):
-            loss, logs = self.prepared(batch)
-            self._backward(loss * weight)
-        return loss, logs
-
-    def _backward(self, loss: torch.Tensor) -> None:
-        # Accelerate divides by the accumulation steps, and the processes' gradients are averaged; both are undone.
         accelerator = self.accelerator
         accelerator.backward(loss * accelerator.gradient_accumulation_steps * accelerator.num_processes)
 
-    def update(self, max_norm: float | None, check: UpdateCheck) -> float:
-        """Clip the gradients, step the optimizer, forget the gradients; the norm of the whole gradient before clipping.
+    def step(self, max_norm: float | None, check: UpdateCheck) -> float:
+        """Clip the gradients, step the optimizer and clear the gradients, after an update's last backward pass.
 
         Args:
-            max_norm: what the norm is clipped to, None not at all.
-            check: gets the norm before the optimizer steps, and raises where it must not.
+            max_norm: the norm to clip to; None does not clip.
+            check: gets the norm before the optimizer steps, and raises if it must not step.
+
+        Returns:
+            The norm of the whole gradient before clipping.
         """
         norm = self._clip(float("inf") if max_norm is None else max_norm)
         check(norm)

@@ -55,24 +55,18 @@ class ZeROEngine(Engine):
             # An update has as many steps as its tokens need, and DeepSpeed adds up only where it expects several.
             self._zero.gradient_accumulation_steps = max(2, config.gradient_accumulation_steps)
 
-    def backward(self, batch: Any, weight: float, *, ends_update: bool) -> tuple[torch.Tensor, Mapping[str, Any]]:
-        """See the base class."""
-        loss, logs = self.prepared(batch)
-        self.prepared.set_gradient_accumulation_boundary(is_boundary=ends_update)
-        # The processes' gradients are averaged, which is undone.
-        self.prepared.backward(loss * weight * self.accelerator.num_processes, scale_wrt_gas=False)
-        return loss, logs
-
-    def update(self, max_norm: float | None, check: UpdateCheck) -> float:  # noqa: ARG002
-        """See the base class.
-
-        DeepSpeed tells the norm behind the step alone, which it leaves out if that is not finite. It clips as its
-        configuration says, in which ``max_norm`` is.
-        """
-        check(0.0)
+    def backward(self, loss: torch.Tensor) -> None:
+        """See the base class. In an update's last one, Accelerate has DeepSpeed step as well."""
         for own, scheduled in zip(self._zero.optimizer.param_groups, self._scheduled, strict=True):
             own["lr"] = scheduled["lr"]
-        self.prepared.step()
+        # Only the average over processes is undone: this loss is not divided by the number of micro-batches.
+        self.accelerator.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
+
+    def step(self, max_norm: float | None, check: UpdateCheck) -> float:  # noqa: ARG002
+        """See the base class.
+
+        DeepSpeed has stepped already, unless the norm was not finite; it clips to ``max_norm`` by its configuration.
+        """
         norm = float(self.prepared.get_global_grad_norm())
         if not self.prepared.fp16_enabled():  # whose overflows are the loss scale's business
             check(norm)

@@ -1,4 +1,4 @@
-"""An experience, and the loader that hands every process its share of each batch."""
+"""An experience, and the loader that gives every process its micro-batches of it."""
 
 from __future__ import annotations
 
@@ -14,63 +14,62 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from astra_accel.core.sampler import Graph
 from astra_accel.core.seeding import derive_seed
 
+PAD = -1
+SHUFFLE_STREAM = 1
+
 Cost = Callable[[Sequence[int]], int]
 
 
-def equal_runs(batch: Sequence[int], num_hands: int) -> list[list[int]]:
-    """A batch in runs of equal length, the first ones longer by 1 where that does not come out even."""
-    length, longer = divmod(len(batch), num_hands)
-    starts = [hand * length + min(hand, longer) for hand in range(num_hands + 1)]
+def contiguous_shards(batch: Sequence[int], num_shards: int) -> list[list[int]]:
+    """A batch cut into runs of equal length; the first ones are longer by 1 if it does not divide evenly."""
+    length, longer = divmod(len(batch), num_shards)
+    starts = [shard * length + min(shard, longer) for shard in range(num_shards + 1)]
     return [list(batch[start:end]) for start, end in pairwise(starts)]
 
 
-def balanced_hands(
-    batch: Sequence[int], trees: Sequence[int], num_hands: int, largest: int, cost: Cost
+def balanced_shards(
+    batch: Sequence[int], trees: Sequence[int], num_shards: int, largest: int, cost: Cost
 ) -> list[list[int]]:
-    """A batch dealt out so that the hand that costs most costs little.
+    """A batch sharded so that the costliest shard costs little.
 
-    Trees are dealt out whole, the costliest first, each to the hand that costs least so far and has room for it. Where
-    cutting the batch in equal runs is better, as for one large tree, that is done instead; so it is never worse.
+    Trees stay whole: the costliest goes first, each to the shard that costs least so far and has room. If contiguous
+    shards are better, as for one large tree, they are returned instead, so this is never worse.
 
     Args:
-        batch: examples, those of a tree one after the other.
-        trees: for each example of the experience the number of its tree.
-        num_hands: hands, some of which may stay empty.
-        largest: examples of a hand at most; there is room for all.
-        cost: of examples that are stepped on together.
+        batch: the examples, those of a tree next to one another.
+        trees: the tree of each example of the experience.
+        num_shards: the number of shards, some of which may stay empty.
+        largest: the most examples of a shard; there is room for all.
+        cost: of examples that are computed together.
     """
-    runs = equal_runs(batch, num_hands)
-    whole = _whole_trees(batch, trees, num_hands, largest, cost)
-    if whole is None or _slowest(runs, cost) <= _slowest(whole, cost):
-        return runs
+    contiguous = contiguous_shards(batch, num_shards)
+    whole = _whole_trees(batch, trees, num_shards, largest, cost)
+    if whole is None or _slowest(contiguous, cost) <= _slowest(whole, cost):
+        return contiguous
     return whole
 
 
 def _whole_trees(
-    batch: Sequence[int], trees: Sequence[int], num_hands: int, largest: int, cost: Cost
+    batch: Sequence[int], trees: Sequence[int], num_shards: int, largest: int, cost: Cost
 ) -> list[list[int]] | None:
-    """The trees of a batch, each in one hand; None where they don't fit so."""
+    """The trees of a batch, each in one shard; None if they don't fit."""
     groups = [list(members) for _, members in groupby(batch, key=trees.__getitem__)]
     costs = [cost(group) for group in groups]
-    hands: list[list[int]] = [[] for _ in range(num_hands)]
-    loads = [0] * num_hands
+    shards: list[list[int]] = [[] for _ in range(num_shards)]
+    loads = [0] * num_shards
     for number in sorted(range(len(groups)), key=lambda number: -costs[number]):
-        with_room = [hand for hand in range(num_hands) if len(hands[hand]) + len(groups[number]) <= largest]
+        with_room = [shard for shard in range(num_shards) if len(shards[shard]) + len(groups[number]) <= largest]
         if not with_room:
             return None
-        hand = min(with_room, key=loads.__getitem__)
-        hands[hand] += groups[number]
-        loads[hand] += costs[number]
+        shard = min(with_room, key=loads.__getitem__)
+        shards[shard] += groups[number]
+        loads[shard] += costs[number]
     place = {example: index for index, example in enumerate(batch)}
-    return [sorted(hand, key=place.__getitem__) for hand in hands]
+    return [sorted(shard, key=place.__getitem__) for shard in shards]
 
 
-def _slowest(hands: Sequence[Sequence[int]], cost: Cost) -> int:
-    return max(cost(hand) for hand in hands if hand)
-
-
-PAD = -1
-SHUFFLE_STREAM = 1
+def _slowest(shards: Sequence[Sequence[int]], cost: Cost) -> int:
+    return max(cost(shard) for shard in shards if shard)
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,10 @@ class Experience:
     Attributes:
         index: number of the training step, from 0.
         graphs: one an episode, in order.
-        steps: the training examples of all graphs, in order; behind them those of a replay.
-        trees: for each example which graph it came of, for one of a replay a number of its own. Examples of one tree
+        steps: the training examples of all graphs, in order, followed by those of a replay.
+        trees: for each example the number of its graph; one from a replay has a number of its own. Examples of a tree
             share most of what a model reads for them, so they stay together.
-        figures: what else there is to log of it.
+        figures: further figures to log.
     """
 
     index: int
@@ -94,70 +93,75 @@ class Experience:
 
 
 class Example(NamedTuple):
-    """A training example and its share of the update's mean; without a step it is padding of a batch."""
+    """A training example and its weight in the update's mean; without a step it is padding of a batch."""
 
     step: Any
-    share: float
+    loss_weight: float
 
 
-class Shard(NamedTuple):
-    """One process's part of a batch, or as much of it as is stepped on at once.
+class MicroBatch(NamedTuple):
+    """What one process computes at once: its shard of a batch, or a part of that.
 
     Attributes:
         batch: what ``Algorithm.step`` takes.
-        share: the part's share of the mean over the whole update; the shares of all processes and of all
-            parts of an update add up to 1. 0 on a process that has no example, which steps on one all the same
-            so that it takes part in the collectives of the backward pass.
-        ends_update: whether the optimizer steps behind it.
+        loss_weight: the weight of its loss in the mean over the whole update. The weights of all processes and all
+            micro-batches of an update add up to 1. It is 0 on a process without an example, which computes one all the
+            same, to take part in the collectives of the backward pass.
+        is_last: whether the optimizer steps after it.
     """
 
     batch: Any
-    share: float
-    ends_update: bool
+    loss_weight: float
+    is_last: bool
 
 
 class Plan(NamedTuple):
-    """How examples are stepped on.
+    """How examples are computed.
 
     Attributes:
-        rounds: each process steps once a round. The examples of each round by their indices, process by process,
-            filled up with ``PAD`` to the size of a batch.
-        shares: each example's share of its update.
-        ends_update: for each round, whether the optimizer steps behind it.
+        micro_steps: in each, every process computes once. The indices of its examples, process by process, filled up
+            with ``PAD`` to the size of a batch.
+        loss_weights: each example's weight in its update.
+        is_last: for each micro-step, whether the optimizer steps after it.
     """
 
-    rounds: list[list[int]]
-    shares: list[float]
-    ends_update: list[bool]
+    micro_steps: list[list[int]]
+    loss_weights: list[float]
+    is_last: list[bool]
+
+    def lengths(self) -> Iterator[int]:
+        """The number of micro-steps of each update."""
+        ends = [number for number, is_last in enumerate(self.is_last, start=1) if is_last]
+        return (end - start for start, end in pairwise([0, *ends]))
 
 
-def plan_rounds(
+def plan_micro_steps(
     weights: Sequence[float],
     order: Sequence[int],
     *,
     batch_size: int,
     accumulation: int,
     num_processes: int,
-    deal: Callable[[Sequence[int], int], Sequence[Sequence[int]]] = equal_runs,
-    split: Callable[[Sequence[int]], Sequence[Sequence[int]]] = lambda hand: [hand],
+    shard: Callable[[Sequence[int], int], Sequence[Sequence[int]]] = contiguous_shards,
+    split: Callable[[Sequence[int]], Sequence[Sequence[int]]] = lambda examples: [examples],
 ) -> Plan:
-    """Who steps on what, and what it counts.
+    """Which process computes what, and with which weight.
 
-    A batch is dealt out to the processes, and a process may split its hand. Five examples in the order 0 1 2 3 4,
-    batches of 4 on 2 processes in equal runs, no accumulation; then the same with hands split in ones::
+    A batch is sharded over the processes, and a process may split its shard. Five examples in the order 0 1 2 3 4, in
+    batches of 4 on 2 processes, without accumulation; then the same with shards split into single examples::
 
-        rounds        [[0, 1, 2, 3], [4, PAD, PAD, PAD]]      [[0, PAD, 2, PAD], [1, PAD, 3, PAD], [4, PAD, PAD, PAD]]
-        shares        [1/4, 1/4, 1/4, 1/4, 1]                 the same
-        ends_update   [True, True]                            [False, True, True]
+        micro_steps    [[0, 1, 2, 3], [4, PAD, PAD, PAD]]     [[0, PAD, 2, PAD], [1, PAD, 3, PAD], [4, PAD, PAD, PAD]]
+        loss_weights   [1/4, 1/4, 1/4, 1/4, 1]                the same
+        is_last        [True, True]                           [False, True, True]
 
     Args:
         weights: of each example in the mean that the algorithm's step takes.
         order: the examples' indices in the order of training.
         batch_size: examples of a batch over all processes, a multiple of ``num_processes``.
         accumulation: batches an update.
-        num_processes: examples of a batch are dealt out to them.
-        deal: the hands of so many processes from a batch, none larger than its part of a full one.
-        split: parts of a process's hand that are stepped on one after the other.
+        num_processes: over which a batch is sharded.
+        shard: gives the shards of a batch, none larger than that of a full one.
+        split: parts of a process's shard that are computed one after the other.
     """
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     per_rank = batch_size // num_processes
@@ -166,23 +170,26 @@ def plan_rounds(
         update = batches[start : start + accumulation]
         total = sum(weights[index] for batch in update for index in batch)
         for index in (index for batch in update for index in batch):
-            plan.shares[index] = weights[index] / total if total else 0.0
+            plan.loss_weights[index] = weights[index] / total if total else 0.0
         for batch in update:
-            hands = [split(hand) if hand else [] for hand in deal(batch, num_processes)]
-            for number in range(max(map(len, hands))):
-                parts = [list(hand[number]) if number < len(hand) else [] for hand in hands]
-                plan.rounds.append([index for part in parts for index in part + [PAD] * (per_rank - len(part))])
-                plan.ends_update.append(False)
-        plan.ends_update[-1] = True
+            rank_shards = [split(examples) if examples else [] for examples in shard(batch, num_processes)]
+            for number in range(max(map(len, rank_shards))):
+                parts = [list(own[number]) if number < len(own) else [] for own in rank_shards]
+                plan.micro_steps.append([index for part in parts for index in part + [PAD] * (per_rank - len(part))])
+                plan.is_last.append(False)
+        plan.is_last[-1] = True
     return plan
 
 
 class ExperienceLoader:
-    """Batches of an experience, through one DataLoader that Accelerate prepares once and shards.
+    """Micro-batches of an experience, through one DataLoader that Accelerate prepares once and shards.
+
+    It tells Accelerate how many micro-batches each update has, since that depends on the examples and their tokens. So
+    ``accelerator.accumulate`` synchronises gradients, and lets the optimizer step, in the last one of each update.
 
     Args:
         accelerator: prepares the loader.
-        algorithm: collates examples; its ``weight`` says what each counts in a mean.
+        algorithm: collates examples; its ``weight`` is that of each in a mean.
         batch_size: examples of a batch over all processes.
         accumulation: batches an update.
         seed: of the order of examples.
@@ -191,6 +198,7 @@ class ExperienceLoader:
     def __init__(self, accelerator: Accelerator, algorithm: Any, batch_size: int, accumulation: int, seed: int) -> None:
         self._examples = _Examples()
         self._batches = _Batches(batch_size, accelerator.num_processes, whole=accelerator.split_batches)
+        self._accelerator = accelerator
         self._algorithm = algorithm
         self._accumulation = accumulation
         self._num_processes = accelerator.num_processes
@@ -198,51 +206,61 @@ class ExperienceLoader:
         loader = DataLoader(self._examples, batch_sampler=self._batches, collate_fn=self._collate)
         self.prepared = accelerator.prepare(loader)
 
-    def of(self, experience: Experience, epoch: int) -> Iterator[Shard]:
-        """This process's shards of one pass over an experience, in an order that seed, index and epoch give.
+    def of(self, experience: Experience, epoch: int) -> Iterator[MicroBatch]:
+        """This process's micro-batches of one pass over an experience, in an order given by seed, index and epoch.
 
-        Trees come in random order, the examples of each together and in theirs.
+        Trees come in random order; the examples of each stay together, in their own order.
         """
         weigh = getattr(self._algorithm, "weight", _one)
         generator = torch.Generator().manual_seed(derive_seed(self._seed, SHUFFLE_STREAM, experience.index, epoch))
-        plan = plan_rounds(
+        plan = plan_micro_steps(
             [weigh(step) for step in experience.steps],
             _shuffled(experience.trees, generator),
             batch_size=self._batches.batch_size_of_all,
             accumulation=self._accumulation,
             num_processes=self._num_processes,
-            deal=lambda batch, num_hands: self._dealt(batch, num_hands, experience),
-            split=lambda hand: self._longest_first(self._within_budget(hand, experience), experience),
+            shard=lambda batch, num_shards: self._sharded(batch, num_shards, experience),
+            split=lambda examples: self._longest_first(self._within_budget(examples, experience), experience),
         )
-        self._batches.plan = plan.rounds
-        self._examples.items = [Example(step, share) for step, share in zip(experience.steps, plan.shares, strict=True)]
-        for (batch, share), ends_update in zip(self.prepared, plan.ends_update, strict=True):
-            yield Shard(batch, share, ends_update)
+        self._batches.plan = plan.micro_steps
+        self._examples.items = [
+            Example(step, weight) for step, weight in zip(experience.steps, plan.loss_weights, strict=True)
+        ]
+        lengths, configured, is_first = plan.lengths(), self._accelerator.gradient_accumulation_steps, True
+        try:
+            for (batch, loss_weight), is_last in zip(self.prepared, plan.is_last, strict=True):
+                if is_first:
+                    self._accelerator.step = 0
+                    self._accelerator.gradient_accumulation_steps = next(lengths)
+                yield MicroBatch(batch, loss_weight, is_last)
+                is_first = is_last
+        finally:
+            self._accelerator.gradient_accumulation_steps = configured
 
-    def _dealt(self, batch: Sequence[int], num_hands: int, experience: Experience) -> list[list[int]]:
-        """A batch dealt out to the processes by what they will have to read, where the algorithm can tell that."""
-        if num_hands == 1 or self._num_tokens(batch, experience) is None:
-            return equal_runs(batch, num_hands)
-        room = self._batches.batch_size_of_all // num_hands
-        return balanced_hands(
-            batch, experience.trees, num_hands, room, lambda hand: self._num_tokens(hand, experience) or 0
+    def _sharded(self, batch: Sequence[int], num_shards: int, experience: Experience) -> list[list[int]]:
+        """The shards of a batch, balanced by what each process will read if the algorithm can tell that."""
+        if num_shards == 1 or self._num_tokens(batch, experience) is None:
+            return contiguous_shards(batch, num_shards)
+        room = self._batches.batch_size_of_all // num_shards
+        return balanced_shards(
+            batch, experience.trees, num_shards, room, lambda shard: self._num_tokens(shard, experience) or 0
         )
 
-    def _within_budget(self, hand: Sequence[int], experience: Experience) -> list[list[int]]:
-        """A run of examples in parts that each read no more tokens than the system's budget.
+    def _within_budget(self, shard: Sequence[int], experience: Experience) -> list[list[int]]:
+        """A shard in parts that each read no more tokens than the system's budget.
 
         A tree is cut only if it exceeds the budget by itself, and an example never.
         """
         budget = getattr(getattr(self._algorithm, "system", None), "token_budget", None)
         if budget is None:
-            return [list(hand)]
+            return [list(shard)]
 
         def fits(part: Sequence[int]) -> bool:
             num_tokens = self._num_tokens(part, experience)
             return num_tokens is None or num_tokens <= budget
 
         parts: list[list[int]] = [[]]
-        pending = [list(hand)]  # the whole run, then its trees, then the examples of one: the last is next
+        pending = [list(shard)]  # the whole shard, then its trees, then the examples of one: the last is next
         while pending:
             piece = pending.pop()
             if (len(piece) == 1 and not parts[-1]) or fits(parts[-1] + piece):
@@ -255,23 +273,23 @@ class ExperienceLoader:
         return parts
 
     def _longest_first(self, parts: list[list[int]], experience: Experience) -> list[list[int]]:
-        """The parts by what each reads, where the algorithm can tell that.
+        """The parts by how much each reads, if the algorithm can tell that.
 
-        What a part leaves to the allocator then has room for the next one, and processes that step together step on
-        parts of like length.
+        What a part leaves to the allocator then has room for the next one, and processes compute parts of similar
+        length at the same time.
         """
         if len(parts) == 1:
             return parts
         return sorted(parts, key=lambda part: self._num_tokens(part, experience) or 0, reverse=True)
 
     def _num_tokens(self, examples: Sequence[int], experience: Experience) -> int | None:
-        """What a step on some examples reads; None where the algorithm can't tell."""
+        """How much a step on some examples reads; None if the algorithm can't tell."""
         count = getattr(self._algorithm, "num_tokens", None)
         return None if count is None else count([experience.steps[index] for index in examples])
 
     def _collate(self, items: Sequence[Example]) -> tuple[Any, float]:
-        real = [item for item in items if item.step is not None] or [self._examples.items[0]._replace(share=0.0)]
-        return self._algorithm.collate_fn([item.step for item in real]), sum(item.share for item in real)
+        real = [item for item in items if item.step is not None] or [self._examples.items[0]._replace(loss_weight=0.0)]
+        return self._algorithm.collate_fn([item.step for item in real]), sum(item.loss_weight for item in real)
 
 
 def _shuffled(trees: Sequence[int], generator: torch.Generator) -> list[int]:
@@ -279,8 +297,8 @@ def _shuffled(trees: Sequence[int], generator: torch.Generator) -> list[int]:
     members: dict[int, list[int]] = {}
     for index, tree in enumerate(trees):
         members.setdefault(tree, []).append(index)
-    hands = list(members.values())
-    return [index for place in torch.randperm(len(hands), generator=generator).tolist() for index in hands[place]]
+    groups = list(members.values())
+    return [index for place in torch.randperm(len(groups), generator=generator).tolist() for index in groups[place]]
 
 
 def _cut(run: Sequence[int], trees: Sequence[int]) -> list[list[int]]:
@@ -303,7 +321,7 @@ class _Examples(Dataset[Example]):
 
 
 class _Batches(Sampler[list[int]]):
-    """The planned batches, whole where Accelerate splits each over the processes, else rank by rank in turn."""
+    """The planned batches: whole if Accelerate splits each over the processes, otherwise rank by rank in turn."""
 
     def __init__(self, batch_size: int, num_processes: int, whole: bool) -> None:
         self.batch_size_of_all = batch_size

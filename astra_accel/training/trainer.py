@@ -72,6 +72,8 @@ class AccelTrainer:
         lock: of the output folder, which the caller holds already; None takes it for as long as it trains.
 
     Attributes:
+        config: how to train.
+        harness: collects experiences.
         control: what callbacks ask for.
         state: how far the run is.
         folder: its files.
@@ -164,6 +166,16 @@ class AccelTrainer:
                 evaluate_untrained(self)
                 self._run_steps()
                 self._end()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer, as Accelerate prepared it."""
+        return self.engine.optimizer
+
+    @property
+    def _global_step_counter(self) -> int:
+        """Batches trained on, under the reference's name; resumed runs continue it."""
+        return self.state.batch
 
     def add_callback(self, callback: Any) -> None:
         """Call a callback too, after the others; a class is called to make one."""

@@ -11,7 +11,7 @@ import torch
 from astra_accel import TrainingConfiguration
 from astra_accel.distributed.engine import make_engine
 from astra_accel.distributed.step_module import StepModule
-from tests.helpers.launches import LAUNCHES, make_launch
+from tests.helpers.launches import LAUNCHES, make_launch, step_on
 from tests.helpers.plain import reset_accelerate
 from tests.helpers.processes import run_processes
 
@@ -51,10 +51,8 @@ def _sum_up(folder: Path, kind: str) -> tuple[list[float], float]:
     system = SimpleNamespace(layer=pull.layer, parameters=pull.layer.parameters)
     optimizer = torch.optim.SGD(pull.layer.parameters(), lr=1.0)
     engine = make_engine(accelerator, StepModule(system, pull), optimizer, config)
-    for step in range(NUM_STEPS):
-        size = LARGE if step == 0 and accelerator.is_main_process else SMALL
-        engine.backward(torch.full((1, 8), size), 1.0, ends_update=step + 1 == NUM_STEPS)
-    norm = engine.update(None, lambda _: None)
+    sizes = [LARGE if step == 0 and accelerator.is_main_process else SMALL for step in range(NUM_STEPS)]
+    norm = step_on(engine, [torch.full((1, 8), size) for size in sizes])
     (weights,) = (tensor.flatten().tolist() for _, tensor in engine.trained_state())
     accelerator.wait_for_everyone()
     return weights, norm

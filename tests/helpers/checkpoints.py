@@ -14,7 +14,7 @@ from astra_accel.distributed.step_module import StepModule
 from astra_accel.training.checkpoint.layout import TrainerState, Training, checkpoint_name, verify_checkpoint
 from astra_accel.training.checkpoint.save import CheckpointSaver
 from astra_accel.training.optim import LearningRate, build_optimizer
-from tests.helpers.launches import make_launch
+from tests.helpers.launches import make_launch, step_on
 from tests.helpers.plain import PlainAlgorithm, PlainStep, build_plain, reset_accelerate
 
 FILES = {
@@ -60,8 +60,7 @@ def update(training: Training, count: int = 1) -> None:
     """Make so many updates, each a training step."""
     for _ in range(count):
         steps = [PlainStep(state, state % 5, (state + 1) % 5, 1.0) for state in range(4)]
-        training.engine.backward(PlainAlgorithm.collate_fn(steps), 1.0, ends_update=True)
-        training.engine.update(None, lambda norm: None)
+        step_on(training.engine, [PlainAlgorithm.collate_fn(steps)])
         training.learning_rate.advance(0.0)
         training.state.step += 1
         training.state.update += 1

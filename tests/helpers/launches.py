@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, PartialState
@@ -10,6 +12,7 @@ from accelerate.utils import DataLoaderConfiguration, DistributedType
 
 from astra_accel import TrainingConfiguration
 from astra_accel.distributed.accelerator import make_accelerator
+from astra_accel.distributed.engine import Engine
 from astra_accel.distributed.op_builds import build_for_cpu_processes
 
 SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
@@ -26,6 +29,17 @@ def make_launch(kind: str, config: TrainingConfiguration) -> Accelerator:
         return _fsdp2(config)
     stage, _, offload = kind.removeprefix("zero").partition("_")
     return _zero(int(stage), config, offload="cpu" if offload else "none")
+
+
+def step_on(engine: Engine, batches: Sequence[Any]) -> float:
+    """One update whose loss is the sum over some batches; the norm of its gradient."""
+    accelerator = engine.accelerator
+    accelerator.step, accelerator.gradient_accumulation_steps = 0, len(batches)
+    for batch in batches:
+        with accelerator.accumulate(engine.prepared):
+            loss, _ = engine.prepared(batch)
+            engine.backward(loss)
+    return engine.step(None, lambda _: None)
 
 
 def _fsdp2(config: TrainingConfiguration) -> Accelerator:

@@ -61,6 +61,7 @@ class TrainerState:
     Attributes:
         step: training steps done.
         update: optimizer steps done.
+        batch: batches trained on; counted from 0 after a checkpoint of a version that did not count them.
         empty_in_row: the last experiences in a row that had no example.
         best_value: the best evaluation so far.
         best_step: its training step, which has a checkpoint that is not pruned.
@@ -71,6 +72,7 @@ class TrainerState:
 
     step: int = 0
     update: int = 0
+    batch: int = 0
     empty_in_row: int = 0
     best_value: float | None = None
     best_step: int | None = None

@@ -10,7 +10,7 @@ from accelerate.utils import DataLoaderConfiguration
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_accel.experience.loader import PAD, Example, Experience, ExperienceLoader, Shard, plan_rounds
+from astra_accel.experience.loader import PAD, Example, Experience, ExperienceLoader, MicroBatch, plan_micro_steps
 from tests.helpers.plain import reset_accelerate
 
 
@@ -32,6 +32,7 @@ class OneOfSeveral:
 
     def __init__(self, num_processes, process_index, split_batches):
         self.num_processes, self.process_index, self.split_batches = num_processes, process_index, split_batches
+        self.step, self.gradient_accumulation_steps = 0, 1
 
     def prepare(self, loader):
         return prepare_data_loader(
@@ -48,98 +49,102 @@ def experience(steps, index=0, trees=None):
     return Experience(index, [], list(steps), list(trees or range(len(steps))))
 
 
-def halves(hand):
+def halves(shard):
     """A split in parts of two."""
-    return [hand[start : start + 2] for start in range(0, len(hand), 2)]
+    return [shard[start : start + 2] for start in range(0, len(shard), 2)]
 
 
-class TestPlanRounds:
+class TestPlanMicroSteps:
     def test_the_example_of_the_docstring(self):
         settings = {"batch_size": 4, "accumulation": 1, "num_processes": 2}
-        whole = plan_rounds([1] * 5, [0, 1, 2, 3, 4], **settings)
-        in_ones = plan_rounds([1] * 5, [0, 1, 2, 3, 4], **settings, split=lambda hand: [[index] for index in hand])
+        whole = plan_micro_steps([1] * 5, [0, 1, 2, 3, 4], **settings)
+        in_ones = plan_micro_steps(
+            [1] * 5, [0, 1, 2, 3, 4], **settings, split=lambda shard: [[index] for index in shard]
+        )
 
-        assert whole.rounds == [[0, 1, 2, 3], [4, PAD, PAD, PAD]]
-        assert whole.ends_update == [True, True]
-        assert in_ones.rounds == [[0, PAD, 2, PAD], [1, PAD, 3, PAD], [4, PAD, PAD, PAD]]
-        assert in_ones.ends_update == [False, True, True]
-        assert whole.shares == in_ones.shares == [1 / 4, 1 / 4, 1 / 4, 1 / 4, 1]
+        assert whole.micro_steps == [[0, 1, 2, 3], [4, PAD, PAD, PAD]]
+        assert whole.is_last == [True, True]
+        assert in_ones.micro_steps == [[0, PAD, 2, PAD], [1, PAD, 3, PAD], [4, PAD, PAD, PAD]]
+        assert in_ones.is_last == [False, True, True]
+        assert whole.loss_weights == in_ones.loss_weights == [1 / 4, 1 / 4, 1 / 4, 1 / 4, 1]
 
     def test_accumulated_batches_are_one_update(self):
-        plan = plan_rounds([1] * 5, [4, 3, 2, 1, 0], batch_size=2, accumulation=2, num_processes=1)
+        plan = plan_micro_steps([1] * 5, [4, 3, 2, 1, 0], batch_size=2, accumulation=2, num_processes=1)
 
-        assert plan.rounds == [[4, 3], [2, 1], [0, PAD]]
-        assert plan.shares == [1, 1 / 4, 1 / 4, 1 / 4, 1 / 4]
-        assert plan.ends_update == [False, True, True]
+        assert plan.micro_steps == [[4, 3], [2, 1], [0, PAD]]
+        assert plan.loss_weights == [1, 1 / 4, 1 / 4, 1 / 4, 1 / 4]
+        assert plan.is_last == [False, True, True]
 
     def test_an_update_that_ends_with_the_experience_has_fewer_batches(self):
-        plan = plan_rounds([1] * 3, [0, 1, 2], batch_size=2, accumulation=8, num_processes=1)
+        plan = plan_micro_steps([1] * 3, [0, 1, 2], batch_size=2, accumulation=8, num_processes=1)
 
-        assert plan.shares == [1 / 3] * 3
-        assert plan.ends_update == [False, True]
+        assert plan.loss_weights == [1 / 3] * 3
+        assert plan.is_last == [False, True]
 
     def test_shares_follow_the_weights(self):
         # As a mean over tokens: an example of 6 tokens counts thrice as much as one of 2 in the same update.
-        plan = plan_rounds([2, 6, 5, 0], [0, 1, 2, 3], batch_size=2, accumulation=1, num_processes=1)
+        plan = plan_micro_steps([2, 6, 5, 0], [0, 1, 2, 3], batch_size=2, accumulation=1, num_processes=1)
 
-        assert plan.shares == [2 / 8, 6 / 8, 1, 0]
+        assert plan.loss_weights == [2 / 8, 6 / 8, 1, 0]
 
     def test_an_update_without_weight_has_no_share(self):
-        plan = plan_rounds([0, 0, 3], [0, 1, 2], batch_size=2, accumulation=1, num_processes=1)
+        plan = plan_micro_steps([0, 0, 3], [0, 1, 2], batch_size=2, accumulation=1, num_processes=1)
 
-        assert plan.shares == [0, 0, 1]
+        assert plan.loss_weights == [0, 0, 1]
 
     def test_examples_are_dealt_out_in_runs(self):
         # Neighbours in the order are of one tree, and whoever has both reads what they share once.
-        plan = plan_rounds([1] * 7, [6, 5, 4, 3, 2, 1, 0], batch_size=9, accumulation=1, num_processes=3)
+        plan = plan_micro_steps([1] * 7, [6, 5, 4, 3, 2, 1, 0], batch_size=9, accumulation=1, num_processes=3)
 
-        assert plan.rounds == [[6, 5, 4, 3, 2, PAD, 1, 0, PAD]]
+        assert plan.micro_steps == [[6, 5, 4, 3, 2, PAD, 1, 0, PAD]]
 
     def test_a_process_with_fewer_parts_pads_the_rounds_of_the_others(self):
         # Runs of 3, 2 and 2 in parts of two: the first process steps twice, so the others do.
-        plan = plan_rounds([1] * 7, range(7), batch_size=9, accumulation=1, num_processes=3, split=halves)
+        plan = plan_micro_steps([1] * 7, range(7), batch_size=9, accumulation=1, num_processes=3, split=halves)
 
-        assert plan.rounds == [[0, 1, PAD, 3, 4, PAD, 5, 6, PAD], [2, PAD, PAD, PAD, PAD, PAD, PAD, PAD, PAD]]
-        assert plan.ends_update == [False, True]
+        assert plan.micro_steps == [[0, 1, PAD, 3, 4, PAD, 5, 6, PAD], [2, PAD, PAD, PAD, PAD, PAD, PAD, PAD, PAD]]
+        assert plan.is_last == [False, True]
 
     def test_no_example_is_no_round(self):
-        assert plan_rounds([], [], batch_size=4, accumulation=2, num_processes=2) == ([], [], [])
+        assert plan_micro_steps([], [], batch_size=4, accumulation=2, num_processes=2) == ([], [], [])
 
     @given(data=st.data(), count=st.integers(1, 40), per_rank=st.integers(1, 5), ranks=st.integers(1, 4))
     def test_whatever_the_numbers(self, data, count, per_rank, ranks):
         weights = data.draw(st.lists(st.floats(0.125, 1000), min_size=count, max_size=count))
         order = data.draw(st.permutations(range(count)))
         accumulation = data.draw(st.integers(1, 4))
-        split = data.draw(st.sampled_from([halves, lambda hand: [hand]]))
+        split = data.draw(st.sampled_from([halves, lambda shard: [shard]]))
         batch_size = per_rank * ranks
         per_update = batch_size * accumulation
 
-        plan = plan_rounds(
+        plan = plan_micro_steps(
             weights, order, batch_size=batch_size, accumulation=accumulation, num_processes=ranks, split=split
         )
 
-        assert all(len(each) == batch_size for each in plan.rounds)
-        ends = [number for number, ends in enumerate(plan.ends_update, start=1) if ends]
+        assert all(len(each) == batch_size for each in plan.micro_steps)
+        ends = [number for number, ends in enumerate(plan.is_last, start=1) if ends]
         assert len(ends) == math.ceil(count / per_update)
-        assert ends[-1] == len(plan.rounds)
+        assert ends[-1] == len(plan.micro_steps)
         for number, (start, end) in enumerate(pairwise([0, *ends])):
-            update = [index for each in plan.rounds[start:end] for index in each if index != PAD]
+            update = [index for each in plan.micro_steps[start:end] for index in each if index != PAD]
             assert sorted(update) == sorted(order[number * per_update : (number + 1) * per_update])
-            assert sum(plan.shares[index] for index in update) == pytest.approx(1)
+            assert sum(plan.loss_weights[index] for index in update) == pytest.approx(1)
             for index in update:
-                assert plan.shares[index] * weights[update[0]] == pytest.approx(plan.shares[update[0]] * weights[index])
+                assert plan.loss_weights[index] * weights[update[0]] == pytest.approx(
+                    plan.loss_weights[update[0]] * weights[index]
+                )
 
     @given(count=st.integers(1, 40), per_rank=st.integers(1, 5), ranks=st.integers(1, 4))
     def test_processes_have_about_equally_many_neighbours_of_a_batch(self, count, per_rank, ranks):
         batch_size = per_rank * ranks
 
-        plan = plan_rounds([1] * count, range(count), batch_size=batch_size, accumulation=1, num_processes=ranks)
+        plan = plan_micro_steps([1] * count, range(count), batch_size=batch_size, accumulation=1, num_processes=ranks)
 
-        for number, each in enumerate(plan.rounds):
-            hands = [each[start : start + per_rank] for start in range(0, batch_size, per_rank)]
-            held = [[index for index in hand if index != PAD] for hand in hands]
+        for number, each in enumerate(plan.micro_steps):
+            rank_shards = [each[start : start + per_rank] for start in range(0, batch_size, per_rank)]
+            held = [[index for index in shard if index != PAD] for shard in rank_shards]
             assert max(map(len, held)) - min(map(len, held)) <= 1
-            in_order = [index for hand in held for index in hand]
+            in_order = [index for shard in held for index in shard]
             assert in_order == list(range(count))[number * batch_size : (number + 1) * batch_size]
 
 
@@ -163,18 +168,18 @@ class TestOneProcess:
 
         assert sorted("".join(shard.batch for shard in shards)) == list("abcdefghij")
         assert [len(shard.batch) for shard in shards] == [4, 4, 2]
-        assert [shard.share for shard in shards] == [1, 1, 1]
+        assert [shard.loss_weight for shard in shards] == [1, 1, 1]
 
     def test_the_shares_of_accumulated_batches_add_up_to_one(self):
         shards = list(self.loader(accumulation=2).of(experience("abcdefghij"), epoch=0))
 
-        assert [shard.share for shard in shards] == [1 / 2, 1 / 2, 1]
+        assert [shard.loss_weight for shard in shards] == [1 / 2, 1 / 2, 1]
 
     def test_the_algorithm_weighs_the_examples(self):
         shards = list(self.loader(WeighedLetters, accumulation=3).of(experience("abcdefghij"), epoch=0))
 
         weights = [sum("_abcdefghij".index(letter) for letter in shard.batch) for shard in shards]
-        assert [shard.share for shard in shards] == pytest.approx([weight / 55 for weight in weights])
+        assert [shard.loss_weight for shard in shards] == pytest.approx([weight / 55 for weight in weights])
 
     def test_the_settings_of_the_accelerator_do_not_change_the_order(self):
         orders = []
@@ -210,7 +215,7 @@ class TestOneProcess:
 
         for _ in range(2):
             shards = list(loader.of(experience("abcdefghij"), epoch=0))
-            assert [shard.ends_update for shard in shards] == [False, True, True]
+            assert [shard.is_last for shard in shards] == [False, True, True]
 
 
 class Words(Letters):
@@ -340,17 +345,17 @@ class TestSeveralProcesses:
 
         assert len(ranks[0]) == len(ranks[1]) == len(alone)
         for whole, *parts in zip(alone, *ranks, strict=True):
-            with_examples = [part for part in parts if part.share]
+            with_examples = [part for part in parts if part.loss_weight]
             assert "".join(part.batch for part in with_examples) == whole.batch
-            assert sum(part.share for part in parts) == pytest.approx(whole.share)
-            assert {part.ends_update for part in parts} == {True}
+            assert sum(part.loss_weight for part in parts) == pytest.approx(whole.loss_weight)
+            assert {part.is_last for part in parts} == {True}
 
     @pytest.mark.parametrize("split_batches", [True, False])
     def test_a_process_without_an_example_steps_on_a_placeholder_of_share_0(self, split_batches):
         first, second, third = self.shards("ab", 3, split_batches, batch_size=6)
 
-        assert [shard.share for shard in (*first, *second)] == [1 / 2, 1 / 2]
-        assert third == [Shard("a", 0, True)]
+        assert [shard.loss_weight for shard in (*first, *second)] == [1 / 2, 1 / 2]
+        assert third == [MicroBatch("a", 0, True)]
 
     @pytest.mark.parametrize("split_batches", [True, False])
     def test_one_with_fewer_parts_steps_on_placeholders_until_the_others_are_done(self, split_batches):
@@ -359,11 +364,11 @@ class TestSeveralProcesses:
 
         first, second = self.shards(steps, 2, split_batches, 6, Words(3), trees=[0] * 5)
 
-        assert [(shard.batch, shard.share) for shard in first] == [((word,), 1 / 5) for word in steps[:3]]
-        assert [shard.share for shard in second] == [2 / 5, 0, 0]
+        assert [(shard.batch, shard.loss_weight) for shard in first] == [((word,), 1 / 5) for word in steps[:3]]
+        assert [shard.loss_weight for shard in second] == [2 / 5, 0, 0]
         assert second[0].batch == ("da", "db")
         for shards in (first, second):
-            assert [shard.ends_update for shard in shards] == [False, False, True]
+            assert [shard.is_last for shard in shards] == [False, False, True]
 
     def test_a_placeholder_does_not_change_what_the_example_counts_elsewhere(self):
         loader = ExperienceLoader(OneOfSeveral(1, 0, True), Letters(), 2, 1, seed=0)
@@ -372,3 +377,20 @@ class TestSeveralProcesses:
         assert loader._examples.items == [Example("a", 1.0)]
         assert loader._collate([Example(None, 0.0)]) == ("a", 0.0)
         assert loader._collate([Example("a", 0.25), Example(None, 0.0), Example("b", 0.5)]) == ("ab", 0.75)
+
+
+class TestTellingAccelerate:
+    def test_gradients_are_synchronised_in_the_last_micro_batch_of_each_update(self):
+        accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
+        loader = ExperienceLoader(accelerator, Words(1), batch_size=2, accumulation=2, seed=0)
+        module = accelerator.prepare(torch.nn.Linear(1, 1))
+        synchronised, told = [], []
+        for micro_batch in loader.of(experience(["a", "b", "c", "d", "e", "f", "g"]), epoch=0):
+            with accelerator.accumulate(module):
+                synchronised.append((accelerator.sync_gradients, micro_batch.is_last))
+                told.append(accelerator.gradient_accumulation_steps)
+
+        assert [sync for sync, _ in synchronised] == [False, False, False, True, False, False, True]
+        assert all(sync == is_last for sync, is_last in synchronised)
+        assert told == [4, 4, 4, 4, 3, 3, 3]
+        assert accelerator.gradient_accumulation_steps == 1
