@@ -53,7 +53,7 @@ class Credit:
         Raises:
             ValueError: a reward is not finite; or a branch is to be drawn, and the graph has no seed.
         """
-        totals = self._accumulate(self.rewards(graph), self.followers(graph))
+        totals = self._accumulate(self.rewards(graph), self.successors(graph))
         return {path: total for (path, _), total in zip(walk(graph), totals, strict=True)}
 
     def rewards(self, graph: Graph) -> list[float | None]:
@@ -74,27 +74,27 @@ class Credit:
             values = [returns[*path, index] for index in range(len(children))]
             yield [(node, value) for node, value in zip(children, values, strict=True) if value is not None]
 
-    def followers(self, graph: Graph) -> list[tuple[int, ...]]:
+    def successors(self, graph: Graph) -> list[tuple[int, ...]]:
         """For each node in the order of ``walk``, the places in it of the children whose return it shares in."""
         nodes = list(walk(graph))
         place = {path: index for index, (path, _) in enumerate(nodes)}
         return [tuple(place[*path, child] for child in self._shared(graph, path, node)) for path, node in nodes]
 
-    def fold(self, values: Sequence[float]) -> float:
+    def reduce(self, values: Sequence[float]) -> float:
         """One number for the branches behind a node."""
         return max(values) if self.kind == "max" else fmean(values)
 
-    def _accumulate(self, rewards: Sequence[float | None], followers: Sequence[tuple[int, ...]]) -> list[float | None]:
-        """What each node earned with its followers, which stand behind it.
+    def _accumulate(self, rewards: Sequence[float | None], successors: Sequence[tuple[int, ...]]) -> list[float | None]:
+        """What each node earned with its successors, which stand behind it.
 
-        A node without a reward has no return, and is nobody's follower.
+        A node without a reward has no return, and is nobody's successor.
         """
         totals: list[float | None] = list(rewards)
         for index in reversed(range(len(rewards))):
-            behind = [total for follower in followers[index] if (total := totals[follower]) is not None]
+            behind = [total for successor in successors[index] if (total := totals[successor]) is not None]
             reward = rewards[index]
             if behind and reward is not None:
-                totals[index] = reward + self.discount * self.fold(behind)
+                totals[index] = reward + self.discount * self.reduce(behind)
         return totals
 
     def _shared(self, graph: Graph, path: Path, node: Node) -> Sequence[int]:

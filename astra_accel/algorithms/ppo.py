@@ -28,17 +28,17 @@ from astra_accel.core.system import ActionT, StateT, ValueFunctionSystem
 def advantages_on_trees(
     rewards: Sequence[Sequence[float]],
     values: Sequence[Sequence[float]],
-    followers: Sequence[Sequence[int]],
+    successors: Sequence[Sequence[int]],
     *,
     discount: float,
     gae_lambda: float,
-    fold: Callable[[Sequence[float]], float],
+    reduce: Callable[[Sequence[float]], float],
 ) -> list[list[float]]:
     """The advantage of every action of every node.
 
     ``A_t = delta_t + discount * gae_lambda * A_(t+1)`` with ``delta_t = r_t + discount * V_(t+1) - V_t``: Schulman et
     al. 2015, https://arxiv.org/abs/1506.02438, equation 16. A node's last action is followed by the first ones of its
-    followers, whose values and advantages are folded to one of each (the paper knows chains alone); nothing follows
+    successors, whose values and advantages are folded to one of each (the paper knows chains alone); nothing follows
     where there are none.
 
     A node of two actions before two nodes of one each, with discount and lambda 1, the mean, and every value 0.5::
@@ -51,17 +51,17 @@ def advantages_on_trees(
     Args:
         rewards: of the actions of each node.
         values: of the state before each action.
-        followers: for each node the places of those that come next, all behind it.
+        successors: for each node the places of those that come next, all behind it.
         discount: of the next action's value, for every action.
         gae_lambda: 0 trusts the values, 1 the rewards.
-        fold: one number for several branches.
+        reduce: one number for several branches.
     """
     advantages: list[list[float]] = [[] for _ in rewards]
     # The value and the advantage at the first action of each node.
     entry: list[tuple[float, float]] = [(0.0, 0.0)] * len(rewards)
     for node in reversed(range(len(rewards))):
-        behind = [entry[follower] for follower in followers[node]]
-        value, advantage = (fold(each) for each in zip(*behind, strict=True)) if behind else (0.0, 0.0)
+        behind = [entry[successor] for successor in successors[node]]
+        value, advantage = (reduce(each) for each in zip(*behind, strict=True)) if behind else (0.0, 0.0)
         for reward, before in zip(reversed(rewards[node]), reversed(values[node]), strict=True):
             advantage = reward + discount * value - before + discount * gae_lambda * advantage
             value = before
@@ -80,13 +80,13 @@ class PPOStep(ProbeStep[StateT, ActionT]):
     """A probe, and its place in the branches of its tree.
 
     Attributes:
-        followers: where the turns that follow it stand in the list of examples, counted from itself.
+        successors: where the turns that follow it stand in the list of examples, counted from itself.
         old_values: the value before each of its tokens under the tester that wrote it, once they are known.
         advantages: of each token, once they are known.
         returns: what the value before each token should have been.
     """
 
-    followers: tuple[int, ...] = ()
+    successors: tuple[int, ...] = ()
     old_values: tuple[float, ...] = ()
     advantages: tuple[float, ...] = ()
     returns: tuple[float, ...] = ()
@@ -202,14 +202,14 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
         rewards = self.credit.rewards(graph)
         kept = [(place, reward) for place, reward in enumerate(rewards) if reward is not None]
         now_at = {place: index for index, (place, _) in enumerate(kept)}
-        followers = self.credit.followers(graph)
+        successors = self.credit.successors(graph)
         nodes = [node for _, node in walk(graph)]
         return [
             PPOStep(
                 nodes[place].context,
                 nodes[place].probe,
                 reward,
-                followers=tuple(now_at[next_one] - index for next_one in followers[place] if next_one in now_at),
+                successors=tuple(now_at[next_one] - index for next_one in successors[place] if next_one in now_at),
             )
             for index, (place, reward) in enumerate(kept)
         ]
@@ -224,14 +224,14 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
         by_token = self.actions == "token"
         rewards = [self._rewards(step) for step in steps]
         values = [step.old_values if by_token else step.old_values[:1] for step in steps]
-        followers = [[index + offset for offset in step.followers] for index, step in enumerate(steps)]
+        successors = [[index + offset for offset in step.successors] for index, step in enumerate(steps)]
         advantages = advantages_on_trees(
             rewards,
             values,
-            followers,
+            successors,
             discount=self.credit.discount,
             gae_lambda=self.gae_lambda,
-            fold=self.credit.fold,
+            reduce=self.credit.reduce,
         )
         returns = [
             [advantage + value for advantage, value in zip(*pair, strict=True)]

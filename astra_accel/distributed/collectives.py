@@ -72,14 +72,14 @@ class RankError(RuntimeError):
 _waits: list[float] = []
 
 
-def take_waited() -> float:
+def pop_wait_seconds() -> float:
     """Seconds since the last call that this process spent in exchanges: waiting for the slowest, but for little."""
     waited = math.fsum(_waits)
     _waits.clear()
     return waited
 
 
-def on_every_rank(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
+def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     """Do something on each process and give all of them everybody's result, in the order of ranks.
 
     If it fails on any process it fails on all of them, so that none is left waiting for the others: the process
@@ -119,7 +119,7 @@ def end_together(accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def naming_lost_processes(timeout: float) -> Iterator[None]:
+def translate_collective_errors(timeout: float) -> Iterator[None]:
     """Say in words when a process can't reach the others any more.
 
     So it is on CPUs, and with NCCL in exchanges (:mod:`astra_accel.distributed.collectives`), where processes wait for
@@ -149,7 +149,7 @@ def _is_of_the_network(error: RuntimeError) -> bool:
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Do something on the main process alone and give all its result; if it fails there, it fails everywhere."""
     part: Callable[[], Any] = work if accelerator.is_main_process else lambda: None
-    result: T = on_every_rank(accelerator, part)[0]
+    result: T = gather_results(accelerator, part)[0]
     return result
 
 

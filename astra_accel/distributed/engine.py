@@ -128,7 +128,7 @@ class Engine:
     def _clip(self, max_norm: float) -> float:
         return float(self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm))
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    def unsharded_weights(self) -> AbstractContextManager[None]:
         """A context in which the module's layers run on this process alone. All processes enter and leave together."""
         return nullcontext()
 

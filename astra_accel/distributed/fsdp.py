@@ -39,10 +39,10 @@ class FSDPEngine(Engine):
         super().__init__(accelerator, module, optimizer, config)
 
     def _clip(self, max_norm: float) -> float:
-        return float(_whole(self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm)))
+        return float(_to_full(self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm)))
 
     @contextmanager
-    def whole_weights(self) -> Iterator[None]:
+    def unsharded_weights(self) -> Iterator[None]:
         """See the base class. One all-gather a layer; then no forward waits for another process."""
         shards = [module for module in self.prepared.modules() if isinstance(module, FSDPModule)]
         for shard in shards:
@@ -57,23 +57,23 @@ class FSDPEngine(Engine):
     def trained_state(self) -> Iterator[Named]:
         """See the base class."""
         for name, tensor in super().trained_state():
-            yield name, _whole(tensor)
+            yield name, _to_full(tensor)
 
     def load_trained_state(self, saved: Iterable[Named]) -> None:
         """See the base class."""
         own = self.module.trained_state()
-        super().load_trained_state((name, _like(tensor, own[name])) for name, tensor in saved)
+        super().load_trained_state((name, _shard_like(tensor, own[name])) for name, tensor in saved)
 
     def optimizer_state(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """See the base class."""
         for index, values in super().optimizer_state():
-            yield index, {name: _whole(value) for name, value in values.items()}
+            yield index, {name: _to_full(value) for name, value in values.items()}
 
     def load_optimizer(self, groups: list[dict[str, Any]], state: Mapping[int, dict[str, Any]]) -> None:
         """See the base class."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         sliced = {
-            index: {name: _like(value, parameters[index]) for name, value in values.items()}
+            index: {name: _shard_like(value, parameters[index]) for name, value in values.items()}
             for index, values in state.items()
         }
         super().load_optimizer(groups, sliced)
@@ -96,11 +96,11 @@ def without_hooks(module: torch.nn.Module) -> Iterator[None]:
             layer._forward_pre_hooks, layer._forward_hooks = before, after
 
 
-def _whole(value: Any) -> Any:
+def _to_full(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _like(saved: Any, own: torch.Tensor) -> Any:
+def _shard_like(saved: Any, own: torch.Tensor) -> Any:
     """A whole tensor, sliced as ``own`` is. A number, or a tensor of another shape (a count of steps), as it is."""
     if not isinstance(own, DTensor) or not isinstance(saved, torch.Tensor) or saved.shape != own.shape:
         return saved

@@ -73,7 +73,7 @@ class ZeROEngine(Engine):
         return norm
 
     @contextmanager
-    def whole_weights(self) -> Iterator[None]:
+    def unsharded_weights(self) -> Iterator[None]:
         """See the base class."""
         if self._whole_on_each:
             yield

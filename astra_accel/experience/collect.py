@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from astra_accel.core.evaluator import eval_rollouts
 from astra_accel.core.sampler import Graph, rewarded_trees
 from astra_accel.core.seeding import derive_seed, seeded
-from astra_accel.distributed.collectives import on_every_rank
+from astra_accel.distributed.collectives import gather_results
 from astra_accel.errors import NonFiniteError
 from astra_accel.experience.loader import Experience
 from astra_accel.experience.replay import Replay
@@ -147,7 +147,7 @@ class Harness:
         """Tell the system of an experience; each process its own, and if one fails, all do."""
         observe = getattr(getattr(self.sampler, "system", None), "observe", None)
         if observe is not None and self.accelerator is not None:
-            on_every_rank(self.accelerator, lambda: observe(graphs, index))
+            gather_results(self.accelerator, lambda: observe(graphs, index))
         elif observe is not None:
             observe(graphs, index)
 
@@ -159,7 +159,7 @@ class Harness:
         if self.accelerator is None:
             return _one_each(items, work)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        parts = on_every_rank(self.accelerator, lambda: _one_each(items[rank::world], work))
+        parts = gather_results(self.accelerator, lambda: _one_each(items[rank::world], work))
         return [parts[index % world][index // world] for index in range(len(items))]
 
     def _chosen(self, by_graph: list[list[Any]]) -> list[list[Any]]:

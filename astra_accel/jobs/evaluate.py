@@ -27,7 +27,7 @@ from astra_accel.files.atomic import README
 from astra_accel.files.folders import check_writable
 from astra_accel.files.run_folder import TESTER
 from astra_accel.files.run_lock import RunLock
-from astra_accel.jobs.train import MISTAKES, Prompts, build_sampler, check_models, mistake
+from astra_accel.jobs.train import USER_ERRORS, Prompts, build_sampler, check_models, mistake
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
 from astra_accel.overrides import joined
@@ -128,7 +128,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             lock = stack.enter_context(holding(accelerator, RunLock(folder, FIELD)))
             on_main(accelerator, lambda: check_writable(folder, FIELD, FILES))
             evaluator = build_evaluator(config, tester, accelerator, prompts)
-        except MISTAKES as error:
+        except USER_ERRORS as error:
             return mistake(error)
         metrics = evaluator.evaluate_to(
             folder,

@@ -47,7 +47,7 @@ from astra_accel.yaml_files import to_yaml
 
 logger = logging.getLogger(__name__)
 
-MISTAKES = (
+USER_ERRORS = (
     ValueError,
     ImportError,
     FileNotFoundError,
@@ -262,7 +262,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         config = RunConfiguration.load(known.config, overrides)
         check_resume(config.training, known.resume)
         accelerator = _accelerator(config.training)
-    except MISTAKES as error:
+    except USER_ERRORS as error:
         return mistake(error)
     with ExitStack() as stack:
         try:
@@ -270,7 +270,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             # A run without a folder gets a new one, which is nobody else's.
             lock = None if folder is None else stack.enter_context(holding(accelerator, RunLock(folder)))
             trainer, prompts = build_trainer(config, known.resume, accelerator, lock)
-        except MISTAKES as error:
+        except USER_ERRORS as error:
             return mistake(error)
         run(trainer, prompts, known.resume, evaluates=config.evaluation.around_training)
     end_together(trainer.accelerator)

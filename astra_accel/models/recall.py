@@ -36,7 +36,7 @@ class Precision(NamedTuple):
 FLOAT32 = Precision(torch.float32, None)
 
 
-class Recall:
+class LogprobCache:
     """The log-probs that one frozen set of weights gave in the rollouts since :meth:`clear`, each by its precision."""
 
     def __init__(self) -> None:

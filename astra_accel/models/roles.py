@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
 from astra_accel.models.decoding.generation import Generated, generate
 from astra_accel.models.decoding.kv_cache import PrefixCache
-from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.decoding.prefill import ScoreRequest
 from astra_accel.models.decoding.token_sampling import Seed
 from astra_accel.models.forward.capabilities import transformers_model
 from astra_accel.models.layers.lora_linear import fuse_adapters
@@ -31,7 +31,7 @@ from astra_accel.models.loading.saved_adapters import load_adapter, peft_asks_by
 from astra_accel.models.loading.text_forward import freeze_unreached
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.memory import return_freed_memory
-from astra_accel.models.recall import Precision, Recall
+from astra_accel.models.recall import LogprobCache, Precision
 
 Ids = tuple[int, ...]
 
@@ -57,7 +57,7 @@ class LanguageModel:
     files: ModelFiles
     switch: Callable[[], AbstractContextManager[Any]] = nullcontext
     compute: ComputeConfiguration = field(default_factory=ComputeConfiguration)
-    recall: Recall | None = None
+    recall: LogprobCache | None = None
     memory: PrefixCache | None = None
     turns_left: int | None = None
     num_ids: int | None = None
@@ -91,7 +91,7 @@ class LanguageModel:
         seeds: Sequence[Seed],
         sampling: SamplingConfiguration,
         batch_rows: int,
-        scored: Sequence[Scored] | None = None,
+        scored: Sequence[ScoreRequest] | None = None,
     ) -> list[Generated]:
         """See :func:`~astra_accel.models.decoding.generation.generate`."""
         with self.switch():
@@ -300,7 +300,7 @@ class _Base:
     trained: frozenset[str] = frozenset()
     at_rest: Callable[[], dict[str, torch.Tensor]] = dict
     adapters: dict[str, str] = field(default_factory=dict)
-    recalls: dict[str | None, Recall] = field(default_factory=dict)
+    recalls: dict[str | None, LogprobCache] = field(default_factory=dict)
 
     def train_all(self) -> None:
         """Train every weight that a text reaches."""
@@ -334,7 +334,7 @@ class _Base:
 
     def frozen_role(self, model: ModelConfiguration, role: str, compute: ComputeConfiguration) -> LanguageModel:
         """A role on this base that is not trained; roles of the same weights share what they recall."""
-        recall = self.recalls.setdefault(model.adapter, Recall())
+        recall = self.recalls.setdefault(model.adapter, LogprobCache())
         if model.adapter is None:
             return LanguageModel(self.model, self.files, self._adapters_off, compute, recall)
         if model.adapter not in self.adapters:

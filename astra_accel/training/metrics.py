@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from astra_accel.core.sampler import term_values, walk
-from astra_accel.distributed.collectives import on_every_rank
+from astra_accel.distributed.collectives import gather_results
 from astra_accel.experience.loader import Experience
 
 
@@ -42,7 +42,7 @@ class UpdateTally:
             check()
             return self._sums, self._shares
 
-        parts = on_every_rank(accelerator, part)
+        parts = gather_results(accelerator, part)
         means = {}
         for name in dict.fromkeys(name for sums, _ in parts for name in sums):
             share = math.fsum(shares.get(name, 0.0) for _, shares in parts)

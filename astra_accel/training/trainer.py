@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.core.evaluator import Evaluator
 from astra_accel.distributed.accelerator import check_accelerator, launch_advice, make_accelerator
-from astra_accel.distributed.collectives import naming_lost_processes, on_main, take_waited
+from astra_accel.distributed.collectives import on_main, pop_wait_seconds, translate_collective_errors
 from astra_accel.distributed.engine import check_saving, make_engine
 from astra_accel.distributed.step_module import StepModule
 from astra_accel.errors import Preempted
@@ -159,7 +159,7 @@ class AccelTrainer:
             Preempted: a process got SIGTERM or SIGUSR1; the training step was finished and has a checkpoint.
         """
         holding, rescuing = self.folder.held(self.accelerator), self._saver.rescuing()
-        with self._preemption.watching(), naming_lost_processes(self.config.timeout), holding, rescuing:
+        with self._preemption.watching(), translate_collective_errors(self.config.timeout), holding, rescuing:
             self._begin(resume_from_checkpoint)
             is_main = self.accelerator.is_main_process
             with telling_status(self.folder.path, here=is_main, verify=self.folder.lock.verify):
@@ -192,9 +192,9 @@ class AccelTrainer:
     def _run_steps(self) -> None:
         with self.display.running(self.state.step):
             while not self._is_at_end:
-                take_waited()  # what was waited for between training steps
+                pop_wait_seconds()  # what was waited for between training steps
                 self.callbacks.call("on_step_begin")
-                with self.stopwatch.phase("rollout"), self.engine.whole_weights():
+                with self.stopwatch.phase("rollout"), self.engine.unsharded_weights():
                     experience = self.harness.collect(self.state.step)
                 self.callbacks.call("on_experience", experience)
                 records = update_on(self, experience)
@@ -215,7 +215,7 @@ class AccelTrainer:
         if seeds is None:
             given = self.evaluator.seeds
             seeds = given[: self.config.num_eval_episodes] if given else range(self.config.num_eval_episodes)
-        with self.engine.whole_weights():
+        with self.engine.unsharded_weights():
             graphs = self.harness.evaluate(list(seeds))
             many = getattr(self.evaluator, "compute_metrics_many", None)
             if many is None:
@@ -249,7 +249,7 @@ class AccelTrainer:
 
     def _after_step(self, experience: Experience, records: list[dict[str, Any]]) -> None:
         figures: dict[str, Any] = experience_metrics(experience)
-        waited = self.callbacks.agree(take_waited)
+        waited = self.callbacks.agree(pop_wait_seconds)
         speed = speed_figures(figures["tokens"], self.stopwatch.seconds, waited)
         if self.control.should_evaluate or self._is_due(self.config.eval_steps):
             self.control.should_evaluate = False
@@ -294,7 +294,7 @@ class AccelTrainer:
         elif automatic:
             self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run begins anew")
         if not resuming and config.replay is not None and config.replay.source is not None:
-            with self.engine.whole_weights():
+            with self.engine.unsharded_weights():
                 number = begin_replay(self.harness, self.accelerator, config.replay.source)
             self.display.say(f"the replay begins with {number} examples of {config.replay.source}")
         fresh = not resuming and config.overwrite_output_dir

@@ -100,7 +100,7 @@ def test_the_text_says_all_of_it(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "?   tester.path" in shown
 
 
-MISTAKES = {
+USER_ERRORS = {
     "field": ("training: {learning_rate: 1}", ["training.learning_rate: unknown field"]),
     "several": (
         "prompts: {train: {source: nowhere.txt}}\nscorer: {name: profanity, options: {colour: red}}\n"
@@ -118,7 +118,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", USER_ERRORS)
 def test_a_configuration_that_would_not_start(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_configuration_that_would_not_start(
 
     monkeypatch.setattr(model_files.ModelFiles, "load", load)
     monkeypatch.chdir(tmp_path)
-    text, expected = MISTAKES[name]
+    text, expected = USER_ERRORS[name]
     Path("run.yaml").write_text(text)
     Path("p.txt").write_text("Good morning.\n")
     Path("held").mkdir()

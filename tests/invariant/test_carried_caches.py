@@ -15,7 +15,7 @@ from transformers import TemperatureLogitsWarper
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.decoding.generation import Generated, generate
 from astra_accel.models.decoding.kv_cache import PrefixCache
-from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.decoding.prefill import ScoreRequest
 from tests.helpers.architectures import ARCHITECTURES, FALLS_BACK, VOCABULARY, build
 from tests.helpers.noise import exponentials
 
@@ -39,7 +39,7 @@ class Turn:
 
     contexts: list[Ids]
     seeds: list[tuple[int, ...]]
-    scored: list[Scored] | None
+    scored: list[ScoreRequest] | None
     said: list[Generated]
     num_fed: int
 
@@ -62,7 +62,7 @@ class Speaker:
     seeds: Seeds
     turns: list[Turn] = field(default_factory=list)
 
-    def speak(self, contexts: list[Ids], stream: int, scored: list[Scored] | None = None) -> list[Ids]:
+    def speak(self, contexts: list[Ids], stream: int, scored: list[ScoreRequest] | None = None) -> list[Ids]:
         """One turn of each conversation."""
         seeds = [self.seeds(stream, len(self.turns), row) for row in range(len(contexts))]
         fed: list[int] = []
@@ -108,7 +108,7 @@ def roll_out(
         contexts = [state[-LIMIT:] for state in states for _ in range(WIDTH)]
         probes = tester.speak(contexts, stream=0)
         heard = [(*context, *spoken(probe))[-LIMIT:] for context, probe in zip(contexts, probes, strict=True)]
-        asked = [Scored(len(ids) - len(spoken(probe)), probe) for ids, probe in zip(heard, probes, strict=True)]
+        asked = [ScoreRequest(len(ids) - len(spoken(probe)), probe) for ids, probe in zip(heard, probes, strict=True)]
         responses = target.speak(heard, stream=1, scored=asked)
         states = [(*ids, *spoken(response)) for ids, response in zip(heard, responses, strict=True)]
     return tester.turns, target.turns

@@ -19,7 +19,7 @@ from astra_accel.methods.ast import HFASTValueFunctionSystem
 from astra_accel.models.decoding.generation import Generated, carries, generate
 from astra_accel.models.decoding.kv_cache import PrefixCache
 from astra_accel.models.decoding.padded_generation import takes_padding
-from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.decoding.prefill import ScoreRequest
 from astra_accel.models.forward.capabilities import UnsupportedModelError
 from astra_accel.models.forward.head import head_of
 from astra_accel.models.loading.tiny import build_tiny
@@ -112,7 +112,7 @@ def two_turns(model, rows: list[int], memory: PrefixCache | None, batch_rows: in
     said = []
     for turn in range(2):
         seeds = [[row, turn] for row in rows]
-        scored = [Scored(len(context) - 4, (*context[-4:], 7)) for context in contexts]
+        scored = [ScoreRequest(len(context) - 4, (*context[-4:], 7)) for context in contexts]
         options = {"end_ids": END_IDS, "batch_rows": batch_rows, "memory": memory, "scored": scored}
         generated = generate(model, contexts, seeds, SAMPLING, **options)
         said += zip(contexts, generated, strict=True)

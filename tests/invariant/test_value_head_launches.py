@@ -85,7 +85,7 @@ def _train_and_resume(
     """Values and value head of a run of two steps, and the head of one that goes on behind the first."""
     settings = [*SETTINGS, *TWO_STEPS, "--training.mixed_precision", "bf16", *options]
     trainer = train_tiny(folder / "whole", *settings, launch_kind=kind)
-    with torch.no_grad(), trainer.engine.whole_weights():
+    with torch.no_grad(), trainer.engine.unsharded_weights():
         values = _values(trainer.harness.sampler.system)
     head = _head(trainer)
     if not resumes:

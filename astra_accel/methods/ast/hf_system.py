@@ -26,7 +26,7 @@ from astra_accel.methods.ast.system import ASTSystem
 from astra_accel.methods.ast.transcript import Segment, Transcript, joined_text
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.decoding.generation import Generated
-from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.decoding.prefill import ScoreRequest
 from astra_accel.models.decoding.token_sampling import NonFiniteLogitsError, Seed, check_finite
 from astra_accel.models.forward.capabilities import transformers_model
 from astra_accel.models.forward.prefix_tree import num_distinct_tokens
@@ -354,7 +354,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         room = self.rollout_config.tester.max_new_tokens
         return [self.views.tester.own_turn(self._state(state), room) for state in context]
 
-    def _heard(self, state: Transcript, context: tuple[int, ...]) -> Scored:
+    def _heard(self, state: Transcript, context: tuple[int, ...]) -> ScoreRequest:
         """The probe that a state ends with, in the context that the target reads it in; nothing if it is another.
 
         Where tester and target share their tokens, the end of the probe's turn is asked for too: the baseline may be
@@ -363,10 +363,10 @@ class HFASTSystem(ASTSystem[Any, Any]):
         *before, probe = state.segments
         start = self.views.target.other_turn(Transcript(tuple(before), state.separator), len(probe.target_ids))
         if not before or context[: len(start) + len(probe.target_ids)] != start + probe.target_ids:
-            return Scored(len(context), ())
+            return ScoreRequest(len(context), ())
         shared = probe.target_ids == probe.tester_ids and self.views.shared_tokenizer
         shared = shared and self.views.target_rows.has(probe.sampled_ids)
-        return Scored(len(start), probe.sampled_ids if shared else probe.target_ids)
+        return ScoreRequest(len(start), probe.sampled_ids if shared else probe.target_ids)
 
     def _generate(
         self,
@@ -376,7 +376,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         seeds: Sequence[Seed] | None,
         *,
         stream: int,
-        scored: Sequence[Scored] | None = None,
+        scored: Sequence[ScoreRequest] | None = None,
     ) -> list[Generated]:
         if seeds is None:
             seeds = [(int(number),) for number in torch.randint(2**62, (len(contexts),))]

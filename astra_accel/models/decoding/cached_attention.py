@@ -1,7 +1,7 @@
 """Attention of carried rows to what they have read.
 
 To a prefix, rows that share it attend together, in one product with its keys (as in Hydragen, Juravsky et al. 2024,
-https://arxiv.org/abs/2402.05099); to what stands behind it, each row alone; and the two parts are joined exactly.
+https://arxiv.org/abs/2402.05099). To what follows it, each row attends alone. The two parts are merged exactly.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ from typing import Any
 
 import torch
 
-from astra_accel.models.decoding.kv_cache import Bin
+from astra_accel.models.decoding.kv_cache import CacheBatch
 from astra_accel.models.decoding.length_regimes import without_earlier_lengths
-from astra_accel.models.forward.attention import Part, Rule, added_mask, attending, attention_part, joined
+from astra_accel.models.forward.attention import (
+    PartialAttention,
+    Rule,
+    added_mask,
+    attending,
+    attention_part,
+    merge_partial_attention,
+)
 from astra_accel.models.forward.padded import body_of
 from astra_accel.models.memory import sent, uploaded
 
@@ -27,7 +34,7 @@ class RowLayout:
         device: of the model.
     """
 
-    def __init__(self, bins: Sequence[Bin], tokens: Sequence[Sequence[int]], device: torch.device) -> None:
+    def __init__(self, bins: Sequence[CacheBatch], tokens: Sequence[Sequence[int]], device: torch.device) -> None:
         self._bins = [rows for rows in bins if rows.num_active > 0]
         self._tokens = tokens
         read = [len(ids) for rows in self._bins for ids in rows.ids[: rows.num_active]]
@@ -59,14 +66,14 @@ class RowLayout:
         for own, own_tokens, prefixes in self._parts:
             own_tokens.write(layer, key_BHTD[own], value_BHTD[own])
             parts = (each.attend(layer, query_BHTD[own], rule) for each in (own_tokens, prefixes))
-            outputs.append(joined(*parts).to(query_BHTD.dtype))
+            outputs.append(merge_partial_attention(*parts).to(query_BHTD.dtype))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).transpose(1, 2)
 
 
 class _OwnTokens:
     """What the active rows of a bin have read behind their prefixes, and what they read now."""
 
-    def __init__(self, rows: Bin, num_tokens: int, device: torch.device) -> None:
+    def __init__(self, rows: CacheBatch, num_tokens: int, device: torch.device) -> None:
         lengths = [rows.num_own(row) for row in range(rows.num_active)]
         self._rows = rows
         self._num_visible = max(lengths) + num_tokens
@@ -80,13 +87,13 @@ class _OwnTokens:
         for buffer, states_BGTD in zip(buffers, (key_BGTD, value_BGTD), strict=True):
             buffer.transpose(1, 2)[self._row_B1, self._slots_BT] = states_BGTD.transpose(1, 2)
 
-    def attend(self, layer: int, query_BHTD: torch.Tensor, rule: Rule) -> Part:
+    def attend(self, layer: int, query_BHTD: torch.Tensor, rule: Rule) -> PartialAttention:
         """Attention to these tokens alone."""
         both = self._rows.slots.buffers[layer]
         assert both is not None, "slots that were given up"
         key_BGKD, value_BGKD = (buffer[: self._rows.num_active, :, : self._num_visible] for buffer in both)
         if rule.window not in self._masks:
-            # Slots are as far from one another as positions.
+            # KVBuffer are as far from one another as positions.
             self._masks[rule.window] = added_mask(self._slots_BT, self._num_visible, rule.window, torch.float32)
         return attention_part(query_BHTD, key_BGKD, value_BGKD, self._masks[rule.window], rule)
 
@@ -94,7 +101,7 @@ class _OwnTokens:
 class _Prefixes:
     """The prefixes of a bin, each with the active rows that begin with it: their queries meet its keys together."""
 
-    def __init__(self, rows: Bin, position_BT: torch.Tensor) -> None:
+    def __init__(self, rows: CacheBatch, position_BT: torch.Tensor) -> None:
         self._slots = rows.prefixes.slots
         sharing: list[list[int]] = [[] for _ in rows.prefixes.ids]
         for row, prefix in enumerate(rows.prefix_of[: rows.num_active]):
@@ -111,12 +118,12 @@ class _Prefixes:
         self._position_CQ = position_BT[self._rows_CS].flatten(1)
         self._masks: dict[int | None, torch.Tensor | None] = {}
 
-    def attend(self, layer: int, query_BHTD: torch.Tensor, rule: Rule) -> Part:
+    def attend(self, layer: int, query_BHTD: torch.Tensor, rule: Rule) -> PartialAttention:
         """Attention to the prefixes alone."""
         both = self._slots.buffers[layer]
         assert both is not None, "slots that were given up"
         part = attention_part(self._together(query_BHTD), *both, self._mask(rule.window), rule)
-        return Part(*map(self._apart, part))
+        return PartialAttention(*map(self._apart, part))
 
     def _together(self, states_BHTD: torch.Tensor) -> torch.Tensor:
         """The states of the rows of each prefix, ``[prefixes, heads, rows x tokens, dim]``."""
@@ -147,7 +154,7 @@ class _Prefixes:
         return mask_CQK + added_mask(self._position_CQ, num_keys, window, torch.float32)
 
 
-def feed(model: Any, bins: Sequence[Bin], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+def feed(model: Any, bins: Sequence[CacheBatch], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
     """Let every active row read some more tokens, at least one each.
 
     Returns:

@@ -16,10 +16,10 @@ import torch
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.decoding.cached_attention import feed
-from astra_accel.models.decoding.kv_cache import Bin, CachedRow, PrefixCache, bin_price
+from astra_accel.models.decoding.kv_cache import CacheBatch, CachedRow, PrefixCache, bin_price
 from astra_accel.models.decoding.length_regimes import length_regimes
-from astra_accel.models.decoding.padded_generation import reread, takes_padding
-from astra_accel.models.decoding.prefill import Question, Scored, Start, match, read, starts
+from astra_accel.models.decoding.padded_generation import generate_padded, takes_padding
+from astra_accel.models.decoding.prefill import PrefillPlan, PrefillRequest, ScoreRequest, match, plan_prefill, prefill
 from astra_accel.models.decoding.token_sampling import Seed, check_finite, draw, noise_keys
 from astra_accel.models.decoding.turn_plan import Generated, Task, TurnPlan
 from astra_accel.models.forward.capabilities import (
@@ -53,7 +53,7 @@ def generate(
     batch_rows: int = 64,
     memory: PrefixCache | None = None,
     remember: bool = True,
-    scored: Sequence[Scored] | None = None,
+    scored: Sequence[ScoreRequest] | None = None,
     num_ids: int | None = None,
 ) -> list[Generated]:
     """Sample a continuation of each context.
@@ -90,11 +90,11 @@ def generate(
     while tasks := plan.next_tasks(batch_rows, price):
         for number, task in enumerate(tasks):
             if carried:
-                later = [ask for other in tasks[number + 1 :] if other.regime == task.regime for ask in other.questions]
+                later = [ask for other in tasks[number + 1 :] if other.regime == task.regime for ask in other.requests]
                 generated, rows = _decode_carried(model, task, known.of_regime(task.regime), later)
                 read_now.setdefault(task.regime, []).extend(rows if memory is not None and remember else [])
             else:
-                generated = _decode_reread(model, task)
+                generated = _decode_padded(model, task)
             plan.add(task, generated)
         known = PrefixCache()  # what goes on in another regime is read anew
     if memory is not None:
@@ -102,64 +102,64 @@ def generate(
     return plan.results
 
 
-def _decode_reread(model: Any, task: Task) -> list[Generated]:
-    contexts = [question.context for question in task.questions]
-    sampled = reread(model, contexts, task.keys_BT2, task.sampling, task.end_ids, num_ids=task.num_ids)
+def _decode_padded(model: Any, task: Task) -> list[Generated]:
+    contexts = [request.context for request in task.requests]
+    sampled = generate_padded(model, contexts, task.keys_BT2, task.sampling, task.end_ids, num_ids=task.num_ids)
     return [Generated(tuple(ids), tuple(logprobs)) for ids, logprobs in sampled]
 
 
 def _decode_carried(
-    model: Any, task: Task, memory: PrefixCache, later: Sequence[Question]
+    model: Any, task: Task, memory: PrefixCache, later: Sequence[PrefillRequest]
 ) -> tuple[list[Generated], list[CachedRow]]:
-    """What came of each row, and the rows that have read it; ``later`` questions will be looked up in the memory."""
-    needed = {id(found.row.bin) for question in later if (found := match(question, memory)) is not None}
-    last_use = [rows for rows in memory.bins() if id(rows) not in needed]
+    """What came of each row, and the rows that have read it; ``later`` requests will be looked up in the memory."""
+    needed = {id(found.row.bin) for request in later if (found := match(request, memory)) is not None}
+    release = [rows for rows in memory.bins() if id(rows) not in needed]
     num_new = task.sampling.max_new_tokens
-    begun = starts(dict.fromkeys(task.questions), memory)
-    groups = _bins_of(task.questions, begun, num_new, bin_price(model.device))
-    in_bins = [{task.questions[row]: begun[task.questions[row]] for row in group} for group in groups]
-    was_read = {question: each for reads in read(model, in_bins, num_new, last_use) for question, each in reads.items()}
-    bins = [_forked([was_read[task.questions[row]].row for row in group], num_new) for group in groups]
+    begun = plan_prefill(dict.fromkeys(task.requests), memory)
+    groups = _bins_of(task.requests, begun, num_new, bin_price(model.device))
+    in_bins = [{task.requests[row]: begun[task.requests[row]] for row in group} for group in groups]
+    was_read = {request: each for reads in prefill(model, in_bins, num_new, release) for request, each in reads.items()}
+    bins = [_forked([was_read[task.requests[row]].row for row in group], num_new) for group in groups]
     order = [row for group in groups for row in group]
-    hidden_BH = torch.stack([was_read[task.questions[row]].hidden_H for row in order])
+    hidden_BH = torch.stack([was_read[task.requests[row]].hidden_H for row in order])
     with for_few_rows(model) if takes_columns(model) else nullcontext():
         sampled = _sample_turn(model, bins, order, hidden_BH, task)
     for reads in was_read.values():
         check_finite(reads.scored or ())
     generated = [
-        Generated(tuple(ids), tuple(logprobs), was_read[question].scored)
-        for (ids, logprobs), question in zip(sampled, task.questions, strict=True)
+        Generated(tuple(ids), tuple(logprobs), was_read[request].scored)
+        for (ids, logprobs), request in zip(sampled, task.requests, strict=True)
     ]
     return generated, [row for rows in bins for row in rows.rows()]
 
 
 def _bins_of(
-    questions: Sequence[Question], begun: Mapping[Question, Start], num_new: int, price: float
+    requests: Sequence[PrefillRequest], begun: Mapping[PrefillRequest, PrefillPlan], num_new: int, price: float
 ) -> list[list[int]]:
     """Rows in groups, each to be a bin: those of like length, and all of a prefix."""
-    prefixes = [begun[question].prefix for question in questions]
+    prefixes = [begun[request].prefix for request in requests]
     num_rows = Counter(prefixes)
     lengths = [
-        num_new + len(question.context) - len(prefix) + PREFIX_PRICE * len(prefix) // num_rows[prefix]
-        for question, prefix in zip(questions, prefixes, strict=True)
+        num_new + len(request.context) - len(prefix) + PREFIX_PRICE * len(prefix) // num_rows[prefix]
+        for request, prefix in zip(requests, prefixes, strict=True)
     ]
-    return cheapest_groups(lengths, prefixes, len(questions), price)
+    return cheapest_groups(lengths, prefixes, len(requests), price)
 
 
-def _forked(rows: Sequence[CachedRow], num_new: int) -> Bin:
+def _forked(rows: Sequence[CachedRow], num_new: int) -> CacheBatch:
     """A bin of these rows, some of them several times, out of one that is given up; that one if it has just them."""
     source = rows[0].bin
     if [row.row for row in rows] == list(range(len(source.ids))):
         return source
     num_own = max(len(row.ids) - len(row.prefix) for row in rows)
     prefix_of = [source.prefix_of[row.row] for row in rows]
-    forked = Bin([list(row.ids) for row in rows], source.prefixes, prefix_of, num_own + num_new)
-    forked.copy(rows, last_use=[source])
+    forked = CacheBatch([list(row.ids) for row in rows], source.prefixes, prefix_of, num_own + num_new)
+    forked.copy(rows, release=[source])
     return forked
 
 
 def _sample_turn(
-    model: Any, bins: Sequence[Bin], order: Sequence[int], hidden_BH: torch.Tensor, task: Task
+    model: Any, bins: Sequence[CacheBatch], order: Sequence[int], hidden_BH: torch.Tensor, task: Task
 ) -> list[tuple[list[int], list[float]]]:
     """The ids and log-probs of every row's turn, one forward a token over the rows that go on.
 
@@ -171,7 +171,7 @@ def _sample_turn(
         task: what to draw.
     """
     head = head_of(model)
-    results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.questions]
+    results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.requests]
     active = list(order)
     for step in range(task.sampling.max_new_tokens):
         tokens, logprobs = draw(head.logits(hidden_BH), task.keys_BT2[active, step], task.sampling, task.num_ids)
@@ -187,7 +187,7 @@ def _sample_turn(
     return results
 
 
-def _end(bins: Sequence[Bin], ended: Sequence[bool]) -> list[int]:
+def _end(bins: Sequence[CacheBatch], ended: Sequence[bool]) -> list[int]:
     """Take the active rows that have ended out of the bins; gives the old places of those that stay, in their order."""
     staying, start = [], 0
     for rows in bins:
@@ -237,15 +237,15 @@ def _check_caches(model: Any) -> None:
 
 def _check_rows(model: Any, contexts: Sequence[list[int]], continuations: Sequence[list[int]]) -> None:
     memory = PrefixCache()
-    known = {Question((*context, ids[0])) for context, ids in zip(contexts, continuations, strict=True)}
-    begun = starts(known, memory)
-    in_bins = [{question: begun[question] for question in sorted(known)[at::2]} for at in range(min(2, len(known)))]
-    memory.replace([each.row for reads in read(model, in_bins, 1) for each in reads.values()])
+    known = {PrefillRequest((*context, ids[0])) for context, ids in zip(contexts, continuations, strict=True)}
+    begun = plan_prefill(known, memory)
+    in_bins = [{request: begun[request] for request in sorted(known)[at::2]} for at in range(min(2, len(known)))]
+    memory.replace([each.row for reads in prefill(model, in_bins, 1) for each in reads.values()])
     wanted = [
-        Question((*context, *continuation), Scored(len(context), (*continuation, 0)))
+        PrefillRequest((*context, *continuation), ScoreRequest(len(context), (*continuation, 0)))
         for context, continuation in zip(contexts, continuations, strict=True)
     ]
-    (reads,) = read(model, [starts(wanted, memory)], 1)
-    found = [torch.tensor(reads[question].scored, device=model.device) for question in wanted]
+    (reads,) = prefill(model, [plan_prefill(wanted, memory)], 1)
+    found = [torch.tensor(reads[request].scored, device=model.device) for request in wanted]
     longer = [[*continuation, 0] for continuation in continuations]
     assert_same(found, plain_logprobs(model, contexts, longer), model.dtype)

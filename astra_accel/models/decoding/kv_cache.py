@@ -31,7 +31,7 @@ class Source(NamedTuple):
         length: how many tokens.
     """
 
-    slots: Slots
+    slots: KVBuffer
     row: int
     length: int
 
@@ -56,7 +56,7 @@ class Paths(NamedTuple):
 
 
 @dataclass
-class Slots:
+class KVBuffer:
     """Keys and values of some rows, ``[rows, heads, slots, dim]`` a layer, written in place.
 
     Attributes:
@@ -95,12 +95,12 @@ class Slots:
         for buffer, states_HND in zip(self.layer(layer, key_HND), (key_HND, value_HND), strict=True):
             buffer[paths.rows_R, :, :longest] = states_HND[:, paths.nodes_RL].transpose(0, 1)
 
-    def copy(self, sources: Mapping[int, Source], last_use: Iterable[Slots] = ()) -> None:
+    def copy(self, sources: Mapping[int, Source], release: Iterable[KVBuffer] = ()) -> None:
         """Take the first states of rows from elsewhere.
 
-        Slots in ``last_use`` are emptied on the way, a layer at a time, so that no two copies are held at once.
+        KVBuffer in ``release`` are emptied on the way, a layer at a time, so that no two copies are held at once.
         """
-        given_up = set(map(id, last_use))
+        given_up = set(map(id, release))
         by_slots: dict[int, list[tuple[int, Source]]] = {}
         for row, source in sources.items():
             by_slots.setdefault(id(source.slots), []).append((row, source))
@@ -156,17 +156,17 @@ class SharedPrefixes:
     """
 
     ids: tuple[Ids, ...]
-    slots: Slots
+    slots: KVBuffer
 
     @classmethod
     def of(cls, prefixes: Iterable[Ids]) -> SharedPrefixes:
         """Room for the distinct ones of some prefixes."""
         ids = tuple(dict.fromkeys(prefixes))
-        return cls(ids, Slots(len(ids), max(map(len, ids))))
+        return cls(ids, KVBuffer(len(ids), max(map(len, ids))))
 
 
 @dataclass
-class Bin:
+class CacheBatch:
     """Rows of like length that go through forwards together.
 
     Attributes:
@@ -183,11 +183,11 @@ class Bin:
     prefix_of: list[int]
     num_slots: int
     num_active: int = field(init=False)
-    slots: Slots = field(init=False)
+    slots: KVBuffer = field(init=False)
 
     def __post_init__(self) -> None:
         self.num_active = len(self.ids)
-        self.slots = Slots(len(self.ids), self.num_slots)
+        self.slots = KVBuffer(len(self.ids), self.num_slots)
 
     def rows(self) -> list[CachedRow]:
         """All rows, those that have ended too."""
@@ -216,14 +216,14 @@ class Bin:
         self.num_active = num_staying
         return order
 
-    def copy(self, sources: Sequence[CachedRow], last_use: Sequence[Bin]) -> None:
+    def copy(self, sources: Sequence[CachedRow], release: Sequence[CacheBatch]) -> None:
         """Take the states of what the first rows have read from a row each that begins with it.
 
-        What bins in ``last_use`` hold behind their prefixes is gone afterwards.
+        What bins in ``release`` hold behind their prefixes is gone afterwards.
         """
         own = {row: Source(source.bin.slots, source.row, self.num_own(row)) for row, source in enumerate(sources)}
         self.slots.copy(
-            {row: source for row, source in own.items() if source.length > 0}, [used.slots for used in last_use]
+            {row: source for row, source in own.items() if source.length > 0}, [used.slots for used in release]
         )
         self.prefixes.slots.copy(
             {
@@ -240,7 +240,7 @@ class Bin:
 class CachedRow:
     """A row of a bin, and what it has read."""
 
-    bin: Bin
+    bin: CacheBatch
     row: int
     ids: Ids
 
@@ -276,7 +276,7 @@ class PrefixCache:
                 best, length = row, shared
         return best, length
 
-    def bins(self) -> list[Bin]:
+    def bins(self) -> list[CacheBatch]:
         """The bins of the rows."""
         return list({id(row.bin): row.bin for row in self._rows}.values())
 

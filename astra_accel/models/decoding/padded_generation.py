@@ -18,7 +18,7 @@ from astra_accel.models.forward.padded import forward_logits, left_padded, posit
 Ids = tuple[int, ...]
 
 
-def reread(
+def generate_padded(
     model: Any,
     contexts: Sequence[Ids],
     keys_BT2: torch.Tensor,

@@ -1,4 +1,4 @@
-"""Reading contexts into a cache: what is known from before is kept, every other distinct token is read once."""
+"""Reads contexts into a cache: what a cache has is kept, every other distinct token is read once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from astra_accel.models.decoding.cached_attention import feed
-from astra_accel.models.decoding.kv_cache import Bin, CachedRow, Paths, PrefixCache, SharedPrefixes, Slots
+from astra_accel.models.decoding.kv_cache import CacheBatch, CachedRow, KVBuffer, Paths, PrefixCache, SharedPrefixes
 from astra_accel.models.decoding.length_regimes import without_earlier_lengths
 from astra_accel.models.forward.attention import Layout, attending
 from astra_accel.models.forward.flex_attention import FlexLayout, tree_layout
@@ -20,46 +20,47 @@ from astra_accel.models.forward.tree_attention import TreeLayout
 Ids = tuple[int, ...]
 
 TOKEN_BUDGET = 1024
+"""Distinct tokens of one packed forward."""
 
 
-class Scored(NamedTuple):
-    """Tokens whose log-probs are wanted while a context is read.
+class ScoreRequest(NamedTuple):
+    """Asks for the log-probs of tokens while a context is read.
 
     Attributes:
-        start: how much of the context comes before them, at least 1.
-        ids: the tokens; all but the last stand in the context from ``start`` on.
+        start: the number of tokens of the context before them, at least 1.
+        ids: the tokens; all but the last are in the context, from ``start`` on.
     """
 
     start: int
     ids: Ids
 
 
-class Question(NamedTuple):
-    """A context to read, and what is wanted of it."""
+class PrefillRequest(NamedTuple):
+    """A context to read, and the log-probs wanted of it."""
 
     context: Ids
-    scored: Scored | None = None
+    scored: ScoreRequest | None = None
 
     @property
     def num_known(self) -> int:
-        """Tokens that need not be read if a cache has them: what they predict is not asked for."""
+        """The number of tokens that need not be read if a cache has them: nobody asks what they predict."""
         return (len(self.context) if self.scored is None else min(self.scored.start, len(self.context))) - 1
 
 
-class Match(NamedTuple):
-    """The row of an earlier cache that a context goes on from, and how much of it."""
+class PrefixHit(NamedTuple):
+    """The row of an earlier cache that a context continues, and the length of what they share."""
 
     row: CachedRow
     length: int
 
 
-class Read(NamedTuple):
-    """What came of reading a context.
+class PrefillResult(NamedTuple):
+    """A context that was read.
 
     Attributes:
-        row: has read it.
+        row: the cache's row that has read it.
         hidden_H: the body's output at its end.
-        scored: the log-probs that were wanted.
+        scored: the log-probs that were asked for.
     """
 
     row: CachedRow
@@ -67,95 +68,97 @@ class Read(NamedTuple):
     scored: tuple[float, ...] | None
 
 
-def match(question: Question, memory: PrefixCache) -> Match | None:
-    """The part of a context that was read before, where it is at least half of it.
+def match(request: PrefillRequest, memory: PrefixCache) -> PrefixHit | None:
+    """The part of a context that was read before, if it is at least half of it.
 
     With less there is little to gain, and a long rest would be read beside the short ones of other rows.
     """
-    row, shared = memory.longest(question.context)
-    length = min(shared, question.num_known)
-    return Match(row, length) if row is not None and 2 * length >= len(question.context) else None
+    row, shared = memory.longest(request.context)
+    length = min(shared, request.num_known)
+    return PrefixHit(row, length) if row is not None and 2 * length >= len(request.context) else None
 
 
-class Start(NamedTuple):
-    """How the reading of a context begins.
+class PrefillPlan(NamedTuple):
+    """How to read a context.
 
     Attributes:
-        match: what is known of it; None reads it from its first token.
-        prefix: what it shares with other contexts, which is held once.
+        match: what a cache has of it; None reads it from its first token.
+        prefix: what it shares with other contexts, which is stored once.
     """
 
-    match: Match | None
+    match: PrefixHit | None
     prefix: Ids
 
 
-def starts(questions: Iterable[Question], memory: PrefixCache) -> dict[Question, Start]:
-    """How to begin with each of some contexts that are read at once."""
-    matches = {question: match(question, memory) for question in questions}
-    shared = shared_prefixes([question.context for question, found in matches.items() if found is None])
+def plan_prefill(requests: Iterable[PrefillRequest], memory: PrefixCache) -> dict[PrefillRequest, PrefillPlan]:
+    """How to read each of some contexts that are read together."""
+    matches = {request: match(request, memory) for request in requests}
+    shared = shared_prefixes([request.context for request, found in matches.items() if found is None])
     return {
-        question: Start(
+        request: PrefillPlan(
             found,
-            question.context[: shared[question.context]] if found is None else found.row.prefix[: found.length],
+            request.context[: shared[request.context]] if found is None else found.row.prefix[: found.length],
         )
-        for question, found in matches.items()
+        for request, found in matches.items()
     }
 
 
-def read(
+def prefill(
     model: Any,
-    groups: Sequence[Mapping[Question, Start]],
+    groups: Sequence[Mapping[PrefillRequest, PrefillPlan]],
     num_new: int,
-    last_use: Sequence[Bin] = (),
-) -> list[dict[Question, Read]]:
+    release: Sequence[CacheBatch] = (),
+) -> list[dict[PrefillRequest, PrefillResult]]:
     """Read contexts, and leave room for ``num_new`` more tokens of each.
 
     Args:
         model: a model that takes packs and carried caches.
-        groups: the contexts, by the bin that they come to; none twice. Where the model's frequencies depend on the
-            length, the contexts and what will follow are of one regime.
-        num_new: tokens that will follow.
-        last_use: bins that nobody copies from afterwards.
+        groups: the contexts of each cache batch, none twice. If the model's frequencies depend on the length, the
+            contexts and what will follow are of one regime.
+        num_new: the number of tokens that will follow.
+        release: cache batches that nobody copies from afterwards.
     """
     most_unread = max(
         [0, *(len(ask.context) - found.length for group in groups for ask, (found, _) in group.items() if found)]
     )
-    bins: list[Bin] = []
-    places: dict[Question, tuple[Bin, int]] = {}
+    bins: list[CacheBatch] = []
+    places: dict[PrefillRequest, tuple[CacheBatch, int]] = {}
     for number, group in enumerate(groups):
         needed = [found.row.bin for later in groups[number + 1 :] for found, _ in later.values() if found]
-        given_up = [rows for rows in last_use if not any(rows is other for other in needed)]
-        # A forward feeds the first rows of a bin, so those that go on stand first.
-        ordered = sorted(group, key=lambda question: group[question].match is None)
-        rows = _opened({question: group[question] for question in ordered}, num_new, most_unread, given_up)
+        given_up = [rows for rows in release if not any(rows is other for other in needed)]
+        # A forward feeds the first rows of a cache batch, so those with a hit come first.
+        ordered = sorted(group, key=lambda request: group[request].match is None)
+        rows = _opened({request: group[request] for request in ordered}, num_new, most_unread, given_up)
         bins.append(rows)
-        places |= {question: (rows, place) for place, question in enumerate(ordered)}
-    known = [question for question, (rows, place) in places.items() if place < rows.num_active]
-    new = [question for question, (rows, place) in places.items() if place >= rows.num_active]
-    answers: dict[Question, _Answer] = {}
+        places |= {request: (rows, place) for place, request in enumerate(ordered)}
+    known = [request for request, (rows, place) in places.items() if place < rows.num_active]
+    new = [request for request, (rows, place) in places.items() if place >= rows.num_active]
+    answers: dict[PrefillRequest, _Answer] = {}
     if known:
-        answers |= _go_on(model, bins, known)
+        answers |= _continue(model, bins, known)
     if new:
-        answers |= _begin(model, new, places)
+        answers |= _read_packed(model, new, places)
     for rows in bins:
         rows.num_active = len(rows.ids)
     return [
-        {question: Read(CachedRow(*places[question], question.context), *answers[question]) for question in group}
+        {request: PrefillResult(CachedRow(*places[request], request.context), *answers[request]) for request in group}
         for group in groups
     ]
 
 
-def _opened(group: Mapping[Question, Start], num_new: int, most_unread: int, given_up: Sequence[Bin]) -> Bin:
-    """A bin for some contexts, whose active rows have read what is known of the first of them."""
-    known = {question: start.match for question, start in group.items() if start.match is not None}
-    num_slots = num_new + max(len(question.context) - len(start.prefix) for question, start in group.items())
+def _opened(
+    group: Mapping[PrefillRequest, PrefillPlan], num_new: int, most_unread: int, given_up: Sequence[CacheBatch]
+) -> CacheBatch:
+    """A cache batch for some contexts, whose active rows hold what a cache had of the first of them."""
+    known = {request: start.match for request, start in group.items() if start.match is not None}
+    num_slots = num_new + max(len(request.context) - len(start.prefix) for request, start in group.items())
     num_slots = max(
-        [num_slots, *(most_unread + found.length - len(group[question].prefix) for question, found in known.items())]
+        [num_slots, *(most_unread + found.length - len(group[request].prefix) for request, found in known.items())]
     )
     prefixes = _prefixes([start.prefix for start in group.values()], [found.row for found in known.values()])
     number = {prefix: index for index, prefix in enumerate(prefixes.ids)}
-    ids = [list(question.context[: found.length]) for question, found in known.items()]
-    rows = Bin(
+    ids = [list(request.context[: found.length]) for request, found in known.items()]
+    rows = CacheBatch(
         [*ids, *([] for _ in range(len(group) - len(known)))],
         prefixes,
         [number[start.prefix] for start in group.values()],
@@ -167,7 +170,7 @@ def _opened(group: Mapping[Question, Start], num_new: int, most_unread: int, giv
 
 
 def _prefixes(wanted: Sequence[Ids], known: Sequence[CachedRow]) -> SharedPrefixes:
-    """What is held already, where that is just what is wanted; else room for it."""
+    """What is stored already, if that is exactly what is wanted; otherwise room for it."""
     for row in known:
         if set(row.bin.prefixes.ids) == set(wanted):
             return row.bin.prefixes
@@ -177,16 +180,18 @@ def _prefixes(wanted: Sequence[Ids], known: Sequence[CachedRow]) -> SharedPrefix
 _Answer = tuple[torch.Tensor, tuple[float, ...] | None]
 
 
-def _go_on(model: Any, bins: Sequence[Bin], questions: Sequence[Question]) -> dict[Question, _Answer]:
-    """Read what is new of contexts whose beginnings stand in the bins' active rows."""
+def _continue(
+    model: Any, bins: Sequence[CacheBatch], requests: Sequence[PrefillRequest]
+) -> dict[PrefillRequest, _Answer]:
+    """Read the rest of contexts whose beginnings are in the active rows of the cache batches."""
     starts = [len(ids) for rows in bins for ids in rows.ids[: rows.num_active]]
-    rest = [question.context[start:] for question, start in zip(questions, starts, strict=True)]
+    rest = [request.context[start:] for request, start in zip(requests, starts, strict=True)]
     hidden_UTH = feed(model, bins, rest)
     places = [
-        (row, question.scored.start - 1 - start + offset, token)
-        for row, (question, start) in enumerate(zip(questions, starts, strict=True))
-        if question.scored is not None
-        for offset, token in enumerate(question.scored.ids)
+        (row, request.scored.start - 1 - start + offset, token)
+        for row, (request, start) in enumerate(zip(requests, starts, strict=True))
+        if request.scored is not None
+        for offset, token in enumerate(request.scored.ids)
     ]
     values: list[float] = []
     if places:
@@ -195,39 +200,41 @@ def _go_on(model: Any, bins: Sequence[Bin], questions: Sequence[Question]) -> di
         values = head_of(model).logprobs(hidden_UTH[rows_R, steps_R], each_R, tokens_R).tolist()
     given = iter(values)
     return {
-        question: (
+        request: (
             hidden_UTH[row, len(rest[row]) - 1],
-            None if question.scored is None else tuple(next(given) for _ in question.scored.ids),
+            None if request.scored is None else tuple(next(given) for _ in request.scored.ids),
         )
-        for row, question in enumerate(questions)
+        for row, request in enumerate(requests)
     }
 
 
-def _begin(
-    model: Any, questions: Sequence[Question], places: Mapping[Question, tuple[Bin, int]]
-) -> dict[Question, _Answer]:
-    """Read contexts from their first token, packed, to their rows."""
-    starts, rest = zip(*map(_as_sequence, questions), strict=True)
-    answers: dict[Question, _Answer] = {}
+def _read_packed(
+    model: Any, requests: Sequence[PrefillRequest], places: Mapping[PrefillRequest, tuple[CacheBatch, int]]
+) -> dict[PrefillRequest, _Answer]:
+    """Read contexts from their first token, packed, into their rows."""
+    starts, rest = zip(*map(_as_sequence, requests), strict=True)
+    answers: dict[PrefillRequest, _Answer] = {}
     for pack in pack_sequences(starts, rest, TOKEN_BUDGET):
         layout = tree_layout(model, pack, keep=True)
         hidden_RH = packed_hidden(model, pack, layout)[pack.scored_nodes]
         edges_E = torch.tensor(pack.edges, device=hidden_RH.device)
         logprobs = head_of(model).logprobs(hidden_RH, *edges_E.unbind(-1)).tolist()
-        _write(layout, {index: pack.path(index) for index in pack.sequences}, [places[ask] for ask in questions])
+        _write(layout, {index: pack.path(index) for index in pack.sequences}, [places[ask] for ask in requests])
         for index, edges in pack.sequences.items():
-            question = questions[index]
-            rows, place = places[question]
-            rows.ids[place] = list(question.context)
-            wanted = None if question.scored is None else edges[: len(question.scored.ids)]
+            request = requests[index]
+            rows, place = places[request]
+            rows.ids[place] = list(request.context)
+            wanted = None if request.scored is None else edges[: len(request.scored.ids)]
             scored = None if wanted is None else tuple(logprobs[edge] for edge in wanted)
-            answers[question] = (hidden_RH[pack.edges[edges[-1]][0]], scored)
+            answers[request] = (hidden_RH[pack.edges[edges[-1]][0]], scored)
     return answers
 
 
-def _write(layout: TreeLayout | FlexLayout, paths: Mapping[int, list[int]], rows_of: Sequence[tuple[Bin, int]]) -> None:
-    """Bring the states of a packed forward to the rows of its sequences and to their prefixes, and drop them."""
-    by_slots: dict[int, tuple[Slots, dict[int, list[int]]]] = {}
+def _write(
+    layout: TreeLayout | FlexLayout, paths: Mapping[int, list[int]], rows_of: Sequence[tuple[CacheBatch, int]]
+) -> None:
+    """Write the states of a packed forward to the rows of its sequences and to their prefixes, and drop them."""
+    by_slots: dict[int, tuple[KVBuffer, dict[int, list[int]]]] = {}
     for index, path in paths.items():
         rows, place = rows_of[index]
         num_shared = len(rows.prefix(place))
@@ -246,9 +253,9 @@ def _write(layout: TreeLayout | FlexLayout, paths: Mapping[int, list[int]], rows
             slots.write(layer, key_HND, value_HND, taken)
 
 
-def _as_sequence(question: Question) -> tuple[Ids, Ids]:
-    """A context and continuation that end one token behind the question's context, so that all of it is read."""
-    context, scored = question
+def _as_sequence(request: PrefillRequest) -> tuple[Ids, Ids]:
+    """A context and continuation that end one token after the request's context, so that all of it is read."""
+    context, scored = request
     if scored is None:
         return context, (0,)
     behind = scored.ids[len(context) - scored.start :] or (0,)

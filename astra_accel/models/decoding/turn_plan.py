@@ -11,7 +11,7 @@ import torch
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.decoding.length_regimes import LengthRegimes
-from astra_accel.models.decoding.prefill import Question, Scored
+from astra_accel.models.decoding.prefill import PrefillRequest, ScoreRequest
 from astra_accel.models.forward.padded import cheapest_groups
 
 Ids = tuple[int, ...]
@@ -33,14 +33,14 @@ class Generated(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Rows to decode together: their questions, the keys of their noise ``[rows, tokens, 2]``, and how to draw, of
+    """Rows to decode together: their requests, the keys of their noise ``[rows, tokens, 2]``, and how to draw, of
     which ids.
 
     Everything that is read for them is of one regime of lengths (:mod:`astra_accel.models.decoding.length_regimes`).
     """
 
     rows: Sequence[int]
-    questions: Sequence[Question]
+    requests: Sequence[PrefillRequest]
     keys_BT2: torch.Tensor
     sampling: SamplingConfiguration
     end_ids: frozenset[int]
@@ -61,7 +61,7 @@ class TurnPlan:
     keys: Sequence[np.ndarray]
     sampling: SamplingConfiguration
     end_ids: frozenset[int]
-    scored: Sequence[Scored] | None
+    scored: Sequence[ScoreRequest] | None
     num_ids: int | None
     device: torch.device
     results: list[Generated] = field(init=False)
@@ -77,14 +77,14 @@ class TurnPlan:
             batch_rows: of a task at most.
             price: of another task, see :func:`~astra_accel.models.forward.padded.cheapest_groups`.
         """
-        questions = {row: self._question(row) for row in self._unfinished}
+        requests = {row: self._request(row) for row in self._unfinished}
         alike: dict[tuple[int, int], list[int]] = {}
-        for row, question in questions.items():
-            length = len(question.context)
+        for row, request in requests.items():
+            length = len(request.context)
             alike.setdefault((self.regimes.of(length), self._num_new(row, length)), []).append(row)
         tasks = []
         for (regime, num_new), rows in sorted(alike.items()):
-            asked = [questions[row] for row in rows]
+            asked = [requests[row] for row in rows]
             for group in cheapest_groups([len(ask.context) for ask in asked], asked, batch_rows, price):
                 tasks.append(self._task([rows[at] for at in group], [asked[at] for at in group], regime, num_new))
         return tasks
@@ -99,12 +99,12 @@ class TurnPlan:
             if len(self.results[row].ids) == self.sampling.max_new_tokens or ids[-1] in self.end_ids:
                 self._unfinished.remove(row)
 
-    def _question(self, row: int) -> Question:
+    def _request(self, row: int) -> PrefillRequest:
         context, begun = tuple(self.contexts[row]), self.results[row].ids
         scored = None if self.scored is None or begun else self.scored[row]
         if scored is not None and self.regimes.of(scored.start) != self.regimes.of(len(context)):
             scored = None
-        return Question(context + begun, scored)
+        return PrefillRequest(context + begun, scored)
 
     def _num_new(self, row: int, length: int) -> int:
         """Tokens that are drawn before the turn ends or what was read has to be read anew."""
@@ -112,11 +112,11 @@ class TurnPlan:
         longest = self.regimes.longest_like(length)
         return left if longest is None else min(left, longest + 1 - length)
 
-    def _task(self, rows: Sequence[int], questions: Sequence[Question], regime: int, num_new: int) -> Task:
+    def _task(self, rows: Sequence[int], requests: Sequence[PrefillRequest], regime: int, num_new: int) -> Task:
         keys = []
         for row in rows:
             begun = len(self.results[row].ids)
             keys.append(self.keys[row][begun : begun + num_new])
         sampling = self.sampling.model_copy(update={"max_new_tokens": num_new})
         keys_BT2 = torch.from_numpy(np.stack(keys)).to(self.device)
-        return Task(rows, questions, keys_BT2, sampling, self.end_ids, self.num_ids, regime)
+        return Task(rows, requests, keys_BT2, sampling, self.end_ids, self.num_ids, regime)

@@ -96,8 +96,8 @@ def layer_windows(model: Any) -> list[int | None]:
     return [window if kind == SLIDING else None for kind in kinds]
 
 
-class Part(NamedTuple):
-    """Attention to some of the keys, to be joined with that to others.
+class PartialAttention(NamedTuple):
+    """Attention to some of the keys, to be merge_partial_attention with that to others.
 
     Attributes:
         output_BHQD: attention as if there were no other keys.
@@ -114,7 +114,7 @@ def attention_part(
     value_BGKD: torch.Tensor,
     mask_BQK: torch.Tensor | None,
     rule: Rule,
-) -> Part:
+) -> PartialAttention:
     """Attention of ``H`` query heads to the keys of ``G`` key heads, without gradients.
 
     The queries of all heads of a key head stand in one row, so that nobody copies keys once a head.
@@ -135,11 +135,11 @@ def attention_part(
     scale = query_BHQD.shape[-1] ** -0.5 if rule.scale is None else rule.scale
     if rule.softcap is None and rule.window is None and query_BHQD.device.type == "cpu":
         mask = None if mask_B1RK is None else mask_B1RK.to(query_BGRD.dtype)
-        part = Part(*_flash(query_BGRD, key_BGKD, value_BGKD, attn_mask=mask, scale=scale))
+        part = PartialAttention(*_flash(query_BGRD, key_BGKD, value_BGKD, attn_mask=mask, scale=scale))
     else:
         part = _plain_part(query_BGRD * scale, key_BGKD, value_BGKD, mask_B1RK, rule.softcap)
     output_BGRD, lse_BGR = part
-    return Part(output_BGRD.reshape(query_BHQD.shape), lse_BGR.reshape(query_BHQD.shape[:3]))
+    return PartialAttention(output_BGRD.reshape(query_BHQD.shape), lse_BGR.reshape(query_BHQD.shape[:3]))
 
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -152,7 +152,7 @@ def _plain_part(
     value_BGKD: torch.Tensor,
     mask_B1RK: torch.Tensor | None,
     softcap: float | None,
-) -> Part:
+) -> PartialAttention:
     size = max(1, MAX_SCORES // (query_BGRD.shape[1] * query_BGRD.shape[2] * key_BGKD.shape[2]))
     parts = []
     for at in range(0, len(query_BGRD), size):
@@ -168,11 +168,11 @@ def _plain_part(
         weights_BGRK = scores_BGRK.sub_(highest_BGR1).exp_()
         total_BGR1 = weights_BGRK.sum(-1, keepdim=True).clamp_(min=limits.tiny)
         output_BGRD = (weights_BGRK / total_BGR1).to(value_BGKD.dtype) @ value_BGKD[rows]
-        parts.append(Part(output_BGRD, (highest_BGR1 + total_BGR1.log()).squeeze(-1)))
-    return parts[0] if len(parts) == 1 else Part(*map(torch.cat, zip(*parts, strict=True)))
+        parts.append(PartialAttention(output_BGRD, (highest_BGR1 + total_BGR1.log()).squeeze(-1)))
+    return parts[0] if len(parts) == 1 else PartialAttention(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def joined(one: Part, other: Part) -> torch.Tensor:
+def merge_partial_attention(one: PartialAttention, other: PartialAttention) -> torch.Tensor:
     """Attention to the keys of both parts, ``[batch, H, queries, dim]``; every query sees one of them at least.
 
     The softmax over both from those over each, as in "Online normalizer calculation for softmax" (Milakov and

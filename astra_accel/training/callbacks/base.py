@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from astra_accel.distributed.collectives import on_every_rank
+from astra_accel.distributed.collectives import gather_results
 
 if TYPE_CHECKING:
     from astra_accel.experience.loader import Experience
@@ -182,7 +182,7 @@ class CallbackHandler:
             self.raise_failure()
             return result, self._trainer.control
 
-        parts = on_every_rank(self._trainer.accelerator, part)
+        parts = gather_results(self._trainer.accelerator, part)
         self._trainer.control.join(control for _, control in parts)
         self.stopping = self._trainer.control.should_training_stop
         return [result for result, _ in parts]

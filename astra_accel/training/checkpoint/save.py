@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from astra_accel.config import TrainingConfiguration
-from astra_accel.distributed.collectives import RankError, on_every_rank, on_main
+from astra_accel.distributed.collectives import RankError, gather_results, on_main
 from astra_accel.files.run_lock import LockLostError
 from astra_accel.training.checkpoint.layout import (
     CONFIG,
@@ -110,7 +110,7 @@ class CheckpointSaver:
         Raises:
             UnsavedError, RankError: as :meth:`save`.
         """
-        if self._pending is not None and all(on_every_rank(self.accelerator, self._pending.is_over)):
+        if self._pending is not None and all(gather_results(self.accelerator, self._pending.is_over)):
             self.settle()
 
     def settle(self) -> bool:
@@ -162,7 +162,7 @@ class CheckpointSaver:
     def _go_on_without(self, state: TrainerState, error: Exception, step: int | None = None) -> bool:
         """False where the run goes on; the process that could not write says why on its screen. Else the error."""
         unsaved = isinstance(error, UnsavedError)
-        if self.config.stop_if_unsaved or not any(on_every_rank(self.accelerator, lambda: unsaved)):
+        if self.config.stop_if_unsaved or not any(gather_results(self.accelerator, lambda: unsaved)):
             raise error
         if state.best_step == (state.step if step is None else step):
             state.best_step = state.best_value = None  # There is no such checkpoint, so the best is looked for anew.
@@ -200,7 +200,7 @@ def _begin(training: Training, folder: Path, writer: ThreadPoolExecutor | None) 
             temporary.mkdir(parents=True)
 
     on_main(accelerator, prepare)
-    on_every_rank(accelerator, lambda: snapshots.append(take_snapshot(training, copied=writer is not None)))
+    gather_results(accelerator, lambda: snapshots.append(take_snapshot(training, copied=writer is not None)))
     write = partial(write_snapshot, snapshots.pop(), temporary, accelerator.process_index)
     if writer is None:
         return _Pending(training, state.step, state.best_step, temporary, write, lambda: True)
@@ -291,7 +291,7 @@ def _on_host(value: Any, copied: bool) -> Any:
 
 def _publish_together(accelerator: Accelerator, pending: _Pending, folder: Path) -> Path:
     try:
-        on_every_rank(accelerator, pending.finish)
+        gather_results(accelerator, pending.finish)
         return on_main(accelerator, lambda: _publish(pending.temporary, folder, accelerator.num_processes))
     except (UnsavedError, RankError):
         if accelerator.is_main_process:  # a disk that is full has use for the space

@@ -46,20 +46,20 @@ def test_every_probe_knows_what_follows_it():
     a = node("a", 1, node("x", 3), node("y", 4, node("z", 5)))
     steps = PPO(None).flatten(Graph("c", [a, node("b", 2)]))
     assert [(step.probe, step.reward) for step in steps] == [("a", 1), ("b", 2), ("x", 3), ("y", 4), ("z", 5)]
-    assert [[steps[index + offset].probe for offset in step.followers] for index, step in enumerate(steps)] == [
+    assert [[steps[index + offset].probe for offset in step.successors] for index, step in enumerate(steps)] == [
         ["x", "y"],
         [],
         [],
         ["z"],
         [],
     ]
-    assert not any(step.followers for step in PPO(None, credit="immediate").flatten(Graph("c", [a])))
+    assert not any(step.successors for step in PPO(None, credit="immediate").flatten(Graph("c", [a])))
 
 
 def test_a_probe_without_a_reward_is_no_example_and_follows_nobody():
     a = node("a", 1, node("x", None), node("y", 4))
     steps = PPO(None).flatten(Graph("c", [node("b", None), a]))
-    assert [(step.probe, step.followers) for step in steps] == [("a", (1,)), ("y", ())]
+    assert [(step.probe, step.successors) for step in steps] == [("a", (1,)), ("y", ())]
 
 
 # --- Advantages ---------------------------------------------------------------------------------------------

@@ -22,14 +22,14 @@ def test_the_example_of_the_docstring():
         [[1, 2], [], []],
         discount=1,
         gae_lambda=1,
-        fold=fmean,
+        reduce=fmean,
     )
     assert found == [[1.5, 1.5], [1.5], [-0.5]]
 
 
 def test_discount_and_lambda_by_hand():
     """One node of two actions, discount and lambda 0.5: delta 1 + 0.5 * 4 - 2 = 1 and 3 - 4 = -1; 1 + 0.25 * -1."""
-    found = advantages_on_trees([[1, 3]], [[2, 4]], [[]], discount=0.5, gae_lambda=0.5, fold=fmean)
+    found = advantages_on_trees([[1, 3]], [[2, 4]], [[]], discount=0.5, gae_lambda=0.5, reduce=fmean)
     assert found == [[0.75, -1]]
 
 
@@ -41,7 +41,7 @@ def chain(rewards, values, discount, gae_lambda) -> float:
 
 
 def paths_from(node) -> list[list[int]]:
-    return [[node, *path] for follower in TREE[node] for path in paths_from(follower)] or [[node]]
+    return [[node, *path] for successor in TREE[node] for path in paths_from(successor)] or [[node]]
 
 
 @pytest.mark.parametrize("lengths", [[1] * 5, [2, 3, 1, 2, 4]])
@@ -50,7 +50,7 @@ def test_the_mean_is_that_of_the_papers_advantages_over_all_branches(lengths):
     draw = random.Random(0)
     rewards = [[draw.uniform(-1, 1) for _ in range(length)] for length in lengths]
     values = [[draw.uniform(-1, 1) for _ in range(length)] for length in lengths]
-    found = advantages_on_trees(rewards, values, TREE, discount=0.9, gae_lambda=0.8, fold=fmean)
+    found = advantages_on_trees(rewards, values, TREE, discount=0.9, gae_lambda=0.8, reduce=fmean)
     for node, length in enumerate(lengths):
         for place in range(length):
             branches = [
@@ -74,14 +74,16 @@ def test_without_values_advantages_are_returns(kind):
     found = advantages_on_trees(
         rewards,
         [[0.0]] * 4,
-        credit.followers(graph),
+        credit.successors(graph),
         discount=credit.discount,
         gae_lambda=1.0,
-        fold=credit.fold,
+        reduce=credit.reduce,
     )
     assert [advantage for (advantage,) in found] == list(credit.returns(graph).values())
 
 
 def test_a_node_without_actions_is_passed_over():
-    found = advantages_on_trees([[1], [], [2]], [[0], [], [0.5]], [[1], [2], []], discount=1, gae_lambda=1, fold=fmean)
+    found = advantages_on_trees(
+        [[1], [], [2]], [[0], [], [0.5]], [[1], [2], []], discount=1, gae_lambda=1, reduce=fmean
+    )
     assert found == [[3], [], [1.5]]

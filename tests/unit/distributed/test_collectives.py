@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed import collectives
 from astra_accel.distributed.accelerator import make_accelerator
-from astra_accel.distributed.collectives import RankError, on_every_rank, on_main
+from astra_accel.distributed.collectives import RankError, gather_results, on_main
 
 
 class Pretended:
@@ -35,14 +35,14 @@ class TestOnEveryRank:
     def test_everybody_gets_everybodys_result(self, monkeypatch):
         self.others(monkeypatch, (2, None), (3, None))
 
-        assert on_every_rank(Pretended(num_processes=3), lambda: 1) == [1, 2, 3]
+        assert gather_results(Pretended(num_processes=3), lambda: 1) == [1, 2, 3]
 
     def test_alone_it_is_ones_own(self):
-        assert on_every_rank(make_accelerator(TrainingConfiguration()), lambda: {"a": 1}) == [{"a": 1}]
+        assert gather_results(make_accelerator(TrainingConfiguration()), lambda: {"a": 1}) == [{"a": 1}]
 
     def test_alone_an_error_is_raised_as_it_was(self):
         with pytest.raises(ZeroDivisionError):
-            on_every_rank(make_accelerator(TrainingConfiguration()), lambda: 1 / 0)
+            gather_results(make_accelerator(TrainingConfiguration()), lambda: 1 / 0)
 
     def test_an_error_is_raised_as_it_was_once_the_others_know(self, monkeypatch):
         sent = self.others(monkeypatch)
@@ -52,7 +52,7 @@ class TestOnEveryRank:
             raise error
 
         with pytest.raises(OSError, match="disk full") as caught:
-            on_every_rank(Pretended(num_processes=3), fail)
+            gather_results(Pretended(num_processes=3), fail)
 
         assert caught.value is error
         assert sent == [(None, "OSError: disk full")]
@@ -61,7 +61,7 @@ class TestOnEveryRank:
         self.others(monkeypatch, (2, None), (None, "OSError: disk full"))
 
         with pytest.raises(RankError, match="process 2 failed with OSError: disk full"):
-            on_every_rank(Pretended(num_processes=3), lambda: 1)
+            gather_results(Pretended(num_processes=3), lambda: 1)
 
     def test_only_the_main_process_does_what_is_its_business(self, monkeypatch):
         self.others(monkeypatch, (None, None), (None, None))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from astra_accel.distributed import collectives
-from astra_accel.distributed.collectives import RankError, naming_lost_processes
+from astra_accel.distributed.collectives import RankError, translate_collective_errors
 from tests.helpers.processes import ProcessFailure, run_processes
 
 
@@ -49,7 +49,7 @@ def lose_one() -> str:
         os._exit(1)
     started = time.monotonic()
     try:
-        with naming_lost_processes(60):
+        with translate_collective_errors(60):
             collectives.gather_object([2])
     except RankError as error:
         raise AssertionError(f"told after {time.monotonic() - started:.0f} s: {error}") from None

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from astra_accel.models.loading.tiny import build_tiny
-from astra_accel.models.recall import Precision, Recall
+from astra_accel.models.recall import LogprobCache, Precision
 
 
 def test_what_was_kept_is_found():
-    recall = Recall()
+    recall = LogprobCache()
     recall.keep((1, 2), (3, 4), (-0.5, -1.5))
     recall.keep((1, 2), (3, 5), (-0.5, -2.5))
     recall.keep((1,), (2, 3), (-7.0, -0.5))
@@ -19,29 +19,29 @@ def test_what_was_kept_is_found():
 
 
 def test_the_beginning_of_a_longer_continuation_is_found():
-    recall = Recall()
+    recall = LogprobCache()
     recall.keep((1,), (2, 3, 4), (-1.0, -2.0, -3.0))
     assert recall.find([(1,)] * 3, [(2,), (2, 3), ()]) == [(-1.0,), (-1.0, -2.0), ()]
 
 
 def test_what_was_not_said_is_none():
-    recall = Recall()
+    recall = LogprobCache()
     recall.keep((1,), (2, 3), (-1.0, -2.0))
     # Longer, another token, another context, and a context that only splits the same tokens elsewhere.
     assert recall.find([(1,), (1,), (5,), (1, 2)], [(2, 3, 4), (2, 9), (2, 3), (3,)]) == [None] * 4
-    assert Recall().find([(1,)], [(2,)]) == [None]
-    assert Recall().find([], []) == []
+    assert LogprobCache().find([(1,)], [(2,)]) == [None]
+    assert LogprobCache().find([], []) == []
 
 
 def test_the_last_word_counts():
-    recall = Recall()
+    recall = LogprobCache()
     recall.keep((1,), (2,), (-1.0,))
     recall.keep((1,), (2,), (-3.0,))
     assert recall.find([(1,)], [(2,)]) == [(-3.0,)]
 
 
 def test_cleared_is_forgotten():
-    recall = Recall()
+    recall = LogprobCache()
     recall.keep((1,), (2,), (-1.0,))
     recall.clear()
     assert recall.find([(1,)], [(2,)]) == [None]
@@ -51,7 +51,7 @@ AUTOCAST, HALF = Precision(torch.float32, torch.bfloat16), Precision(torch.bfloa
 
 
 def test_what_was_said_in_another_precision_is_not_found():
-    recall = Recall()
+    recall = LogprobCache()
     recall.keep((1,), (2,), (-1.0,))
     recall.keep((1,), (2,), (-1.1,), AUTOCAST)
     asked = [(1,)], [(2,)]
@@ -61,7 +61,7 @@ def test_what_was_said_in_another_precision_is_not_found():
 
 
 def test_what_was_rounded_is_forgotten_before_the_rest():
-    recall = Recall()
+    recall = LogprobCache()
     for precision in (AUTOCAST, HALF, Precision(torch.float64, None), Precision(torch.float32, torch.float32)):
         recall.keep((1,), (2,), (-1.0,), precision)
     recall.forget_rounded()

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
 from astra_accel.models.decoding.generation import generate
-from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.decoding.prefill import ScoreRequest
 from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs
 from astra_accel.models.roles import Ids, LanguageModel, Roles, find_roles, load_roles
@@ -401,7 +401,7 @@ def hear(role: LanguageModel) -> None:
     """Let a role answer to what is scored on the way."""
     sampling = SamplingConfiguration(max_new_tokens=2)
     heard = [(*context, *ids) for context, ids in zip(CONTEXTS, CONTINUATIONS, strict=True)]
-    asked = [Scored(len(context), ids) for context, ids in zip(CONTEXTS, CONTINUATIONS, strict=True)]
+    asked = [ScoreRequest(len(context), ids) for context, ids in zip(CONTEXTS, CONTINUATIONS, strict=True)]
     role.generate(heard, SEEDS, sampling, batch_rows=64, scored=asked)
 
 

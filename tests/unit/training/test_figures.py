@@ -20,7 +20,7 @@ def several(monkeypatch):
 
     def reduce(*tallies):
         parts = [(tally._sums, tally._shares) for tally in tallies]
-        monkeypatch.setattr(metrics, "on_every_rank", lambda accelerator, work: [work(), *parts[1:]])
+        monkeypatch.setattr(metrics, "gather_results", lambda accelerator, work: [work(), *parts[1:]])
         return tallies[0].reduce(None, check=lambda: None)
 
     return reduce

@@ -16,7 +16,7 @@ from astra_accel.config import SamplingConfiguration
 from astra_accel.models.decoding import generation
 from astra_accel.models.decoding.generation import carries, generate
 from astra_accel.models.decoding.kv_cache import PrefixCache
-from astra_accel.models.decoding.prefill import Scored
+from astra_accel.models.decoding.prefill import ScoreRequest
 from astra_accel.models.decoding.token_sampling import NonFiniteLogitsError
 from astra_accel.models.forward import capabilities
 from astra_accel.models.loading.tiny import TINY_ARCHITECTURES, build_tiny
@@ -234,12 +234,12 @@ def test_tokens_of_a_context_are_scored_on_the_way(model, carried):
     """All but the first, the end alone, none at all, and with a last token that does not stand in the context."""
     (context,) = contexts_of([30])
     asked = [
-        Scored(1, context[1:]),
-        Scored(25, context[25:]),
-        Scored(30, ()),
-        Scored(28, (*context[28:], 7)),
-        Scored(30, (7,)),
-        Scored(10, context[10:14]),
+        ScoreRequest(1, context[1:]),
+        ScoreRequest(25, context[25:]),
+        ScoreRequest(30, ()),
+        ScoreRequest(28, (*context[28:], 7)),
+        ScoreRequest(30, (7,)),
+        ScoreRequest(10, context[10:14]),
     ]
     memory = PrefixCache() if carried else None
     sampling = SamplingConfiguration(max_new_tokens=3)
@@ -308,6 +308,6 @@ def test_logits_that_are_not_finite_draw_no_token(model, sampling, carried, bad,
         monkeypatch.setattr(generation, "carries", (lambda _: False) if not carried else carries)
         with torch.no_grad():
             spoilt.get_output_embeddings().weight[5] = bad
-        asked = [Scored(len(context), ()) for context in CONTEXTS]
+        asked = [ScoreRequest(len(context), ()) for context in CONTEXTS]
         with pytest.raises(NonFiniteLogitsError, match=r"logits are not finite \(nan or inf\)"):
             generate(spoilt, CONTEXTS, seeds_of(len(CONTEXTS)), sampling, end_ids=END_IDS, scored=asked)

@@ -7,8 +7,8 @@ import torch
 
 from astra_accel.models import memory
 from astra_accel.models.decoding import generation, kv_cache
-from astra_accel.models.decoding.kv_cache import BIN_PRICE, Paths, Slots, bin_price
-from astra_accel.models.decoding.prefill import Question, Start
+from astra_accel.models.decoding.kv_cache import BIN_PRICE, KVBuffer, Paths, bin_price
+from astra_accel.models.decoding.prefill import PrefillPlan, PrefillRequest
 
 CPU = torch.device("cpu")
 
@@ -26,9 +26,9 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def filled(num_layers: int, num_rows: int) -> tuple[Slots, dict[int, torch.Tensor]]:
-    """Slots of three tokens that were written from a forward of as many nodes, and its keys by layer."""
-    slots = Slots(num_rows, 3)
+def filled(num_layers: int, num_rows: int) -> tuple[KVBuffer, dict[int, torch.Tensor]]:
+    """KVBuffer of three tokens that were written from a forward of as many nodes, and its keys by layer."""
+    slots = KVBuffer(num_rows, 3)
     paths = Paths.of({row: [3 * row, 3 * row + 1, 3 * row + 2] for row in range(num_rows)}, CPU)
     keys = {layer: torch.randn(2, 3 * num_rows, 4) for layer in range(num_layers)}
     for layer, key_HND in keys.items():
@@ -51,7 +51,7 @@ def test_rows_change_places_with_two_uploads_however_many_layers(uploads: list[i
 
 def test_rows_take_the_states_of_their_paths_with_two_uploads(uploads: list[int]) -> None:
     """Paths of unlike length: what stands behind the shorter one's end is seen by nobody."""
-    slots = Slots(3, 4)
+    slots = KVBuffer(3, 4)
     key_HND = torch.randn(2, 6, 4)
     paths = Paths.of({2: [0, 1, 4], 0: [5]}, CPU)
     for layer in range(3):
@@ -68,7 +68,7 @@ def test_nothing_to_change_or_to_take_sends_nothing(uploads: list[int]) -> None:
     slots, _ = filled(num_layers=1, num_rows=2)
     uploads.clear()
     slots.swap([], [])
-    Slots(2, 3).swap([0], [1])
+    KVBuffer(2, 3).swap([0], [1])
     assert uploads == []
     slots.write(0, torch.zeros(2, 1, 4), torch.zeros(2, 1, 4), Paths.of({}, CPU))
 
@@ -80,8 +80,8 @@ def test_bins_have_a_price_on_a_cpu_and_there_is_one_on_other_devices() -> None:
 
 
 def test_rows_of_unlike_length_are_parted_on_a_cpu_alone() -> None:
-    questions = [Question((row, *range(length))) for row, length in enumerate((10, 20, 4000, 4100))]
-    begun = {question: Start(None, question.context[:1]) for question in questions}
-    assert len(generation._bins_of(questions, begun, 8, bin_price(CPU))) == 2
-    (rows,) = generation._bins_of(questions, begun, 8, bin_price(torch.device("cuda")))
+    requests = [PrefillRequest((row, *range(length))) for row, length in enumerate((10, 20, 4000, 4100))]
+    begun = {request: PrefillPlan(None, request.context[:1]) for request in requests}
+    assert len(generation._bins_of(requests, begun, 8, bin_price(CPU))) == 2
+    (rows,) = generation._bins_of(requests, begun, 8, bin_price(torch.device("cuda")))
     assert sorted(rows) == [0, 1, 2, 3]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from astra_accel.models.forward import attention
-from astra_accel.models.forward.attention import Rule, attention_part, joined
+from astra_accel.models.forward.attention import Rule, attention_part, merge_partial_attention
 
 RULES = {
     "plain": Rule(None, None, None),
@@ -69,16 +69,16 @@ def test_two_parts_are_the_whole(rule, split):
         for keys in (slice(split), slice(split, None))
     ]
     expected = by_query(query, key, value, mask, rule)
-    torch.testing.assert_close(joined(*parts), expected)
-    torch.testing.assert_close(joined(*parts[::-1]), expected)
+    torch.testing.assert_close(merge_partial_attention(*parts), expected)
+    torch.testing.assert_close(merge_partial_attention(*parts[::-1]), expected)
 
 
 def test_a_part_of_which_nothing_is_seen_adds_nothing():
     query, key, value = states()
     nothing = torch.full((BATCH, QUERIES, KEYS), -torch.inf)
     part, unseen = (attention_part(query, key, value, mask, RULES["window"]) for mask in (None, nothing))
-    assert torch.equal(joined(part, unseen), joined(unseen, part))
-    torch.testing.assert_close(joined(part, unseen), by_query(query, key, value, None, RULES["plain"]))
+    assert torch.equal(merge_partial_attention(part, unseen), merge_partial_attention(unseen, part))
+    torch.testing.assert_close(merge_partial_attention(part, unseen), by_query(query, key, value, None, RULES["plain"]))
 
 
 def test_scores_far_beyond_what_an_exponential_holds():
@@ -91,7 +91,7 @@ def test_scores_far_beyond_what_an_exponential_holds():
     by_group = far.unflatten(1, (KEY_HEADS, -1))
     best = (by_group @ key.unsqueeze(2).transpose(-1, -2)).argmax(-1, keepdim=True)
     expected = value.unsqueeze(2).take_along_dim(best, dim=3)
-    torch.testing.assert_close(joined(*parts), expected.flatten(1, 2))
+    torch.testing.assert_close(merge_partial_attention(*parts), expected.flatten(1, 2))
 
 
 def test_few_scores_at_once_change_nothing(monkeypatch):
