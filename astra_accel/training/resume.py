@@ -1,20 +1,18 @@
-"""Going on from a checkpoint: which it is, and what has changed since."""
+"""Resuming from a checkpoint: which one, and what has changed since."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from astra_accel.config import Bound
 from astra_accel.distributed.collectives import on_main
 from astra_accel.training.callbacks.bounds import check_untrained
 from astra_accel.training.checkpoint import layout as checkpoints
+from astra_accel.training.checkpoint.layout import Training
 from astra_accel.training.config_text import changed_fields, flat
 from astra_accel.training.prompt_digests import Digests, changed_prompts
-
-if TYPE_CHECKING:
-    from astra_accel.training.trainer import AccelTrainer
+from astra_accel.training.run_context import RunContext
 
 # What the optimizer's and the schedule's saved state decides: a new value would be overruled, or would not fit.
 FIXED_ON_RESUME = tuple(
@@ -31,37 +29,41 @@ EVALUATED = (
 FIXED_WITH_REPLAY = ("algorithm.", "baseline")
 
 
-def newest_whole(trainer: AccelTrainer) -> Path | None:
-    """The newest whole checkpoint of a run's own folder, if there is one; those that are not are told."""
-    folder = trainer.folder.checkpoints
+def newest_whole(run: RunContext) -> Path | None:
+    """The newest whole checkpoint in a run's folder, if there is one; reports those that are damaged."""
+    folder = run.folder.checkpoints
     # One process looks for all, or they might see different moments.
-    found, passed_over = on_main(trainer.accelerator, lambda: checkpoints.newest_checkpoint(folder))
+    found, passed_over = on_main(run.accelerator, lambda: checkpoints.newest_checkpoint(folder))
     for why in passed_over:
-        trainer.display.say(f"passed over: {why}")
+        run.display.say(f"passed over: {why}")
     return found
 
 
-def go_on_from(trainer: AccelTrainer, checkpoint: Path) -> None:
-    """Take over weights, state and progress, and tell what has changed since. All processes together.
+def resume_from(run: RunContext, checkpoint: Path, training: Training) -> None:
+    """Load weights, state and progress, and report what has changed since. All processes together.
+
+    Args:
+        run: what is resumed.
+        checkpoint: a whole one.
+        training: what the checkpoint is loaded into.
 
     Raises:
         CheckpointError: see :func:`changes_since` and :func:`check_bounds_known`; or it is no whole checkpoint, or its
             weights are another model's.
     """
     checkpoints.verify_checkpoint(checkpoint)
-    allowed = trainer.config.allow_changed_prompts
-    changes = changes_since(checkpoint, trainer.config_yaml, trainer.prompts, allowed)
+    changes = changes_since(checkpoint, training.config_yaml, training.prompts, run.config.allow_changed_prompts)
     for change in changes:
-        trainer.display.say(f"changed since {checkpoint.name}: {change}")
-    if trainer.config.best_bounds and any(change.startswith(EVALUATED) for change in changes):
-        trainer.display.say(
+        run.display.say(f"changed since {checkpoint.name}: {change}")
+    if run.config.best_bounds and any(change.startswith(EVALUATED) for change in changes):
+        run.display.say(
             "training.best_bounds stay relative to the untrained tester's figures from before the run was changed"
         )
-    check_bounds_known(checkpoint, trainer.config.best_bounds)
-    trainer.state = checkpoints.load_checkpoint(trainer.saved_parts(), checkpoint)
-    if trainer.harness.replay is not None and not checkpoints.has_replay(checkpoint):
-        trainer.display.say(f"{checkpoint} has no {checkpoints.REPLAY}: the replay begins empty")
-    trainer.display.say(f"resumed from {checkpoint} at step {trainer.state.step}")
+    check_bounds_known(checkpoint, run.config.best_bounds)
+    run.state = checkpoints.load_checkpoint(training, checkpoint)
+    if training.replay is not None and not checkpoints.has_replay(checkpoint):
+        run.display.say(f"{checkpoint} has no {checkpoints.REPLAY}: the replay begins empty")
+    run.display.say(f"resumed from {checkpoint} at step {run.state.step}")
 
 
 def check_bounds_known(checkpoint: Path, bounds: Mapping[str, Bound] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.preemption import Preemption
 from astra_accel.training.prompt_digests import digests_of, prompts_of
 from astra_accel.training.replay_source import begin_replay
-from astra_accel.training.resume import go_on_from, newest_whole
-from astra_accel.training.update import update_on
+from astra_accel.training.resume import newest_whole, resume_from
+from astra_accel.training.run_context import RunContext
+from astra_accel.training.update import Updater
 
 
 class AccelTrainer:
@@ -75,7 +77,6 @@ class AccelTrainer:
         config: how to train.
         harness: collects experiences.
         control: what callbacks ask for.
-        state: how far the run is.
         folder: its files.
         display: the screen of the main process.
 
@@ -122,7 +123,6 @@ class AccelTrainer:
         self.loader = ExperienceLoader(
             self.accelerator, algorithm, config.batch_size, config.gradient_accumulation_steps, config.seed
         )
-        self.state = TrainerState()
         self.display = Display(self.accelerator.is_main_process, config.training_steps)
         self.folder = RunFolder(agree_on_output_dir(self.accelerator, config), lock)
         if config.output_dir is None and self.accelerator.is_main_process:
@@ -132,6 +132,8 @@ class AccelTrainer:
         self.control = TrainerControl()
         own = [self.folder, Trackers(), self.display, KeepBest(), *([StopAt()] if config.stop_at else [])]
         self.callbacks = CallbackHandler(self, [*own, *callbacks])
+        self._run = RunContext(config, accelerator, self.engine, TrainerState(), self.folder, self.display)
+        self._updater = Updater(self._run, self.loader, self.learning_rate, algorithm, self.callbacks)
         self.stopwatch = Stopwatch()
         self._saver = CheckpointSaver(
             self.accelerator, self.folder.checkpoints, config, self._tell_saved, self.folder.lock.verify
@@ -163,9 +165,14 @@ class AccelTrainer:
             self._begin(resume_from_checkpoint)
             is_main = self.accelerator.is_main_process
             with telling_status(self.folder.path, here=is_main, verify=self.folder.lock.verify):
-                evaluate_untrained(self)
+                evaluate_untrained(self._run, self.evaluate, self.stopwatch)
                 self._run_steps()
                 self._end()
+
+    @property
+    def state(self) -> TrainerState:
+        """How far the run is."""
+        return self._run.state
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -197,7 +204,8 @@ class AccelTrainer:
                 with self.stopwatch.phase("rollout"), self.engine.unsharded_weights():
                     experience = self.harness.collect(self.state.step)
                 self.callbacks.call("on_experience", experience)
-                records = update_on(self, experience)
+                with self.stopwatch.phase("update") if experience.steps else nullcontext():
+                    records = self._updater.update_on(experience)
                 self.state.step += 1
                 self.learning_rate.advance(_mean_reward(experience))
                 self._after_step(experience, records)
@@ -236,7 +244,7 @@ class AccelTrainer:
         if resume != AUTO:
             return None if resume is None else Path(resume)
         check_resume(self.config, resume)
-        return newest_whole(self)
+        return newest_whole(self._run)
 
     def save_tester(self, folder: str | Path | None = None) -> Path:
         """Write the tester as it is (None: to ``tester/`` of the run). All processes together."""
@@ -290,7 +298,7 @@ class AccelTrainer:
         resuming, automatic = checkpoint is not None, resume == AUTO
         on_main(self.accelerator, lambda: check_output_dir(config, resuming, restarting=automatic))
         if checkpoint is not None:
-            go_on_from(self, checkpoint)
+            resume_from(self._run, checkpoint, self.saved_parts())
         elif automatic:
             self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run begins anew")
         if not resuming and config.replay is not None and config.replay.source is not None:
@@ -301,7 +309,7 @@ class AccelTrainer:
         on_main(self.accelerator, lambda: self.folder.begin(self.config_yaml, overwrite=fresh))
         on_main(self.accelerator, lambda: self.folder.rewind(self.state.step))
         if checkpoint is not None:
-            bring_best(self, checkpoint)
+            bring_best(self._run, checkpoint)
         self.control = TrainerControl()
         self.callbacks.agree(self.callbacks.begin)
         self.display.say(f"writing to {self.folder.path}")
@@ -313,7 +321,7 @@ class AccelTrainer:
             self.display.say(f"a callback stopped the run after step {self.state.step}")
         self._saver.settle()
         if self.config.load_best_at_end:
-            load_best(self)
+            load_best(self._run)
         self.save_tester()
         self.callbacks.agree(lambda: self.callbacks.call("on_train_end"))
         self.display.say(f"tester saved to {self.folder.tester}")

@@ -4,75 +4,66 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import torch
-
+from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed.collectives import on_main
 from astra_accel.errors import NonFiniteError
-from astra_accel.experience.loader import Experience, MicroBatch
+from astra_accel.experience.loader import Experience, ExperienceLoader, MicroBatch
 from astra_accel.models.memory import return_freed_memory
+from astra_accel.training.callbacks.base import CallbackHandler
 from astra_accel.training.metrics import UpdateTally
-
-if TYPE_CHECKING:
-    from astra_accel.training.trainer import AccelTrainer
-
-
-def check_finite(
-    trainer: AccelTrainer, loss: float, grad_norm: float | None, micro_batches: Sequence[MicroBatch]
-) -> None:
-    """Stop before an update that would ruin the weights, and write this process's batches to ``non_finite/``.
-
-    Args:
-        trainer: of the run.
-        loss: of the update, the mean over all processes.
-        grad_norm: of its whole gradient; None if that is not known yet.
-        micro_batches: of the update, on this process.
-
-    Raises:
-        NonFiniteError: the loss, or the norm of the gradient, is not finite.
-    """
-    # With fp16, an overflow of gradients is left to the scaler: it skips the update and scales less.
-    norm = 0.0 if grad_norm is None or trainer.accelerator.scaler is not None else grad_norm
-    if torch.isfinite(torch.tensor([loss, norm])).all():
-        return
-    update, folder = trainer.state.update + 1, trainer.folder.path / "non_finite"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"update-{update:06d}-process-{trainer.accelerator.process_index}.json"
-    batches = [{"share": micro_batch.loss_weight, "batch": repr(micro_batch.batch)} for micro_batch in micro_batches]
-    path.write_text(json.dumps({"loss": repr(loss), "grad_norm": repr(grad_norm), "batches": batches}, indent=2))
-    gradient = "" if grad_norm is None else f" and gradient norm {grad_norm}"
-    raise NonFiniteError(
-        f"update {update} has loss {loss}{gradient}; it was not made. "
-        f"Its batches are in {folder}, the last good weights in {trainer.folder.checkpoints}"
-    )
+from astra_accel.training.optim import LearningRate
+from astra_accel.training.run_context import RunContext
 
 
 class EmptyExperienceError(RuntimeError):
     """Too many experiences in a row gave no training example."""
 
 
-def update_on(trainer: AccelTrainer, experience: Experience) -> list[dict[str, Any]]:
-    """Make every update of an experience; a record of each. All processes together.
+class Updater:
+    """Makes the updates on an experience. All processes together.
 
-    Raises:
-        NonFiniteError: a loss or a gradient is not finite.
-        EmptyExperienceError: there is no example, nor was there any in the experiences before.
+    Args:
+        run: what is trained, and how far it is.
+        loader: the micro-batches of an experience.
+        learning_rate: for the record of an update.
+        algorithm: may end the updates on an experience early (``stop_early``).
+        callbacks: are told of each update.
     """
-    if not experience.steps:
-        return _skip(trainer, experience)
-    trainer.state.empty_in_row = 0
-    accelerator, engine = trainer.accelerator, trainer.engine
-    records: list[dict[str, Any]] = []
-    micro_batches: list[MicroBatch] = []
-    tally = UpdateTally()
-    enough = False
-    num_batches = math.ceil(len(experience.steps) / trainer.config.batch_size)
-    with trainer.stopwatch.phase("update"):
-        for epoch in range(trainer.config.epochs_per_experience):
-            left = num_batches
-            for micro_batch in trainer.loader.of(experience, epoch):
+
+    def __init__(
+        self,
+        run: RunContext,
+        loader: ExperienceLoader,
+        learning_rate: LearningRate,
+        algorithm: Any,
+        callbacks: CallbackHandler,
+    ) -> None:
+        self._run, self._loader, self._learning_rate = run, loader, learning_rate
+        self._stop_early = getattr(algorithm, "stop_early", None)
+        self._callbacks = callbacks
+
+    def update_on(self, experience: Experience) -> list[dict[str, Any]]:
+        """Make every update of an experience; a record of each.
+
+        Raises:
+            NonFiniteError: a loss or a gradient is not finite.
+            EmptyExperienceError: there is no example, nor was there any in the experiences before.
+        """
+        run = self._run
+        if not experience.steps:
+            return [self._skip(experience)]
+        run.state.empty_in_row = 0
+        accelerator, engine = run.accelerator, run.engine
+        records: list[dict[str, Any]] = []
+        micro_batches: list[MicroBatch] = []
+        tally = UpdateTally()
+        enough = False
+        for epoch in range(run.config.epochs_per_experience):
+            batches = _batches_of_updates(len(experience.steps), run.config)
+            for micro_batch in self._loader.of(experience, epoch):
                 if enough:
                     continue  # Accelerate's loaders have to come to their end
                 if not micro_batches:
@@ -83,50 +74,80 @@ def update_on(trainer: AccelTrainer, experience: Experience) -> list[dict[str, A
                     tally.add(loss, logs, micro_batch.loss_weight)
                     if accelerator.sync_gradients:
                         # All losses of the update are there, and with DeepSpeed the backward pass steps as well.
-                        means = tally.reduce(accelerator, trainer.callbacks.raise_failure)
-                        check_finite(trainer, means["loss"], None, micro_batches)
+                        means = tally.reduce(accelerator, self._callbacks.raise_failure)
+                        self._check_finite(means["loss"], None, micro_batches)
                     engine.backward(loss * micro_batch.loss_weight)
                     if accelerator.sync_gradients:
-                        records.append(_finish_update(trainer, means, micro_batches, experience))
-                        of_update = min(trainer.config.gradient_accumulation_steps, left)
-                        left -= of_update
-                        trainer.state.batch += of_update
+                        records.append(self._finish(experience, means, micro_batches))
+                        run.state.batch += next(batches)
                         tally, micro_batches = UpdateTally(), []
-                        enough = _stop_early(trainer, records[-1])
-    return records
+                        # All processes have the same record, so they agree.
+                        enough = self._stop_early is not None and self._stop_early(records[-1])
+        return records
 
-
-def _finish_update(
-    trainer: AccelTrainer, means: Mapping[str, float], micro_batches: Sequence[MicroBatch], experience: Experience
-) -> dict[str, Any]:
-    lr = trainer.learning_rate.value
-    grad_norm = trainer.engine.step(
-        trainer.config.max_grad_norm, lambda norm: check_finite(trainer, means["loss"], norm, micro_batches)
-    )
-    trainer.state.update += 1
-    record = {"step": experience.index + 1, "update": trainer.state.update, **means, "grad_norm": grad_norm, "lr": lr}
-    trainer.callbacks.call("on_update", record)
-    return record
-
-
-def _stop_early(trainer: AccelTrainer, record: Mapping[str, Any]) -> bool:
-    """Whether the algorithm wants no more updates on an experience; all processes have the same record."""
-    stop_early = getattr(trainer.harness.algorithm, "stop_early", None)
-    return stop_early is not None and stop_early(record)
-
-
-def _skip(trainer: AccelTrainer, experience: Experience) -> list[dict[str, Any]]:
-    state, folder = trainer.state, trainer.folder
-    state.empty_in_row += 1
-    trainer.display.say(
-        f"step {experience.index + 1}: no training example came of {len(experience.graphs)} episodes "
-        f"(rewards that tie or are missing, or equal probes), so no update"
-    )
-    if state.empty_in_row >= trainer.config.max_empty_experiences:
-        on_main(trainer.accelerator, lambda: folder.write_rollouts(experience.index + 1, experience.graphs))
-        raise EmptyExperienceError(
-            f"{state.empty_in_row} experiences in a row gave no training example "
-            f"(training.max_empty_experiences); their episodes are in {folder.path / 'rollouts'}"
+    def _finish(
+        self, experience: Experience, means: Mapping[str, float], micro_batches: Sequence[MicroBatch]
+    ) -> dict[str, Any]:
+        run, lr = self._run, self._learning_rate.value
+        grad_norm = run.engine.step(
+            run.config.max_grad_norm, lambda norm: self._check_finite(means["loss"], norm, micro_batches)
         )
-    # A training step without an update still tells its rewards, under the number of the last update.
-    return [{"step": experience.index + 1, "update": state.update, "lr": trainer.learning_rate.value}]
+        run.state.update += 1
+        record = {"step": experience.index + 1, "update": run.state.update, **means, "grad_norm": grad_norm, "lr": lr}
+        self._callbacks.call("on_update", record)
+        return record
+
+    def _check_finite(self, loss: float, grad_norm: float | None, micro_batches: Sequence[MicroBatch]) -> None:
+        """Stop before an update that would ruin the weights, and write this process's batches to ``non_finite/``.
+
+        Args:
+            loss: of the update, the mean over all processes.
+            grad_norm: of its whole gradient; None if that is not known yet.
+            micro_batches: of the update, on this process.
+
+        Raises:
+            NonFiniteError: the loss, or the norm of the gradient, is not finite.
+        """
+        run = self._run
+        # With fp16, an overflow of gradients is left to the scaler: it skips the update and scales less.
+        norm = 0.0 if grad_norm is None or run.accelerator.scaler is not None else grad_norm
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        update, folder = run.state.update + 1, run.folder.path / "non_finite"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"update-{update:06d}-process-{run.accelerator.process_index}.json"
+        batches = [{"share": one.loss_weight, "batch": repr(one.batch)} for one in micro_batches]
+        path.write_text(json.dumps({"loss": repr(loss), "grad_norm": repr(grad_norm), "batches": batches}, indent=2))
+        gradient = "" if grad_norm is None else f" and gradient norm {grad_norm}"
+        raise NonFiniteError(
+            f"update {update} has loss {loss}{gradient}; it was not made. "
+            f"Its batches are in {folder}, the last good weights in {run.folder.checkpoints}"
+        )
+
+    def _skip(self, experience: Experience) -> dict[str, Any]:
+        """The record of a training step without an update: it still tells its rewards, under the last update's number.
+
+        Raises:
+            EmptyExperienceError: there were too many in a row.
+        """
+        run = self._run
+        run.state.empty_in_row += 1
+        run.display.say(
+            f"step {experience.index + 1}: no training example came of {len(experience.graphs)} episodes "
+            f"(rewards that tie or are missing, or equal probes), so no update"
+        )
+        if run.state.empty_in_row >= run.config.max_empty_experiences:
+            on_main(run.accelerator, lambda: run.folder.write_rollouts(experience.index + 1, experience.graphs))
+            raise EmptyExperienceError(
+                f"{run.state.empty_in_row} experiences in a row gave no training example "
+                f"(training.max_empty_experiences); their episodes are in {run.folder.path / 'rollouts'}"
+            )
+        return {"step": experience.index + 1, "update": run.state.update, "lr": self._learning_rate.value}
+
+
+def _batches_of_updates(num_examples: int, config: TrainingConfiguration) -> Iterator[int]:
+    """The number of batches of each update of a pass over an experience."""
+    left = math.ceil(num_examples / config.batch_size)
+    while left > 0:
+        yield min(config.gradient_accumulation_steps, left)
+        left -= config.gradient_accumulation_steps

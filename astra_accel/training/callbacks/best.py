@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from astra_accel.training.callbacks.base import TrainerCallback
 from astra_accel.training.callbacks.bounds import check_untrained, out_of_bounds
 from astra_accel.training.callbacks.early_stopping import is_better, read_metric
 from astra_accel.training.checkpoint import layout as checkpoints
+from astra_accel.training.metrics import Stopwatch
+from astra_accel.training.run_context import RunContext
 
 if TYPE_CHECKING:
     from astra_accel.training.trainer import AccelTrainer
@@ -39,32 +41,32 @@ class KeepBest(TrainerCallback):
             trainer.control.should_save = True
 
 
-def evaluate_untrained(trainer: AccelTrainer) -> None:
-    """Learn what ``best_bounds`` are relative to, before the first training step. All processes together.
+def evaluate_untrained(run: RunContext, evaluate: Callable[[], dict[str, float]], stopwatch: Stopwatch) -> None:
+    """Get the figures that ``best_bounds`` are relative to, before the first training step. All processes together.
 
     It is no evaluation that could be the best: the untrained tester is not what a run is for.
 
     Raises:
         ValueError: the evaluator has no such metric; or see :func:`.bounds.check_untrained`.
     """
-    config, state = trainer.config, trainer.state
+    config, state = run.config, run.state
     if not config.best_bounds or state.untrained is not None:
         return
-    with trainer.stopwatch.phase("evaluate"):
-        metrics = trainer.evaluate()
+    with stopwatch.phase("evaluate"):
+        metrics = evaluate()
     read_metric(metrics, config.best_metric, METRIC_FIELD)
     check_untrained(config.best_bounds, metrics)
     state.untrained = {name: value for name, value in metrics.items() if math.isfinite(value)}
     record = {"step": 0, "update": 0, **{f"eval/{name}": value for name, value in metrics.items()}}
-    record |= trainer.stopwatch.take()
-    on_main(trainer.accelerator, lambda: trainer.folder.write_metrics(record))
+    record |= stopwatch.take()
+    on_main(run.accelerator, lambda: run.folder.write_metrics(record))
     figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in dict.fromkeys(config.watched_metrics))
-    trainer.display.say(f"the untrained tester, to which training.best_bounds are relative: {figures}")
+    run.display.say(f"the untrained tester, to which training.best_bounds are relative: {figures}")
 
 
-def bring_best(trainer: AccelTrainer, resumed: Path) -> None:
+def bring_best(run: RunContext, resumed: Path) -> None:
     """Have the best checkpoint so far among the run's own, where the resumed one is of another folder."""
-    state, folder = trainer.state, trainer.folder.checkpoints
+    state, folder = run.state, run.folder.checkpoints
     if state.best_step is None:
         return
     name = checkpoints.checkpoint_name(state.best_step)
@@ -76,21 +78,21 @@ def bring_best(trainer: AccelTrainer, resumed: Path) -> None:
         return (own / checkpoints.MANIFEST).is_file()
 
     # One process looks for all, or they might see different moments.
-    if not on_main(trainer.accelerator, bring):
-        trainer.display.say(f"{there}, the best checkpoint so far, is gone: the best is looked for anew")
+    if not on_main(run.accelerator, bring):
+        run.display.say(f"{there}, the best checkpoint so far, is gone: the best is looked for anew")
         state.best_step = state.best_value = None
 
 
-def load_best(trainer: AccelTrainer) -> None:
+def load_best(run: RunContext) -> None:
     """Take the weights of the best checkpoint, where there is one that is not the last. All processes together."""
-    best, why_not = trainer.state.best_step, trainer.state.not_best
+    best, why_not = run.state.best_step, run.state.not_best
     if best is None and why_not is not None:
-        lacked = "was within training.best_bounds" if trainer.config.best_bounds else f"had a value of {METRIC_FIELD}"
-        trainer.display.say(
+        lacked = "was within training.best_bounds" if run.config.best_bounds else f"had a value of {METRIC_FIELD}"
+        run.display.say(
             f"no evaluation {lacked}, so none is the best and the tester has the last weights; of the last: {why_not}"
         )
-    if best is None or best == trainer.state.step:
+    if best is None or best == run.state.step:
         return
-    path = trainer.folder.checkpoints / checkpoints.checkpoint_name(best)
-    checkpoints.load_weights(trainer.engine, path)
-    trainer.display.say(f"took the weights of {path}, the best by {trainer.config.best_metric}")
+    path = run.folder.checkpoints / checkpoints.checkpoint_name(best)
+    checkpoints.load_weights(run.engine, path)
+    run.display.say(f"took the weights of {path}, the best by {run.config.best_metric}")

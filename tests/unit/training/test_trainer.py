@@ -14,7 +14,7 @@ from astra_accel import DPO, AccelTrainer, ASTSampler, HFASTSystem, RunConfigura
 from astra_accel.config import LoRAConfiguration, RolloutConfiguration, SamplingConfiguration
 from astra_accel.errors import ConfigurationError, NonFiniteError, Preempted
 from astra_accel.files.run_folder import OutputFolderError
-from astra_accel.training import update as updates
+from astra_accel.training import update
 from astra_accel.training.checkpoint.layout import CheckpointError, list_checkpoints
 from astra_accel.training.update import EmptyExperienceError
 from tests.helpers.plain import ListedEvaluator, PlainAlgorithm, PlainStep, PlainSystem, build_plain, reset_accelerate
@@ -116,7 +116,7 @@ class TestTheLoop:
                 self.steps.append((len(batch["state"]), trainer.accelerator.sync_gradients))
                 return super().step(batch)
 
-        monkeypatch.setattr(updates, "return_freed_memory", lambda device: algorithm.steps.append("memory"))
+        monkeypatch.setattr(update, "return_freed_memory", lambda device: algorithm.steps.append("memory"))
         trained, figures, steps = [], [], []
         for token_budget in (None, 2):
             algorithm = InParts([5, 9], token_budget)

@@ -180,7 +180,7 @@ class TestTheBest:
             json.loads((tmp_path / name / "checkpoints/step-000006/trainer_state.json").read_text())
             for name in ("without", "within")
         ]
-        assert list(saved[0]) == ["step", "update", "empty_in_row", "best_value", "best_step", "callbacks"]
+        assert list(saved[0]) == ["step", "update", "batch", "empty_in_row", "best_value", "best_step", "callbacks"]
         assert set(saved[1]) - set(saved[0]) == {"untrained", "not_best"}
 
 
