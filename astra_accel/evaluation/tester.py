@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from astra_accel.config import RunConfiguration
 from astra_accel.errors import ConfigurationError
+from astra_accel.files.atomic import sha256
 from astra_accel.files.run_folder import CONFIG, TESTER
 from astra_accel.files.saved_models import damage_of
 
@@ -80,14 +80,9 @@ def settings_of(config: RunConfiguration, folder: Path | None) -> dict[str, Any]
         del settings["rollout"][name]
     settings["rollout"]["tree_depth"] = config.eval_depth
     if folder is not None:
-        settings["tester"]["weights"] = {file.name: _sha256(file) for file in _weights(folder)}
+        settings["tester"]["weights"] = {file.name: sha256(file) for file in _weights(folder)}
     return settings
 
 
 def _weights(folder: Path) -> list[Path]:
     return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

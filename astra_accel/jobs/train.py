@@ -37,7 +37,8 @@ from astra_accel.paths import expanded
 from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.push import check_push
 from astra_accel.training.callbacks.stop_at import check_stop_at
-from astra_accel.training.checkpoint.layout import CheckpointError, newest_checkpoint, verify_checkpoint
+from astra_accel.training.checkpoint.layout import CheckpointError
+from astra_accel.training.checkpoint.verify import WholeCheckpoint, listed_files, newest_together, verify_together
 from astra_accel.training.optim import check_schedule
 from astra_accel.training.prompt_digests import digests_of
 from astra_accel.training.replay_source import check_source
@@ -156,7 +157,7 @@ def build_trainer(
     """
     if lock is None and config.training.output_dir is not None:
         RunLock(config.training.output_dir).check_free()
-    checkpoint = _check_folders(config.training, resume)
+    _check_folders(config.training, resume)
     if config.training.eval_steps is not None and config.prompts.dev is None:
         raise ConfigurationError("training.eval_steps is set, but prompts.dev is null; expected held-out prompts")
     # Made once without a system, only to find a bad option, or trees that don't fit, before weights load.
@@ -168,6 +169,8 @@ def build_trainer(
     check_stop_at(config.training.stop_at, [f"reward/{name}" for name in ("mean", "std", "max", *_terms(config))])
     if accelerator is None:
         accelerator = _accelerator(config.training)
+    whole = _verified(config.training, resume, accelerator)
+    checkpoint = None if whole is None else whole.path
     on_main(accelerator, lambda: check_place(config.training))
     on_main(accelerator, lambda: check_push(config.training))
     source = None if config.training.replay is None else config.training.replay.source
@@ -191,6 +194,7 @@ def build_trainer(
         prompts=prompts.by_name(),
         lock=lock,
     )
+    trainer.adopt_verified(whole)
     return trainer, prompts
 
 
@@ -285,17 +289,26 @@ def mistake(error: Exception) -> int:
     return 2
 
 
-def _check_folders(config: TrainingConfiguration, resume: str | Path | None) -> Path | None:
-    """What :meth:`AccelTrainer.train` finds too, but after the models have loaded; the checkpoint to go on from."""
+def _check_folders(config: TrainingConfiguration, resume: str | Path | None) -> None:
+    """Find what can be found of the folders before there is an accelerator."""
     check_resume(config, resume)
-    if resume == AUTO and config.output_dir is not None:
-        checkpoint, _ = newest_checkpoint(config.output_dir / CHECKPOINTS)
-    else:
-        checkpoint = None if resume is None else Path(resume)
-    check_output_dir(config, resuming=checkpoint is not None, restarting=resume == AUTO)
+    if resume == AUTO:
+        return
+    checkpoint = None if resume is None else Path(resume)
+    check_output_dir(config, resuming=checkpoint is not None)
     if checkpoint is not None:
-        verify_checkpoint(checkpoint)
-    return checkpoint
+        listed_files(checkpoint)
+
+
+def _verified(
+    config: TrainingConfiguration, resume: str | Path | None, accelerator: Accelerator
+) -> WholeCheckpoint | None:
+    """The checkpoint that a run will resume from, verified before its models load. All processes together."""
+    if resume == AUTO and config.output_dir is not None:
+        checkpoint, _ = newest_together(accelerator, config.output_dir / CHECKPOINTS)
+        check_output_dir(config, resuming=checkpoint is not None, restarting=True)
+        return checkpoint
+    return None if resume is None else verify_together(accelerator, Path(resume))
 
 
 def _load(source: PromptSource | None, field: str) -> list[str]:

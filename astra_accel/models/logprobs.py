@@ -32,7 +32,7 @@ from astra_accel.models.forward.padded import (
     left_padded,
     positions,
 )
-from astra_accel.models.forward.prefix_tree import Pack, pack_sequences
+from astra_accel.models.forward.prefix_tree import Pack, Tokens, pack_sequences
 from astra_accel.models.layers.activation_checkpointing import activation_checkpointing as checkpointed
 from astra_accel.models.loading.embedding_rows import check_token_ids
 
@@ -51,7 +51,6 @@ def is_sharded(model: Any) -> bool:
     )
 
 
-Ids = Sequence[int]
 Packing = Literal["auto", "prefix_tree", "none"]
 Switch = Callable[[], AbstractContextManager[None]]
 Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -61,7 +60,7 @@ the row that predicts it and the token itself. ``Head.logprobs`` is one."""
 ReadGiven = Callable[[GivenLogits, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """The same of the logits that the model makes of those rows, for models whose head can't be run apart."""
 
-ReadRows = Callable[[Sequence[Ids], Sequence[Ids]], Sequence[torch.Tensor]]
+ReadRows = Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[torch.Tensor]]
 """What is wanted of each continuation, given contexts and continuations of one batch."""
 
 TOKEN_BUDGET = 1024
@@ -71,8 +70,8 @@ UNASKED = -1
 
 def sequence_logprobs(
     model: Any,
-    contexts: Sequence[Ids],
-    continuations: Sequence[Ids],
+    contexts: Sequence[Tokens],
+    continuations: Sequence[Tokens],
     *,
     packing: Packing = "auto",
     token_budget: int = TOKEN_BUDGET,
@@ -114,8 +113,8 @@ def sequence_logprobs(
 
 def sequence_readings(
     model: Any,
-    contexts: Sequence[Ids],
-    continuations: Sequence[Ids],
+    contexts: Sequence[Tokens],
+    continuations: Sequence[Tokens],
     read: Read | None,
     *,
     read_given: ReadGiven | None = None,
@@ -312,7 +311,7 @@ def _rows_reader(model: Any, read: Read | None, read_given: ReadGiven | None, sw
 
 
 def _padded_logprobs(
-    model: Any, switch: Switch, contexts: Sequence[Ids], continuations: Sequence[Ids]
+    model: Any, switch: Switch, contexts: Sequence[Tokens], continuations: Sequence[Tokens]
 ) -> list[torch.Tensor]:
     """One forward for all rows. Left padding lines the scored positions up at the end, where the head runs."""
     num_scored = max(map(len, continuations))
@@ -325,7 +324,7 @@ def _padded_logprobs(
 
 
 def _padded_readings(
-    model: Any, read: Read, switch: Switch, contexts: Sequence[Ids], continuations: Sequence[Ids]
+    model: Any, read: Read, switch: Switch, contexts: Sequence[Tokens], continuations: Sequence[Tokens]
 ) -> Sequence[torch.Tensor]:
     """One forward of the body for all rows, padded likewise; what is read, at the real positions alone."""
     inputs = _padded_inputs(model, contexts, continuations)
@@ -337,7 +336,7 @@ def _padded_readings(
 
 
 def _given_readings(
-    model: Any, read: ReadGiven, switch: Switch, contexts: Sequence[Ids], continuations: Sequence[Ids]
+    model: Any, read: ReadGiven, switch: Switch, contexts: Sequence[Tokens], continuations: Sequence[Tokens]
 ) -> Sequence[torch.Tensor]:
     """One forward of the whole model likewise; what is read of its own logits, and of what it made them of."""
     inputs = _padded_inputs(model, contexts, continuations)
@@ -359,13 +358,13 @@ def _predicting(values_BTX: torch.Tensor, lengths: Sequence[int]) -> torch.Tenso
     return torch.cat([row[-length:] for row, length in zip(values_BTX, lengths, strict=True)])
 
 
-def _rows_and_tokens(model: Any, continuations: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
+def _rows_and_tokens(model: Any, continuations: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens of all continuations behind one another, and a row for each."""
     tokens_R = torch.tensor([token for continuation in continuations for token in continuation], device=model.device)
     return torch.arange(len(tokens_R), device=model.device), tokens_R
 
 
-def _padded_inputs(model: Any, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> dict[str, Any]:
+def _padded_inputs(model: Any, contexts: Sequence[Tokens], continuations: Sequence[Tokens]) -> dict[str, Any]:
     # The last token of each is only predicted.
     sequences = [[*context, *continuation[:-1]] for context, continuation in zip(contexts, continuations, strict=True)]
     ids_BT, mask_BT = left_padded(sequences, model.device)

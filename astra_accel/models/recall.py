@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-Ids = tuple[int, ...]
+from astra_accel.models.forward.prefix_tree import Ids
 
 
 class Precision(NamedTuple):

@@ -20,6 +20,7 @@ from astra_accel.models.decoding.kv_cache import PrefixCache
 from astra_accel.models.decoding.prefill import ScoreRequest
 from astra_accel.models.decoding.token_sampling import Seed
 from astra_accel.models.forward.capabilities import transformers_model
+from astra_accel.models.forward.prefix_tree import Ids
 from astra_accel.models.layers.lora_linear import fuse_adapters
 from astra_accel.models.layers.merged_adapter import can_merge, merged_adapter
 from astra_accel.models.loading.adapter_files import check_adapter_files
@@ -32,8 +33,6 @@ from astra_accel.models.loading.text_forward import freeze_unreached
 from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.memory import return_freed_memory
 from astra_accel.models.recall import LogprobCache, Precision
-
-Ids = tuple[int, ...]
 
 TESTER_ADAPTER = "default"
 

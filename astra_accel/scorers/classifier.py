@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from astra_accel.files.text import valid_text
 from astra_accel.scorers.base import BatchedScorer
-from astra_accel.scorers.pretrained import encodable, find_saved, label_index, load_frozen, longest_input
+from astra_accel.scorers.pretrained import find_saved, label_index, load_frozen, longest_input
 
 
 class ClassifierScorer(BatchedScorer):
@@ -80,7 +81,7 @@ class ClassifierScorer(BatchedScorer):
     def _probabilities(self, texts: Sequence[str]) -> torch.Tensor:
         """The probability of every label, ``[texts, labels]``."""
         inputs_BT = self.tokenizer(
-            [encodable(text) or self._empty for text in texts],
+            [valid_text(text) or self._empty for text in texts],
             padding=True,
             truncation=self._max_length is not None,
             max_length=self._max_length,

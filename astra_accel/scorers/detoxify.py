@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from astra_accel.files.text import valid_text
 from astra_accel.scorers.base import BatchedScorer
-from astra_accel.scorers.pretrained import encodable, freeze, label_index, longest_input
+from astra_accel.scorers.pretrained import freeze, label_index, longest_input
 
 
 class DetoxifyScorer(BatchedScorer):
@@ -75,6 +76,6 @@ class DetoxifyScorer(BatchedScorer):
         )
 
     def _predict(self, texts: Sequence[str]) -> dict[str, list[float]]:
-        found = self._detoxify.predict([encodable(text) for text in texts])
+        found = self._detoxify.predict([valid_text(text) for text in texts])
         # detoxify squeezes its answer: for one text it is a number, not a list.
         return {label: [scores] if len(texts) == 1 else scores for label, scores in found.items()}

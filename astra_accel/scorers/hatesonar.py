@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from astra_accel.files.text import valid_text
 from astra_accel.scorers.base import BatchedScorer
-from astra_accel.scorers.pretrained import encodable
 
 LABELS = ("hate_speech", "offensive_language", "neither")
 
@@ -61,6 +61,6 @@ class HateSonarScorer(BatchedScorer):
 
     def _probabilities(self, texts: Sequence[str]) -> list[list[float]]:
         """One row a text, in the order of :data:`LABELS`."""
-        read = np.array([encodable(text) for text in texts], dtype=object)
+        read = np.array([valid_text(text) for text in texts], dtype=object)
         _, found = self._session.run(None, {"text": read})
         return [[row[column] for column in range(len(LABELS))] for row in found]

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from astra_accel.files.text import valid_text
 from astra_accel.scorers.base import BatchedExchangeScorer
-from astra_accel.scorers.pretrained import encodable, find_saved, load_frozen, longest_input
+from astra_accel.scorers.pretrained import find_saved, load_frozen, longest_input
 
 # Stands in the rendered template where a turn's text goes; private-use characters, that no template writes.
 _SLOT = "\ue000{}\ue001"
@@ -171,7 +172,7 @@ class LlamaGuardScorer(BatchedExchangeScorer):
 
     def _encode(self, prompt: _Prompt, turns: Sequence[str], room: int = 0) -> list[int]:
         """The ids of a conversation up to the verdict, at most ``max_length - room`` of them."""
-        turns = [encodable(text).strip() for text in turns]
+        turns = [valid_text(text).strip() for text in turns]
         ids = self._fill(prompt, turns)
         # More than once at most where a cut makes the text tokenise into more tokens than it did whole.
         while self._max_length is not None and len(ids) > self._max_length - room:

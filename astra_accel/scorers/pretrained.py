@@ -100,8 +100,3 @@ def label_index(names: Sequence[str], label: str) -> int:
     if label.casefold() not in folded:
         raise ValueError(f"unknown label {label!r}: the model has {', '.join(map(repr, names))}")
     return folded.index(label.casefold())
-
-
-def encodable(text: str) -> str:
-    """The text with each lone surrogate, which tokenizers refuse, replaced by a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -13,14 +13,8 @@ from astra_accel.errors import ConfigurationError
 from astra_accel.experience.collect import Harness
 from astra_accel.files.run_folder import CHECKPOINTS
 from astra_accel.lazy import load
-from astra_accel.training.checkpoint.layout import (
-    REPLAY,
-    CheckpointError,
-    has_replay,
-    newest_checkpoint,
-    read_config,
-    verify_checkpoint,
-)
+from astra_accel.training.checkpoint.layout import REPLAY, CheckpointError, has_replay, read_config
+from astra_accel.training.checkpoint.verify import newest_checkpoint, verify_checkpoint
 from astra_accel.training.config_text import flat
 
 FIELD = "training.replay.source"

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from astra_accel.config import Bound
-from astra_accel.distributed.collectives import on_main
 from astra_accel.training.callbacks.bounds import check_untrained
 from astra_accel.training.checkpoint import layout as checkpoints
 from astra_accel.training.checkpoint.layout import Training
+from astra_accel.training.checkpoint.load import load_checkpoint
+from astra_accel.training.checkpoint.verify import WholeCheckpoint
 from astra_accel.training.config_text import changed_fields, flat
 from astra_accel.training.prompt_digests import Digests, changed_prompts
 from astra_accel.training.run_context import RunContext
@@ -29,41 +30,30 @@ EVALUATED = (
 FIXED_WITH_REPLAY = ("algorithm.", "baseline")
 
 
-def newest_whole(run: RunContext) -> Path | None:
-    """The newest whole checkpoint in a run's folder, if there is one; reports those that are damaged."""
-    folder = run.folder.checkpoints
-    # One process looks for all, or they might see different moments.
-    found, passed_over = on_main(run.accelerator, lambda: checkpoints.newest_checkpoint(folder))
-    for why in passed_over:
-        run.display.say(f"passed over: {why}")
-    return found
-
-
-def resume_from(run: RunContext, checkpoint: Path, training: Training) -> None:
+def resume_from(run: RunContext, checkpoint: WholeCheckpoint, training: Training) -> None:
     """Load weights, state and progress, and report what has changed since. All processes together.
 
     Args:
         run: what is resumed.
-        checkpoint: a whole one.
+        checkpoint: a verified one.
         training: what the checkpoint is loaded into.
 
     Raises:
-        CheckpointError: see :func:`changes_since` and :func:`check_bounds_known`; or it is no whole checkpoint, or its
-            weights are another model's.
+        CheckpointError: see :func:`changes_since` and :func:`check_bounds_known`; or its weights are another model's.
     """
-    checkpoints.verify_checkpoint(checkpoint)
-    changes = changes_since(checkpoint, training.config_yaml, training.prompts, run.config.allow_changed_prompts)
+    path = checkpoint.path
+    changes = changes_since(path, training.config_yaml, training.prompts, run.config.allow_changed_prompts)
     for change in changes:
-        run.display.say(f"changed since {checkpoint.name}: {change}")
+        run.display.say(f"changed since {path.name}: {change}")
     if run.config.best_bounds and any(change.startswith(EVALUATED) for change in changes):
         run.display.say(
             "training.best_bounds stay relative to the untrained tester's figures from before the run was changed"
         )
-    check_bounds_known(checkpoint, run.config.best_bounds)
-    run.state = checkpoints.load_checkpoint(training, checkpoint)
-    if training.replay is not None and not checkpoints.has_replay(checkpoint):
-        run.display.say(f"{checkpoint} has no {checkpoints.REPLAY}: the replay begins empty")
-    run.display.say(f"resumed from {checkpoint} at step {run.state.step}")
+    check_bounds_known(path, run.config.best_bounds)
+    run.state = load_checkpoint(training, checkpoint)
+    if training.replay is not None and not checkpoints.has_replay(path):
+        run.display.say(f"{path} has no {checkpoints.REPLAY}: the replay begins empty")
+    run.display.say(f"resumed from {path} at step {run.state.step}")
 
 
 def check_bounds_known(checkpoint: Path, bounds: Mapping[str, Bound] | None) -> None:

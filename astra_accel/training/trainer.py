@@ -39,13 +39,14 @@ from astra_accel.training.callbacks.trackers import Trackers
 from astra_accel.training.checkpoint import layout as checkpoints
 from astra_accel.training.checkpoint.layout import TrainerState, Training
 from astra_accel.training.checkpoint.save import CheckpointSaver
+from astra_accel.training.checkpoint.verify import WholeCheckpoint, newest_together, verify_together
 from astra_accel.training.config_text import config_yaml
 from astra_accel.training.metrics import Stopwatch, experience_metrics, speed_figures
 from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.preemption import Preemption
 from astra_accel.training.prompt_digests import digests_of, prompts_of
 from astra_accel.training.replay_source import begin_replay
-from astra_accel.training.resume import newest_whole, resume_from
+from astra_accel.training.resume import resume_from
 from astra_accel.training.run_context import RunContext
 from astra_accel.training.update import Updater
 
@@ -136,9 +137,18 @@ class AccelTrainer:
         self._updater = Updater(self._run, self.loader, self.learning_rate, algorithm, self.callbacks)
         self.stopwatch = Stopwatch()
         self._saver = CheckpointSaver(
-            self.accelerator, self.folder.checkpoints, config, self._tell_saved, self.folder.lock.verify
+            self.accelerator,
+            self.folder.checkpoints,
+            config,
+            lambda path: self.callbacks.call("on_save", path),
+            self.folder.lock.verify,
         )
         self._preemption = Preemption()
+        self._verified: WholeCheckpoint | None = None
+
+    def adopt_verified(self, checkpoint: WholeCheckpoint | None) -> None:
+        """Take a checkpoint for verified that the run may resume from, so that its files are not read once more."""
+        self._verified = checkpoint
 
     def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
         """Run training to its end, from the beginning or from a checkpoint.
@@ -244,7 +254,11 @@ class AccelTrainer:
         if resume != AUTO:
             return None if resume is None else Path(resume)
         check_resume(self.config, resume)
-        return newest_whole(self._run)
+        found, passed_over = newest_together(self.accelerator, self.folder.checkpoints, self._verified)
+        for why in passed_over:
+            self.display.say(f"passed over: {why}")
+        self._verified = found
+        return None if found is None else found.path
 
     def save_tester(self, folder: str | Path | None = None) -> Path:
         """Write the tester as it is (None: to ``tester/`` of the run). All processes together."""
@@ -298,7 +312,10 @@ class AccelTrainer:
         resuming, automatic = checkpoint is not None, resume == AUTO
         on_main(self.accelerator, lambda: check_output_dir(config, resuming, restarting=automatic))
         if checkpoint is not None:
-            resume_from(self._run, checkpoint, self.saved_parts())
+            known = self._verified
+            if known is None or known.path != checkpoint:
+                known = verify_together(self.accelerator, checkpoint)
+            resume_from(self._run, known, self.saved_parts())
         elif automatic:
             self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run begins anew")
         if not resuming and config.replay is not None and config.replay.source is not None:
@@ -339,9 +356,6 @@ class AccelTrainer:
         self.display.say(f"stopped by a signal after step {self.state.step}; to go on: --resume {path}{automatic}")
         self.accelerator.wait_for_everyone()  # as in `_end`
         raise Preempted(path)
-
-    def _tell_saved(self, path: Path) -> None:
-        self.callbacks.call("on_save", path)
 
     def saved_parts(self) -> Training:
         """What a checkpoint is made of."""

@@ -13,7 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from astra_accel.training.checkpoint.layout import list_checkpoints, verify_checkpoint
+from astra_accel.training.checkpoint.layout import list_checkpoints
+from astra_accel.training.checkpoint.verify import verify_checkpoint
 from tests.helpers.processes import free_port
 from tests.helpers.runs import ROOT
 

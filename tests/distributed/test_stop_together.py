@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from astra_accel import AccelTrainer, Preempted, TrainingConfiguration
-from astra_accel.training.checkpoint import layout
+from astra_accel.training.checkpoint import verify
 from tests.helpers.plain import build_plain, reset_accelerate
 from tests.helpers.processes import run_processes
 from tests.helpers.runs import largest_difference, metrics, train_plain
@@ -45,7 +45,7 @@ def _resume_automatically(output_dir: Path) -> Any:
         def blind(_: Path) -> Any:
             raise AssertionError("process 1 looked for itself")
 
-        layout.newest_checkpoint = blind
+        verify.named_checkpoints = blind
     return train_plain(output_dir, "auto", save_steps=None)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from astra_accel.training.checkpoint.layout import list_checkpoints, verify_checkpoint
+from astra_accel.training.checkpoint.layout import list_checkpoints
+from astra_accel.training.checkpoint.verify import verify_checkpoint
 from tests.helpers.runs import ROOT, TINY_DPO, metrics
 
 SIZE = 1_200_000

@@ -11,8 +11,9 @@ import torch
 from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed.engine import make_engine
 from astra_accel.distributed.step_module import StepModule
-from astra_accel.training.checkpoint.layout import TrainerState, Training, checkpoint_name, verify_checkpoint
+from astra_accel.training.checkpoint.layout import TrainerState, Training, checkpoint_name
 from astra_accel.training.checkpoint.save import CheckpointSaver
+from astra_accel.training.checkpoint.verify import verify_checkpoint
 from astra_accel.training.optim import LearningRate, build_optimizer
 from tests.helpers.launches import make_launch, step_on
 from tests.helpers.plain import PlainAlgorithm, PlainStep, build_plain, reset_accelerate

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
-Ids = tuple[int, ...]
+from astra_accel.models.forward.prefix_tree import Ids
 
 WINDOW = 16
 """Tokens of the context that a turn is decoded with. A character has four bytes at most, so four would do."""

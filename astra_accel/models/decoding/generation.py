@@ -31,10 +31,9 @@ from astra_accel.models.forward.capabilities import (
 )
 from astra_accel.models.forward.head import head_of
 from astra_accel.models.forward.padded import cheapest_groups
+from astra_accel.models.forward.prefix_tree import Ids
 from astra_accel.models.layers.small_batch_linear import for_few_rows
 from astra_accel.models.loading.embedding_rows import check_token_ids, embedding_rows
-
-Ids = tuple[int, ...]
 
 PREFIX_PRICE = 2
 """What a token of a prefix costs that several rows read together, in tokens that each row reads alone."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from astra_accel.models.forward.prefix_tree import num_shared
+from astra_accel.models.forward.prefix_tree import Ids, num_shared
 from astra_accel.models.memory import uploaded
 
 
@@ -129,8 +129,6 @@ def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
             pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=like.dtype, count=prod(shape)).view(shape)
 
-
-Ids = tuple[int, ...]
 
 BIN_PRICE = {"cpu": 2048}
 """What another bin costs in every layer of a step, in tokens of the cache that could be read instead (measured)."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-Ids = Sequence[int]
+from astra_accel.models.forward.prefix_tree import Tokens
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def rotary_parameters(config: Any) -> list[dict[str, Any]]:
 
 
 def split_by_regime(
-    regimes: LengthRegimes, contexts: Sequence[Ids], continuations: Sequence[Ids]
+    regimes: LengthRegimes, contexts: Sequence[Tokens], continuations: Sequence[Tokens]
 ) -> dict[int, list[Piece]]:
     """The continuations by regime, shortest lengths first; one that comes from a regime into the next is cut there."""
     groups: dict[int, list[Piece]] = {}

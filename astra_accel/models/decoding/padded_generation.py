@@ -14,8 +14,7 @@ from astra_accel.models.decoding.token_sampling import draw
 from astra_accel.models.forward.capabilities import CHECK_LENGTH, assert_same, check_sequences, plain_logprobs, supports
 from astra_accel.models.forward.head import token_logprobs
 from astra_accel.models.forward.padded import forward_logits, left_padded, positions
-
-Ids = tuple[int, ...]
+from astra_accel.models.forward.prefix_tree import Ids
 
 
 def generate_padded(

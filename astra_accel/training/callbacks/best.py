@@ -12,6 +12,7 @@ from astra_accel.training.callbacks.base import TrainerCallback
 from astra_accel.training.callbacks.bounds import check_untrained, out_of_bounds
 from astra_accel.training.callbacks.early_stopping import is_better, read_metric
 from astra_accel.training.checkpoint import layout as checkpoints
+from astra_accel.training.checkpoint.load import load_weights
 from astra_accel.training.metrics import Stopwatch
 from astra_accel.training.run_context import RunContext
 
@@ -94,5 +95,5 @@ def load_best(run: RunContext) -> None:
     if best is None or best == run.state.step:
         return
     path = run.folder.checkpoints / checkpoints.checkpoint_name(best)
-    checkpoints.load_weights(run.engine, path)
+    load_weights(run.engine, path)
     run.display.say(f"took the weights of {path}, the best by {run.config.best_metric}")

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed.collectives import RankError, gather_results, on_main
+from astra_accel.files.atomic import sha256, sync
 from astra_accel.files.run_lock import LockLostError
 from astra_accel.training.checkpoint.layout import (
     CONFIG,
@@ -48,8 +49,6 @@ from astra_accel.training.checkpoint.layout import (
     random_file,
     random_states,
     rename_into_place,
-    sha256,
-    sync,
 )
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from astra_accel.scorers.pretrained import encodable, load_frozen, longest_input
+from astra_accel.files.text import valid_text
+from astra_accel.scorers.pretrained import load_frozen, longest_input
 
 EMBEDDED_NAME = "embedded"
 """What a configuration says in the place of a model's name to get the one that comes with the extra `novelty`."""
@@ -71,7 +72,7 @@ class SentenceEmbedder:
 
     def _embed_batch(self, texts: Sequence[str]) -> torch.Tensor:
         inputs_BT = self.tokenizer(
-            [encodable(text) for text in texts],
+            [valid_text(text) for text in texts],
             padding=True,
             truncation=self._max_length is not None,
             max_length=self._max_length,

