@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
         _evaluate,
         short="measure a trained tester on held-out prompts",
         description="Roll a trained tester out on the test prompts of its run, and write every node and figures with "
-        "intervals. An evaluation that was stopped goes on where it was. Any field can be set by its section and name.",
+        "intervals. An interrupted evaluation continues where it was. Any field can be set by its section and name.",
         usage="RUN_OR_TESTER [--untrained] [--config FILE] [--output DIR] [--overwrite] [--accelerate-config NAME] "
         "[--SECTION.FIELD VALUE ...]",
         examples=[
@@ -54,7 +54,7 @@ def add_commands(commands: Any) -> None:
         metavar="DIR",
         help="where to write; left out, evaluation/ or evaluation_untrained/ there",
     )
-    evaluate.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
+    evaluate.add_argument("--overwrite", action="store_true", help="start anew, whatever the output folder holds")
     add_accelerate_config(evaluate)
 
 

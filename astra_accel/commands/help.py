@@ -13,7 +13,7 @@ EXIT_CODES = """\
 exit codes:
   0   done
   1   it failed on the way; of doctor: a run can't start
-  2   a mistake in what was asked, told before anything began
+  2   a mistake in the command or configuration, reported before anything started
   75  a signal stopped the run at a checkpoint: give the command again with
       --resume auto (under accelerate launch, the launcher makes this 1)
 """

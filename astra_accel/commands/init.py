@@ -20,9 +20,9 @@ def add_commands(commands: Any) -> None:
         commands,
         "init",
         _init,
-        short="write a configuration to begin with",
+        short="write a configuration to start from",
         description="Write a YAML file that holds a run's usual fields, or every one, each with what it means, what it "
-        "may be and its default. A file that is there already is left alone.",
+        "may be and its default. An existing file is kept.",
         examples=[
             ("the embedded small model against itself, with DPO", "astra-accel init run.yaml"),
             (
@@ -42,7 +42,7 @@ def add_commands(commands: Any) -> None:
         "--model", metavar="MODEL", help="what the tester begins as: a hub id, a folder, embedded or tiny"
     )
     init.add_argument("--target", metavar="MODEL", help="the model under test; left out, that of the tester")
-    init.add_argument("--full", action="store_true", help="every field, not the usual ones alone")
+    init.add_argument("--full", action="store_true", help="every field, not only the usual ones")
     init.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 

@@ -18,14 +18,14 @@ def add_commands(commands: Any) -> None:
         _train,
         short="train a tester as a YAML file says",
         description="Train a tester as a YAML file says. Any field can be set by its section and name, lists and "
-        "mappings as JSON; `null` is none. Mistakes are told before any weights load.",
+        "mappings as JSON; `null` is none. Mistakes are reported before any weights load.",
         usage="--config FILE [--accelerate-config NAME] [--resume CHECKPOINT|auto] [--SECTION.FIELD VALUE ...]",
         examples=[
             ("a run with another learning rate", "astra-accel train --config run.yaml --training.lr 1e-4"),
             ("on two CPU processes", "astra-accel train --config run.yaml --accelerate-config cpu_2"),
             ("on all GPUs", "astra-accel train --config run.yaml --accelerate-config multi_gpu"),
             (
-                "go on where a stopped run was, or begin: the same command each time",
+                "resume a stopped run, or start one: the same command each time",
                 "astra-accel train --config run.yaml --training.output_dir runs/one --resume auto",
             ),
         ],
@@ -41,7 +41,7 @@ def add_commands(commands: Any) -> None:
         "--resume",
         type=expanded,
         metavar="CHECKPOINT",
-        help="a checkpoint folder to go on from; auto: the newest in training.output_dir, if any",
+        help="a checkpoint folder to resume from; auto: the newest in training.output_dir, if any",
     )
     add_accelerate_config(train)
 

@@ -175,7 +175,7 @@ def launch_advice(accelerator: Accelerator, config: TrainingConfiguration) -> li
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1 and threads >= MANY_CORES:
         advice.append(
             f"each process computes on one of the {threads} cores that it could have; set OMP_NUM_THREADS={threads} "
-            f"(`accelerate launch` sets 1 unless told --num_cpu_threads_per_process {threads})"
+            f"(`accelerate launch` sets 1 unless you give --num_cpu_threads_per_process {threads})"
         )
     return advice
 

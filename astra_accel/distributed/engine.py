@@ -69,7 +69,7 @@ def check_saving(system: Any) -> None:
     parameters = inspect.signature(save_pretrained).parameters.values()
     if not any(one.name == "state_dict" or one.kind == one.VAR_KEYWORD for one in parameters):
         raise ValueError(
-            f"the launch spreads the weights over processes, but {type(system).__name__}.save_pretrained takes no "
+            f"the launch shards the weights over processes, but {type(system).__name__}.save_pretrained takes no "
             f"state_dict to write whole ones from; expected save_pretrained(folder, state_dict)"
         )
 

@@ -189,7 +189,7 @@ def check_deepspeed(accelerator: Accelerator, config: TrainingConfiguration) -> 
             )
     if plugin.zero3_init_flag:
         raise ValueError(
-            "zero3_init_flag is true in the DeepSpeed configuration, which would spread the weights of frozen models "
+            "zero3_init_flag is true in the DeepSpeed configuration, which would shard the weights of frozen models "
             "that nobody gathers; expected false"
         )
     offload = _offload_device(settings)

@@ -47,7 +47,7 @@ def load_configuration(path: Path, config: Path | None, overrides: list[str]) ->
         ConfigurationError: a field of it is wrong.
     """
     if config is None and not (path / CONFIG).is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {path}; expected a run, or --config FILE for a tester alone")
+        raise FileNotFoundError(f"no {CONFIG} in {path}; expected a run, or --config FILE for a tester without its run")
     return RunConfiguration.load(path / CONFIG if config is None else config, overrides)
 
 

@@ -74,7 +74,7 @@ def check_output_dir(config: TrainingConfiguration, resuming: bool, restarting: 
     Args:
         config: names the folder.
         resuming: the run goes on from a checkpoint, so the folder may hold anything.
-        restarting: the run begins anew where it may have been before, and was stopped before it had a checkpoint. The
+        restarting: the run starts anew where it may have been before, and was stopped before it had a checkpoint. The
             folder may hold what it left, but no tester: that is the result of a run that ended.
 
     Raises:
@@ -91,7 +91,7 @@ def check_output_dir(config: TrainingConfiguration, resuming: bool, restarting: 
         checkpoints = sorted((folder / CHECKPOINTS).glob("step-*"))
         resume = f"--resume {checkpoints[-1]}" if checkpoints else "(it has no checkpoint to resume from)"
         raise OutputFolderError(
-            f"training.output_dir {folder} already holds a run ({', '.join(found)}). To go on with it: {resume}. "
+            f"training.output_dir {folder} already holds a run ({', '.join(found)}). To resume it: {resume}. "
             f"To delete it: --training.overwrite_output_dir true. Or choose another folder"
         )
 

@@ -100,7 +100,7 @@ def _write(folder: Path, status: Status) -> None:
 
 def _status_of(error: BaseException) -> Status:
     if isinstance(error, Preempted):
-        return Status(STOPPED, f"goes on from {error.checkpoint}")
+        return Status(STOPPED, f"resume from {error.checkpoint}")
     if isinstance(error, KeyboardInterrupt):
         return Status(STOPPED, "by Ctrl-C")
     return Status(FAILED, f"{type(error).__name__}: {error}"[:MAX_DETAIL])

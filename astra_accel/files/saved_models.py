@@ -128,7 +128,7 @@ def _no_content(start: bytes, size: int, suffix: str) -> str | None:
     if start.startswith(_POINTER) or (_ANNEX in start and size <= len(start)):
         return f"is a pointer of Git LFS ({size} bytes), not the file itself; run `git lfs pull`, or {AGAIN}"
     if start.lstrip().lower().startswith(_PAGES) and suffix in (".safetensors", ".bin", ".json", ".model"):
-        return f"is a web page, as of a failed download; {AGAIN}"
+        return f"is a web page, for example of a failed download; {AGAIN}"
     return None
 
 

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=user_path,
         help=f"where to write; left out, {EVALUATION}/ there. What is written already is kept",
     )
-    parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever the output folder holds")
+    parser.add_argument("--overwrite", action="store_true", help="start anew, whatever the output folder holds")
 
 
 def build_evaluator(

@@ -257,7 +257,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--resume",
         type=expanded,
-        help="a checkpoint folder to go on from; auto: the newest in training.output_dir, if any",
+        help="a checkpoint folder to resume from; auto: the newest in training.output_dir, if any",
     )
     known, overrides = parser.parse_known_args(joined(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

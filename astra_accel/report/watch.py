@@ -51,7 +51,7 @@ def watch(readers: Sequence[RunReader], page: Path, every: float) -> None:
     """
     written: object = None
     said = ""
-    print(f"the report is {page}; it is written again as the runs go on, until they end (Ctrl-C: at once)", flush=True)
+    print(f"the report is {page}; it is updated until the runs end (Ctrl-C: at once)", flush=True)
     try:
         while True:
             began = process_time()

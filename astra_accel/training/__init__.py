@@ -1,8 +1,6 @@
-"""The trainer. In the order in which a training step goes through the files:
+"""The trainer: ``trainer`` is the loop, ``update`` makes the updates on an experience.
 
-``trainer`` is the loop. ``harness`` collects an ``experience`` of all processes, whose loader hands batches to the
-``updates``; the ``engine`` steps on them through the ``step_module`` and updates with ``optim`` (``fsdp`` and ``zero``
-are engines that spread weights). ``metrics`` are the figures. ``callbacks`` are told what happened: ``outputs``,
-``trackers``, ``display`` and ``best`` are such. ``saving`` writes a ``checkpoint``, ``resume`` goes on from one;
-``distributed`` is what processes say to one another, and ``run`` makes a trainer of a configuration.
+``optim`` has optimizers and schedules, ``metrics`` the figures, ``resume`` what has changed since a checkpoint, and
+``run_context`` what these share. ``checkpoint`` writes and reads checkpoints. ``callbacks`` watch a run: its files, the
+screen, trackers, the best checkpoint, and when to stop.
 """

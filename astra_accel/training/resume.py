@@ -108,7 +108,7 @@ def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_ch
     if unasked and not allow_changed_prompts:
         raise checkpoints.CheckpointError(
             f"{checkpoint} was written by a run on other prompts: {'; '.join(unasked)}. Their file or data set has "
-            f"changed. Resume with the prompts as they were, or go on with these by "
+            f"changed. Resume with the prompts as they were, or use these with "
             f"--training.allow_changed_prompts true"
         )
     return [*changes.values(), *others.values()]

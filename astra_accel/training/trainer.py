@@ -245,7 +245,7 @@ class AccelTrainer:
     def find_checkpoint(self, resume: str | Path | None) -> Path | None:
         """The checkpoint that a run resumed from ``resume`` goes on from. All processes together.
 
-        ``"auto"`` is the newest in the output folder that is whole, None where there is none: the run begins anew.
+        ``"auto"`` is the newest in the output folder that is whole, None where there is none: the run starts anew.
 
         Raises:
             ConfigurationError: ``"auto"``, and no output folder is configured.
@@ -256,7 +256,7 @@ class AccelTrainer:
         check_resume(self.config, resume)
         found, passed_over = newest_together(self.accelerator, self.folder.checkpoints, self._verified)
         for why in passed_over:
-            self.display.say(f"passed over: {why}")
+            self.display.say(f"skipped: {why}")
         self._verified = found
         return None if found is None else found.path
 
@@ -317,7 +317,7 @@ class AccelTrainer:
                 known = verify_together(self.accelerator, checkpoint)
             resume_from(self._run, known, self.saved_parts())
         elif automatic:
-            self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run begins anew")
+            self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run starts anew")
         if not resuming and config.replay is not None and config.replay.source is not None:
             with self.engine.unsharded_weights():
                 number = begin_replay(self.harness, self.accelerator, config.replay.source)
@@ -353,7 +353,7 @@ class AccelTrainer:
         self.callbacks.agree(lambda: self.callbacks.call("on_train_end"))
         path = self.folder.checkpoints / checkpoints.checkpoint_name(self.state.step)
         automatic = "" if self.config.output_dir is None else f", or --resume {AUTO}"
-        self.display.say(f"stopped by a signal after step {self.state.step}; to go on: --resume {path}{automatic}")
+        self.display.say(f"stopped by a signal after step {self.state.step}; to resume: --resume {path}{automatic}")
         self.accelerator.wait_for_everyone()  # as in `_end`
         raise Preempted(path)
 

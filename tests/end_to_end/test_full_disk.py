@@ -63,6 +63,6 @@ def test_a_run_can_be_told_to_go_on_without_checkpoints(small_disk: Path) -> Non
     # Its tester would not fit either.
     result = _train(run, "--training.stop_if_unsaved", "false")
     assert result.stderr.count("could not be written") >= 2
-    assert "the run goes on (training.stop_if_unsaved)" in result.stderr
+    assert "the run continues (training.stop_if_unsaved)" in result.stderr
     assert _checkpoints(run) == ["step-000001"]
     assert {line["step"] for line in metrics(run)} == {1, 2, 3}

@@ -44,10 +44,10 @@ def test_a_run_stopped_by_sigterm_and_resumed_automatically_ends_with_the_same_b
             process.kill()
 
     assert process.returncode == EXIT_CODE, errors
-    assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run begins anew" in output
+    assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run starts anew" in output
     (checkpoint,) = (run / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step-"))
-    assert f"stopped by a signal after step {step}; to go on: --resume {checkpoint}, or --resume auto\n" in output
+    assert f"stopped by a signal after step {step}; to resume: --resume {checkpoint}, or --resume auto\n" in output
     assert metrics(run)[-1]["step"] == step < 6
     assert not (run / "tester").exists()
 

@@ -230,7 +230,7 @@ def _files(
     end_ids = _as_set(tokenizer.eos_token_id) | _as_set(generation_config.eos_token_id)
     if generation_config.stop_strings:
         logger.warning(
-            "%s has stop_strings %s in its generation_config.json. Turns end with tokens alone, here with %s, or at "
+            "%s has stop_strings %s in its generation_config.json. Turns end only with tokens, here with %s, or at "
             "max_new_tokens.",
             source,
             generation_config.stop_strings,
@@ -313,7 +313,7 @@ def _what_else(folder: Path, role: str) -> str:
     if (folder / "tester").is_dir():
         return f", and this is a run: its tester is in {folder / 'tester'}"
     if (folder / "trained.safetensors").is_file():
-        return ", and this is a checkpoint of a run: go on from it by --resume, or take the run's tester folder"
+        return ", and this is a checkpoint of a run: resume it with --resume, or use the run's tester folder"
     return ""
 
 

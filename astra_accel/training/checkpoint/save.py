@@ -165,7 +165,7 @@ class CheckpointSaver:
             raise error
         if state.best_step == (state.step if step is None else step):
             state.best_step = state.best_value = None  # There is no such checkpoint, so the best is looked for anew.
-        logger.warning("%s; the run goes on (training.stop_if_unsaved)", error)
+        logger.warning("%s; the run continues (training.stop_if_unsaved)", error)
         return False
 
 

@@ -20,7 +20,7 @@ def test_our_own_system_can():
 
 
 def test_a_system_that_writes_what_it_holds_is_refused():
-    with pytest.raises(ValueError, match=r"spreads the weights.*SimpleNamespace\.save_pretrained takes no state_dict"):
+    with pytest.raises(ValueError, match=r"shards the weights.*SimpleNamespace\.save_pretrained takes no state_dict"):
         check_saving(SimpleNamespace(save_pretrained=lambda folder: None))
 
 

@@ -35,7 +35,7 @@ def test_a_run_says_that_it_goes_on_and_that_it_ended(tmp_path):
     ("error", "expected"),
     [
         (RuntimeError("no\ud83d more"), Status("failed", "RuntimeError: no? more")),
-        (Preempted(Path("runs/one/step-3")), Status("stopped", "goes on from runs/one/step-3")),
+        (Preempted(Path("runs/one/step-3")), Status("stopped", "resume from runs/one/step-3")),
         (KeyboardInterrupt(), Status("stopped", "by Ctrl-C")),
     ],
 )

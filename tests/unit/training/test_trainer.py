@@ -618,7 +618,9 @@ class TestPreemption:
         assert {line["step"] for line in metrics(run)} == {1, 2}
         assert not (run / "tester").exists()
         assert not same(weights(trainer), weights(whole))
-        assert f"stopped by a signal after step 2; to go on: --resume {preempted.checkpoint}" in capsys.readouterr().out
+        assert (
+            f"stopped by a signal after step 2; to resume: --resume {preempted.checkpoint}" in capsys.readouterr().out
+        )
 
         resumed = make(training_steps=5, save_steps=None)
         resumed.train("auto")
@@ -662,7 +664,7 @@ class TestResumingAutomatically:
 
         assert trainer.state.step == 3
         shown = capsys.readouterr().out
-        assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run begins anew" in shown
+        assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run starts anew" in shown
 
     def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(self, at_step, make, run):
         def killed():
@@ -693,7 +695,7 @@ class TestResumingAutomatically:
         resumed.train("auto")
 
         shown = capsys.readouterr().out
-        assert f"passed over: {damaged} has 0 bytes" in shown
+        assert f"skipped: {damaged} has 0 bytes" in shown
         assert f"resumed from {run / 'checkpoints' / 'step-000002'} at step 2" in shown
         assert torch.equal(
             resumed.engine.module.policy.weight, checkpoint_weights(tmp_path / "whole", 4)["policy.weight"]

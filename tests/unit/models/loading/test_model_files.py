@@ -175,7 +175,7 @@ def test_strings_that_end_turns_are_told(llama, caplog):
         find(llama)
     (line,) = caplog.messages
     assert line.startswith(
-        f"{llama} has stop_strings ['User:'] in its generation_config.json. Turns end with tokens alone"
+        f"{llama} has stop_strings ['User:'] in its generation_config.json. Turns end only with tokens"
     )
 
 
