@@ -6,21 +6,17 @@ base is the base with that adapter off, or with an adapter of its own switched o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 
-from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
-from astra_accel.models.decoding.generation import Generated, generate
-from astra_accel.models.decoding.kv_cache import PrefixCache
-from astra_accel.models.decoding.prefill import ScoreRequest
-from astra_accel.models.decoding.token_sampling import Seed
+from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration
 from astra_accel.models.forward.capabilities import transformers_model
-from astra_accel.models.forward.prefix_tree import Ids
+from astra_accel.models.language_model import LanguageModel
 from astra_accel.models.layers.lora_linear import fuse_adapters
 from astra_accel.models.layers.merged_adapter import can_merge, merged_adapter
 from astra_accel.models.loading.adapter_files import check_adapter_files
@@ -30,99 +26,10 @@ from astra_accel.models.loading.model_files import ModelFiles, check_lora_target
 from astra_accel.models.loading.quantization import check_device, check_quantization
 from astra_accel.models.loading.saved_adapters import load_adapter, peft_asks_by_old_names, share_a_base
 from astra_accel.models.loading.text_forward import freeze_unreached
-from astra_accel.models.logprobs import sequence_logprobs
 from astra_accel.models.memory import return_freed_memory
-from astra_accel.models.recall import LogprobCache, Precision
+from astra_accel.models.recall import LogprobCache
 
 TESTER_ADAPTER = "default"
-
-
-@dataclass
-class LanguageModel:
-    """One role: a causal language model, its tokenizer, and the switch that turns shared weights into this role.
-
-    Attributes:
-        model: the transformers model, with adapter layers inside where there are any.
-        files: its tokenizer, limits and end-of-turn tokens.
-        switch: a context in which ``model`` is this role.
-        compute: how it is run.
-        recall: log-probs that are known already, for a role whose weights stay as they are.
-        memory: what it has read in the turns of a rollout so far, while there is one.
-        turns_left: of that rollout; None where nobody knows.
-        num_ids: ids that it samples, from 0 on, where another role reads them and has fewer embeddings; else None.
-    """
-
-    model: Any
-    files: ModelFiles
-    switch: Callable[[], AbstractContextManager[Any]] = nullcontext
-    compute: ComputeConfiguration = field(default_factory=ComputeConfiguration)
-    recall: LogprobCache | None = None
-    memory: PrefixCache | None = None
-    turns_left: int | None = None
-    num_ids: int | None = None
-
-    def logprobs(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[torch.Tensor]:
-        """The log-prob of every token of each continuation.
-
-        See :func:`~astra_accel.models.logprobs.sequence_logprobs`. What a frozen role said during the rollout in the
-        precision of now is looked up; after the rollout, if that was full precision.
-        """
-        found = self._recalled(contexts, continuations)
-        missing = [index for index, values in enumerate(found) if values is None]
-        with self.switch():
-            computed = sequence_logprobs(
-                self.model,
-                [contexts[index] for index in missing],
-                [continuations[index] for index in missing],
-                packing=self.compute.packing,
-                token_budget=self.compute.token_budget,
-                activation_checkpointing=self.compute.activation_checkpointing,
-            )
-        results = dict(zip(missing, computed, strict=True))
-        return [
-            results[index] if values is None else torch.tensor(values, device=self.model.device)
-            for index, values in enumerate(found)
-        ]
-
-    def generate(
-        self,
-        contexts: Sequence[Ids],
-        seeds: Sequence[Seed],
-        sampling: SamplingConfiguration,
-        batch_rows: int,
-        scored: Sequence[ScoreRequest] | None = None,
-    ) -> list[Generated]:
-        """See :func:`~astra_accel.models.decoding.generation.generate`."""
-        with self.switch():
-            generated = generate(
-                self.model,
-                contexts,
-                seeds,
-                sampling,
-                end_ids=self.files.end_ids,
-                batch_rows=batch_rows,
-                memory=self.memory,
-                remember=self.turns_left != 1,
-                scored=scored,
-                num_ids=self.num_ids,
-            )
-        if self.turns_left is not None:
-            self.turns_left -= 1
-        if scored is not None:
-            for context, asked, row in zip(contexts, scored, generated, strict=True):
-                if row.scored is not None:
-                    self.keep(context[: asked.start], asked.ids, row.scored)
-        return generated
-
-    def keep(self, context: Ids, continuation: Ids, logprobs: tuple[float, ...]) -> None:
-        """Take down log-probs that were computed just now, where the role's weights stay as they are."""
-        if self.recall is not None:
-            self.recall.keep(context, continuation, logprobs, Precision.of(self.model))
-
-    def _recalled(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[tuple[float, ...] | None]:
-        if self.recall is None:
-            return [None] * len(contexts)
-        return self.recall.find(contexts, continuations, Precision.of(self.model))
 
 
 @dataclass
@@ -132,6 +39,7 @@ class Roles:
     Attributes:
         trained: a PEFT model, or the tester itself.
         merges: whether the tester's adapter is merged for rollouts.
+        in_rollout: whether there is a rollout at the moment.
         at_rest: makes the tester's weights that are frozen since no text reaches them, by their names in ``trained``.
     """
 
@@ -140,31 +48,40 @@ class Roles:
     baseline: LanguageModel
     trained: Any
     merges: bool = False
+    in_rollout: bool = field(default=False, init=False)
     at_rest: Callable[[], dict[str, torch.Tensor]] = dict
+    _num_rollouts: int = field(default=0, init=False)
 
     @contextmanager
     def rolling_out(self, num_turns: int | None = None) -> Iterator[None]:
-        """A rollout, in which no weights move: each role goes on from what it has read in the turns before.
+        """A rollout, during which no weights move: the contexts of each turn extend those of the turn before.
 
-        Behind the last of ``num_turns`` it keeps nothing. What frozen roles said is recalled until the next rollout.
+        Log-probs of frozen roles are stored until the next rollout.
+
+        Args:
+            num_turns: of the rollout; None if that is not known.
         """
-        recalls = [role.recall for role in (self.target, self.baseline) if role.recall is not None]
-        for recall in recalls:
-            recall.clear()
+        caches = [role.recall for role in (self.target, self.baseline) if role.recall is not None]
+        for cache in caches:
+            cache.clear()
         return_freed_memory(self.target.model.device)
+        self._num_rollouts += 1
+        self.tester.generator.take_weights(self._num_rollouts)
         for role in (self.tester, self.target):
-            role.memory, role.turns_left = PrefixCache(), num_turns
+            role.generator.begin(num_turns)
         switch = self.tester.switch
         if self.merges:
             self.tester.switch = merged_adapter(self.tester.model, TESTER_ADAPTER) or switch
+        self.in_rollout = True
         try:
             yield
         finally:
+            self.in_rollout = False
             self.tester.switch = switch
-            for recall in recalls:
-                recall.forget_rounded()
+            for cache in caches:
+                cache.forget_rounded()
             for role in (self.tester, self.target):
-                role.memory = role.turns_left = None
+                role.generator.end()
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         sampling = self.rollout_config.target
         states = [self._state(state) for state in prompt]
         contexts = [self.views.target.own_turn(state, sampling.max_new_tokens) for state in states]
-        in_rollout = self.roles.target.memory is not None
+        in_rollout = self.roles.in_rollout
         scored = [self._heard(*pair) for pair in zip(states, contexts, strict=True)] if in_rollout else None
         with _naming_role("target", states):
             sampled = self._generate(self.roles.target, contexts, sampling, seeds, stream=TARGET_STREAM, scored=scored)

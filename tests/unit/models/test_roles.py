@@ -19,9 +19,11 @@ from transformers import AutoModelForCausalLM
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
 from astra_accel.models.decoding.generation import generate
 from astra_accel.models.decoding.prefill import ScoreRequest
+from astra_accel.models.forward.prefix_tree import Ids
+from astra_accel.models.language_model import LanguageModel
 from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs
-from astra_accel.models.roles import Ids, LanguageModel, Roles, find_roles, load_roles
+from astra_accel.models.roles import Roles, find_roles, load_roles
 
 CONTEXTS = [(1, 2, 3), (9,), (30, 20, 10, 5, 60)]
 CONTINUATIONS = [(7, 8), (11, 12, 13, 14), (100,)]
@@ -466,9 +468,9 @@ def test_the_tester_is_never_recalled():
 def test_what_was_read_is_remembered_in_a_rollout_alone():
     roles = load(model(), model())
     with roles.rolling_out():
-        assert roles.tester.memory is not None
-        assert roles.tester.memory is not roles.target.memory
-    assert roles.tester.memory is roles.target.memory is roles.baseline.memory is None
+        assert roles.tester.generator.memory is not None
+        assert roles.tester.generator.memory is not roles.target.generator.memory
+    assert roles.tester.generator.memory is roles.target.generator.memory is roles.baseline.generator.memory is None
 
 
 # --- Types --------------------------------------------------------------------------------------------------

@@ -464,7 +464,7 @@ def test_what_fails_in_a_rollout_leaves_the_tester_as_it_was(merge_adapter):
     with pytest.raises(ZeroDivisionError):
         fail_while_the_tester_speaks()
     assert system.roles.tester.switch is switch
-    assert system.roles.tester.memory is system.roles.target.memory is None
+    assert system.roles.tester.generator.memory is system.roles.target.generator.memory is None
     after = system.get_tester_logprobs(["So I said"], [" no"])
     assert torch.equal(after, before)
     after.sum().backward()
