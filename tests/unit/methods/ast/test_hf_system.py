@@ -31,7 +31,7 @@ from astra_accel.core.sampler import Graph, Node
 from astra_accel.core.scorer import Scorer
 from astra_accel.files.tables import rollout_rows, write_table
 from astra_accel.methods.ast import ASTSampler, ASTSystem, HFASTSystem, Segment, Transcript
-from astra_accel.models import roles as roles_module
+from astra_accel.models import language_model
 from astra_accel.models.decoding.generation import Generated
 from astra_accel.models.loading import model_files as files_module
 from astra_accel.models.loading.tiny import build_tiny, save_tiny
@@ -616,9 +616,9 @@ def test_what_the_baseline_said_for_the_reward_is_not_computed_again(monkeypatch
         expected = system.get_baseline_logprobs(contexts, probes)
         system.reward_parts(contexts, probes, responses)
     computed = []
-    original = roles_module.sequence_logprobs
+    original = language_model.sequence_logprobs
     monkeypatch.setattr(
-        roles_module,
+        language_model,
         "sequence_logprobs",
         lambda model, contexts, *rest, **options: (
             computed.extend(contexts) or original(model, contexts, *rest, **options)
