@@ -19,29 +19,29 @@ class SamplingConfiguration(Section):
     """How one role's tokens are drawn."""
 
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """Divides the logits; 0 takes the likeliest token."""
+    """Divides the logits; 0 takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Keep the smallest set of likeliest tokens that holds this much of the probability; 1 keeps all."""
+    """Sample from the smallest set of most likely tokens with this much probability; 1 keeps all."""
     top_k: int = Field(0, ge=0)
-    """Keep this many of the likeliest tokens; 0 keeps all."""
+    """Sample from this many of the most likely tokens; 0 keeps all."""
     max_new_tokens: Count = 32
-    """Tokens at most, the end of the turn included."""
+    """Most tokens of a turn, including its end."""
 
 
 class FewShotConfiguration(Section):
-    """Examples of probes that the tester is shown in its first training steps, when it finds next to nothing itself.
+    """Example probes that the tester sees in its first training steps, when it finds almost nothing by itself.
 
-    They stand before the context where a probe is written, and nowhere else: the target, the reward and the loss have
-    the context alone. So the tester learns to write without them what it wrote with them. Not for algorithms that
-    learn on-policy. Perez et al. 2022 (https://arxiv.org/abs/2202.03286, section 3) call such probes few-shot.
+    They are placed before the context when a probe is written, and nowhere else: the target, the reward and the loss
+    see the context alone. So the tester learns to write without them what it wrote with them. Not for algorithms that
+    learn on-policy. From Perez et al. 2022 (https://arxiv.org/abs/2202.03286, section 3).
     """
 
     examples: list[str] = []
-    """Probes, or whatever else is like what one looks for; at least `number` of them."""
+    """Texts like the probes that you look for; at least `number` of them."""
     number: Count = 4
     """Examples before each context, chosen anew for each probe."""
     steps: Count = 5
-    """Training steps in which they are shown: the first ones."""
+    """Number of training steps, from the first, in which examples are shown."""
     separator: str = "\n\n"
     """What follows each example. After blank lines the tester writes short lines too; after a space it continues the
     paragraph."""
@@ -57,30 +57,30 @@ class FewShotConfiguration(Section):
 
 
 class RolloutConfiguration(Section):
-    """The shape of an episode and how the two models talk."""
+    """The shape of an episode, and how the models converse."""
 
     tree_width: Count = 2
-    """Probes a context."""
+    """Probes in each context."""
     tree_depth: Count = 3
     """Turns of an episode."""
     episodes_per_prompt: Count = 1
-    """Episodes in a row that begin with the same prompt."""
+    """Consecutive episodes with the same prompt."""
     format: Literal["raw", "chat"] = "raw"
-    """raw: prompt, probe and response are one running text (the paper's setting). chat: the models' templates."""
+    """raw: prompt, probes and responses are one running text, as in the paper. chat: the models' chat templates."""
     tester_instruction: str | None = None
-    """System message of the tester, with format chat; None leaves it to the template."""
+    """The tester's system message, with format chat. None: as the template says."""
     target_instruction: str | None = None
-    """System message of the target, with format chat; None leaves it to the template."""
+    """The target's system message, with format chat. None: as the template says."""
     context_limit: Count | None = None
-    """Tokens of context and new text together; None is what the model takes. The oldest turns drop beyond it."""
+    """Most tokens of context and new text; the oldest turns are dropped beyond. None: the model's own limit."""
     batch_rows: Count = 64
-    """Conversations that one process generates for at once."""
+    """Conversations that a process generates for at once."""
     tester: SamplingConfiguration = SamplingConfiguration()
-    """How probes are drawn."""
+    """How to sample probes."""
     target: SamplingConfiguration = SamplingConfiguration()
-    """How responses are drawn."""
+    """How to sample responses."""
     few_shot: FewShotConfiguration | None = None
-    """Examples that the tester is shown in its first training steps; None shows it none."""
+    """Examples that the tester sees in its first training steps. None: no examples."""
 
     @model_validator(mode="after")
     def _check_instructions(self) -> RolloutConfiguration:
@@ -91,36 +91,37 @@ class RolloutConfiguration(Section):
 
 
 class RewardConfiguration(Section):
-    """Weights of the reward's terms. The first four fields have the reference's defaults; what weighs 0 besides is off.
+    """Weights of the reward's terms, and their settings. Other terms than the first three are off at weight 0.
 
-    The reference: https://arxiv.org/abs/2407.09447. Every term is explained in `astra_accel/methods/ast/rewards/`.
+    The first four fields have the defaults of ASTPrompter (https://arxiv.org/abs/2407.09447).
     """
 
     ppl_weight: float = Field(0.0825, allow_inf_nan=False)
-    """Of the probe's naturalness: its mean log-prob a token (minus log perplexity)."""
+    """Weight of naturalness: the probe's mean log-prob a token."""
     combined_weight: float = Field(2.0, allow_inf_nan=False)
-    """Of the score of probe and response together."""
+    """Weight of the score of probe and response as one text."""
     defense_toxicity_weight: float = Field(0.5, allow_inf_nan=False)
-    """Of the score of the response alone."""
+    """Weight of the score of the response."""
     min_naturalness: float = Field(-10.0, lt=0, allow_inf_nan=False)
-    """Naturalness is clipped here, in nats a token; an empty probe earns it too."""
+    """Lower bound of naturalness, in nats a token; an empty probe gets it too."""
     naturalness_model: NaturalnessModel = "target"
-    """Under which model a probe has to be natural: the target that it is written for, or the tester's baseline."""
+    """Model that judges naturalness: the target, or the tester's baseline."""
     length_weight: float = Field(0.0, allow_inf_nan=False)
-    """Of the probe's length in characters; below 0 it shortens probes."""
+    """Weight of the probe's length in characters; negative shortens probes."""
     repetition_weight: float = Field(0.0, allow_inf_nan=False)
-    """Of the share of the probe's 4-grams that have come before in it; below 0 it discourages loops."""
+    """Weight of the share of the probe's 4-grams that occurred earlier in it; negative discourages loops."""
 
     self_bleu_novelty_weight: float = Field(0.0, allow_inf_nan=False)
-    """Of 1 minus the BLEU of the probe against earlier ones, from 0 to 1."""
+    """Weight of 1 minus the BLEU of the probe against earlier ones, from 0 to 1."""
     embedding_novelty_weight: float = Field(0.0, allow_inf_nan=False)
-    """Of the cosine distance from the probe to the nearest earlier one, by their sentence embeddings."""
+    """Weight of the cosine distance to the nearest earlier probe, by sentence embeddings."""
     embedding_model: HomePath = "embedded"
-    """Embeds sentences: a hub id or folder of the sentence-transformers kind, or `embedded` (all-MiniLM-L6-v2)."""
+    """Sentence-embedding model: a hub id or folder of the sentence-transformers kind, or `embedded`
+    (all-MiniLM-L6-v2)."""
     reservoir_size: Count = 256
-    """Earlier probes, chosen at random from all, that a probe is compared with for its novelty."""
+    """Number of earlier probes, sampled from all, to compare a probe with for novelty."""
     reservoir_half_life: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Training steps after which a probe weighs half in that choice; None: old ones and new ones weigh the same."""
+    """Training steps after which a probe's weight in that sample halves. None: old and new ones weigh the same."""
 
     @model_validator(mode="before")
     @classmethod
@@ -133,7 +134,7 @@ class RewardConfiguration(Section):
 
 
 class ScorerConfiguration(Named):
-    """Which scorer judges texts."""
+    """The scorer that judges texts."""
 
     registry = SCORERS
     kind = "scorer"
@@ -146,11 +147,11 @@ class PromptSource(Section):
     """Where prompts come from."""
 
     source: HomePath = "bundled"
-    """`bundled`, a json, jsonl, csv, parquet or txt file, or whatever else `datasets.load_dataset` takes."""
+    """`bundled`, a json, jsonl, csv, parquet or txt file, or whatever else `datasets.load_dataset` accepts."""
     split: str = "train"
-    """Split, also sliced as `datasets` does: `train[:90%]`."""
+    """Split, possibly sliced: `train[:90%]`."""
     column: str | None = None
-    """Column of the prompts; None takes the only column of strings, or `text` or `prompt`."""
+    """Column of the prompts. None: the only column of strings, or `text` or `prompt`."""
     config_name: str | None = None
     """Configuration of a hub dataset."""
     revision: str | None = None
@@ -158,18 +159,18 @@ class PromptSource(Section):
 
 
 class PromptsConfiguration(Section):
-    """The conversation openings."""
+    """The openings of conversations."""
 
     train: PromptSource = PromptSource(split="train")
-    """To train on."""
+    """For training."""
     dev: PromptSource | None = PromptSource(split="dev")
-    """For the evaluations during training, which choose the best checkpoint."""
+    """For evaluations during training, which choose the best checkpoint."""
     test: PromptSource | None = PromptSource(split="test")
     """For the figures before and after training."""
 
 
 class AlgorithmConfiguration(Named):
-    """Which algorithm trains the tester."""
+    """The algorithm that trains the tester."""
 
     registry = ALGORITHMS
     kind = "algorithm"
@@ -179,23 +180,23 @@ class AlgorithmConfiguration(Named):
 
 
 class EvaluationConfiguration(Section):
-    """How a trained tester is evaluated, on the test prompts."""
+    """How to evaluate a trained tester on the test prompts."""
 
     threshold: float = Field(0.5, ge=0, le=1)
-    """A response with at least this score is a success of the attack."""
+    """Score from which a response counts as a success of the attack."""
     tree_width: Count = 1
-    """Probes a context; 1 holds conversations without branches."""
+    """Probes in each context; 1 gives conversations without branches."""
     tree_depth: Count | None = None
-    """Turns of a conversation, here and in the evaluations during training; None is `rollout.tree_depth`."""
+    """Turns of a conversation, also in evaluations during training. None: `rollout.tree_depth`."""
     scorers: dict[str, ScorerConfiguration] = {}
-    """Further scorers by a name of your own, which the tester was not trained by."""
+    """More scorers, under names of your own, that the tester was not trained on."""
     around_training: bool = True
-    """Training evaluates on the test prompts too, before its first step and after its last, with fewer figures."""
+    """Let training also evaluate on the test prompts, before its first step and after its last, with fewer figures."""
     embedding_model: HomePath | None = None
-    """Embeds probes for how different they are in meaning: as `reward.embedding_model`; None leaves that out."""
+    """Model for diversity in meaning, as `reward.embedding_model`. None: no such figures."""
     episodes_at_once: Count = 64
-    """Episodes between two files, over all processes; a stopped evaluation goes on behind the last."""
+    """Episodes a file, over all processes; an interrupted evaluation continues after the last file."""
     num_resamples: Count = 2000
-    """Of the bootstrap intervals."""
+    """Resamples for bootstrap intervals."""
     jsonl: bool = False
-    """Write the nodes as lines of JSON besides parquet."""
+    """Write the nodes as lines of JSON as well as parquet."""

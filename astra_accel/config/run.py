@@ -31,7 +31,7 @@ from astra_accel.yaml_files import read_yaml, to_yaml
 
 
 class RunConfiguration(BaseSettings):
-    """A whole run, section by section, as a YAML file holds it."""
+    """A whole run, section by section, as in a YAML file."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -44,9 +44,9 @@ class RunConfiguration(BaseSettings):
     tester: ModelConfiguration = ModelConfiguration()
     target: ModelConfiguration = ModelConfiguration()
     baseline: ModelConfiguration | None = None
-    """The tester's frozen reference policy; None is the tester's own starting point."""
+    """The tester's frozen reference policy. None: the tester before training."""
     lora: LoRAConfiguration | None = LoRAConfiguration()
-    """The tester's adapter; null (on the command line `--lora null`) trains all of its weights."""
+    """The tester's adapter. null (`--lora null` on the command line) trains all weights."""
     rollout: RolloutConfiguration = RolloutConfiguration()
     compute: ComputeConfiguration = ComputeConfiguration()
     reward: RewardConfiguration = RewardConfiguration()
@@ -62,7 +62,7 @@ class RunConfiguration(BaseSettings):
         init_settings: PydanticBaseSettingsSource,
         **_: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Values come from the file and the command line alone, never from stray environment variables."""
+        """Take values only from the file and the command line, never from environment variables."""
         return (init_settings,)
 
     @model_validator(mode="after")
@@ -134,7 +134,7 @@ def _check_mappings(overrides: Sequence[str]) -> None:
         ConfigurationError: names the field.
     """
     for name, value in pairwise(overrides):
-        if name.startswith("--") and name.endswith(("options", "_kwargs", ".scorers", ".best_bounds")):
+        if name.startswith("--") and name.endswith(("options", "_kwargs", ".scorers", ".best_bounds", ".stop_at")):
             text = value.strip()
             if text in ("", "null") or text.startswith("["):
                 raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What sections of a configuration are made of."""
+"""What the sections of a configuration have in common."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 
 class Named(Section):
-    """A class by its name in a registry, and what to make it with."""
+    """A class by its name in a registry, and its arguments."""
 
     registry: ClassVar[Collection[str]]
     kind: ClassVar[str]
@@ -48,6 +48,6 @@ class Named(Section):
     @field_validator("options")
     @classmethod
     def _at_home(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Folders among the options, a model's say."""
+        """Expand ``~`` in options that are paths."""
         is_path = {name: isinstance(value, str) and value.startswith("~/") for name, value in options.items()}
         return {name: expanded(value) if is_path[name] else value for name, value in options.items()}

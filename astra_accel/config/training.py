@@ -39,7 +39,7 @@ AUTO = "auto"
 
 
 class Bound(Section):
-    """Between which multiples of the untrained tester's value a metric has to be."""
+    """Multiples of the untrained tester's value between which a metric has to be."""
 
     min: Factor | None = None
     """At least this many times the untrained tester's value."""
@@ -61,25 +61,25 @@ class Bound(Section):
 
 
 class ReplayConfiguration(Section):
-    """Examples of earlier experiences that are trained on again, by an algorithm that may learn from them."""
+    """Train again on examples of earlier experiences, with an algorithm that can learn from them."""
 
     size: Count = 512
-    """Examples kept at most; at least as many as an update takes."""
+    """Examples to store at most; at least as many as an update takes."""
     share: float = Field(0.5, gt=0, lt=1)
-    """How much of what an experience is trained on comes from the replay, as soon as that holds so much."""
+    """Share of the examples of an experience that come from the replay, once it holds enough."""
     priority: Literal["return", "recency", "uniform"] = "return"
-    """Which are drawn: mostly those that earned most, mostly the newest, or all alike. Of too many, `return` keeps the
-    best, the others the newest."""
+    """Which examples to draw: mostly those with the highest return, mostly the newest, or all equally. A full replay
+    keeps the best with `return`, otherwise the newest."""
     max_overlap: float | None = Field(None, ge=0, le=1)
-    """Of an example that shares more of its words than this with a better one, only the better one is kept; None keeps
-    both."""
+    """Largest share of words that two stored examples may have in common; only the better one is kept. None: no
+    limit."""
     min_fluency: float | None = Field(None, allow_inf_nan=False)
-    """An example whose probe has a lower mean log-prob a token under the baseline is not kept; None keeps any."""
+    """Lowest mean log-prob a token, under the baseline, of a stored example's probe. None: no limit."""
     max_draws: Count | None = None
-    """Times that an example is drawn at most, so that it is not learned by heart; None is no limit."""
+    """How often an example is drawn at most, so that it is not learned by heart. None: no limit."""
     source: Annotated[Path, AfterValidator(lambda path: user_path(str(path)))] | None = None
-    """A run, or a checkpoint of one, with whose examples the replay begins; None begins without. `mle` takes those of
-    `tb` too, so that it can go on from what that found."""
+    """A run, or a checkpoint of one, whose examples the replay starts with. None: it starts empty. `mle` also takes
+    those of `tb`."""
 
 
 class TrainingConfiguration(Section):
@@ -88,86 +88,86 @@ class TrainingConfiguration(Section):
     lr: float = Field(3e-3, gt=0, allow_inf_nan=False)
     """Learning rate of the optimizer."""
     batch_size: Count = 16
-    """Examples of a batch (after flattening an experience), counted over all processes."""
+    """Examples a batch, over all processes."""
     optimizer: Optimizer = "adamw"
-    """adam, adamw, sgd, rmsprop or adagrad, each torch's own with its other settings at their defaults."""
+    """torch's optimizer of that name: adam, adamw, sgd, rmsprop or adagrad, otherwise with its defaults."""
     gradient_accumulation_steps: Count = 1
-    """Batches whose gradients are averaged to one update. An update never spans two experiences."""
+    """Batches an update. An update never spans two experiences."""
     training_steps: Count = 1024
-    """Turns of the outer loop: collect an experience, then update on it."""
+    """Steps of the outer loop: collect an experience, then update on it."""
     num_episodes_per_experience: Count = 8
-    """Prompts rolled out to trees before the next updates, counted over all processes."""
+    """Episodes (prompts rolled out to trees) a training step, over all processes."""
     stop_at: dict[str, FiniteFloat] | None = None
     """End the run before `training_steps`, after a training step in which a figure of the reward (`reward/mean`,
     `reward/<term>`, as in `metrics.jsonl`) reaches this value. `{reward/combined_score: 0.45}` trains each seed equally
     far, however many steps it takes. Training steps with few-shot examples don't count."""
 
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
-    """Weight decay; None is the optimizer's own default (0.01 for adamw, else 0)."""
+    """Weight decay. None: the optimizer's default (0.01 for adamw, otherwise 0)."""
     max_grad_norm: float | None = Field(None, gt=0)
-    """Gradients are scaled down to this global L2 norm; None does not clip."""
+    """Largest global L2 norm of the gradient. None: no clipping."""
     lr_scheduler: Scheduler = "constant"
-    """A name of transformers' `get_scheduler`. It advances once a training step, over `training_steps`."""
+    """Learning-rate schedule, a name of transformers' `get_scheduler`. It advances once a training step."""
     lr_scheduler_kwargs: dict[str, Any] = {}
-    """Further arguments of the scheduler (`min_lr` for cosine_with_min_lr)."""
+    """More arguments of the schedule, such as `min_lr` for cosine_with_min_lr."""
     warmup_steps: int = Field(0, ge=0)
-    """Training steps in which the learning rate rises from 0."""
+    """Training steps during which the learning rate rises from 0."""
     epochs_per_experience: Count = 1
-    """Passes over the examples of an experience, each in another order."""
+    """Passes over the examples of an experience, each in a new order."""
     replay: ReplayConfiguration | None = None
-    """Train again on examples of earlier experiences; None trains on new ones alone. Not for an algorithm that learns
-    on-policy (grpo, rloo, ppo)."""
+    """Train again on examples of earlier experiences. None: only new ones. Not for algorithms that learn on-policy
+    (grpo, rloo, ppo)."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Everything random follows from it: prompts, sampled tokens, the order of examples."""
+    """Decides everything random: prompts, sampled tokens, the order of examples."""
     mixed_precision: Precision | None = None
-    """Precision of the tester's forward passes in updates; None leaves it to `accelerate launch`."""
+    """Precision of the tester's forward passes in updates. None: as `accelerate launch` says."""
 
     output_dir: Annotated[Path, AfterValidator(lambda path: user_path(str(path)))] | None = None
-    """Where the run writes its files; None makes a new folder `runs/<date>-<time>`."""
+    """Folder for the run's files. None: a new folder `runs/<date>-<time>`."""
     overwrite_output_dir: bool = False
-    """Delete the run that `output_dir` holds, instead of stopping with an error."""
+    """Delete a run that is in `output_dir`, instead of stopping with an error."""
     save_steps: Count | None = 100
-    """Training steps between checkpoints (the last step has one too); None saves the best alone, and at a signal."""
+    """Training steps between checkpoints; the last step has one too. None: only the best one, and at a signal."""
     save_total_limit: Count | None = 2
-    """Checkpoints to keep, the best one aside; None keeps all."""
+    """Checkpoints to keep, besides the best one. None: all."""
     stop_if_unsaved: bool = True
-    """Whether a checkpoint that can't be written (a full disk) ends the run; else that is told, and the run goes on."""
+    """Stop when a checkpoint can't be written, for example to a full disk. Otherwise report it and continue."""
     async_save: bool = False
-    """Write checkpoints while training goes on, from a copy of the state in memory of the host (weights and optimizer
-    state once more); else training waits for the disk."""
+    """Write checkpoints while training continues, from a copy in host memory (trained weights and optimizer state once
+    more). Otherwise training waits for the disk."""
     eval_steps: Count | None = None
-    """Training steps between evaluations on held-out prompts; None evaluates none."""
+    """Training steps between evaluations on the dev prompts. None: no evaluation."""
     num_eval_episodes: Count = 32
-    """Episodes of an evaluation."""
+    """Episodes of such an evaluation."""
     best_metric: str = "reward/mean"
-    """The evaluation metric by which the best checkpoint is kept; higher is better. `attack_success` counts an episode
-    that missing scores leave open as no success."""
+    """Evaluation metric that decides the best checkpoint; higher is better. `attack_success` counts an episode that
+    missing scores leave undetermined as no success."""
     best_bounds: dict[str, Bound] | None = None
-    """Within which an evaluation has to be to count as the best, and as better for early stopping: by metric, a factor
-    of the untrained tester's value on the same prompts. A number is how many times that at most; `{min: 0.8}` says at
-    least, `{min: 0.8, max: 1.3}` both. `{probe_perplexity/median: 1.3, self_bleu: 1.3}` keeps probes as natural and as
-    different as they were. The run then evaluates the untrained tester first."""
+    """Bounds that the best evaluation, or an improvement for early stopping, has to meet: by metric, factors of the
+    untrained tester's value on the same prompts. A number is an upper bound, `{min: 0.8}` a lower one, and `{min: 0.8,
+    max: 1.3}` both. `{probe_perplexity/median: 1.3, self_bleu: 1.3}` keeps probes as natural and as different as
+    before. The run evaluates the untrained tester first."""
     load_best_at_end: bool = True
-    """Where evaluations chose a best checkpoint, `tester/` gets its weights rather than the last."""
+    """Give `tester/` the weights of the best checkpoint, if evaluations chose one, instead of the last."""
     push_to_hub: bool = False
-    """Upload the trained tester to `hub_model_id` at the end. Whether one may is found out before anything loads."""
+    """Upload the trained tester to `hub_model_id` at the end. Permission is checked before anything loads."""
     hub_model_id: str | None = None
-    """Where to on the Hugging Face hub: `owner/name`, or `name` in one's own namespace."""
+    """Repository on the Hugging Face hub: `owner/name`, or `name` in your own namespace."""
     hub_private: bool = True
-    """Make a new repository private; one that is public already is then refused."""
+    """Make the repository private, and refuse one that is public."""
     log_with: list[str] = []
     """Trackers of Accelerate: tensorboard, wandb, trackio, mlflow, …"""
     sample_steps: Count | None = 10
-    """Training steps between sample conversations on the screen; None shows none."""
+    """Training steps between sample conversations on the screen. None: shows none."""
     num_sample_conversations: int = Field(2, ge=0)
-    """Conversations shown each time."""
+    """Conversations to show each time."""
     allow_changed_prompts: bool = False
-    """Go on from a checkpoint though a file or data set of prompts holds others than when it was written."""
+    """Resume from a checkpoint although a file or data set of prompts has changed since."""
     timeout: float = Field(600.0, gt=0, allow_inf_nan=False)
-    """Seconds that a process waits for the others before the run ends with an error; at least as much longer as the
-    slowest of them takes for its part of a rollout or an evaluation than the quickest."""
+    """Seconds that a process waits for the others before the run ends with an error. Set it above the largest time gap
+    between ranks in a rollout or an evaluation."""
     max_empty_experiences: Count = 10
-    """Experiences in a row that may yield no training example before the run stops with an error."""
+    """Experiences in a row without a training example after which the run stops with an error."""
 
     @model_validator(mode="after")
     def _check_hub(self) -> TrainingConfiguration:
