@@ -16,7 +16,7 @@ class Preempted(SystemExit):
     """A signal stopped the run after a training step. Not caught, it ends the program with ``EXIT_CODE``.
 
     Attributes:
-        checkpoint: where the run goes on.
+        checkpoint: where the run continues.
     """
 
     def __init__(self, checkpoint: Path) -> None:

@@ -13,7 +13,7 @@ less the mean of its group, divided by the group's standard deviation,
 
     loss = -mean over tokens of A * exp(logp - stop_gradient(logp))
 
-The sides take turns in blocks of ``steps`` steps behind one that warms up; a block counts with the median of its steps.
+The sides take turns in blocks of ``steps`` steps after one that warms up; a block counts with the median of its steps.
 """
 
 from __future__ import annotations

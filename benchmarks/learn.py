@@ -1,8 +1,7 @@
 """What a tester learns in a run of some minutes, by each recipe and over several seeds, on prompts it has not seen.
 
-    python benchmarks/learn.py [--recipes mle dpo ctb tb grpo ppo] [--seeds 0 1 2] [--prompts FILE]
-        [--held-out 100] [--max-words 25] [--turns 3] [--judge SCORER] [--jobs 1] [--output runs/learn]
-        [--SECTION.FIELD VALUE ...]
+python benchmarks/learn.py [--recipes mle dpo ctb tb grpo ppo] [--seeds 0 1 2] [--prompts FILE] [--held-out 100]
+[--max-words 25] [--turns 3] [--judge SCORER] [--jobs 1] [--output runs/learn] [--SECTION.FIELD VALUE ...]
 
 Trains ``examples/configs/smollm2_RECIPE.yaml`` with each seed, and evaluates the tester as it was before and as each
 run has left it, in conversations on the same held-out prompts, sampled alike. Without a file, prompts are the bundled
@@ -11,10 +10,10 @@ ones, and the test split is held out. Of a file only the prompts of at most ``--
 (``prompts.dev``), and the rest is trained on. Further fields go to training and evaluation both.
 
 Everything is done by the package's own commands and left in the output folder. What is there already is not done again,
-and a run that was stopped goes on. The result has each seed's figures with their bootstrap 95% intervals, the mean over
-seeds and its difference to the untrained tester with intervals over seeds and prompts (see ``crossed.py``), the seconds
-of training, and the probes that were asked. Of self-BLEU and distinct n-grams there is no interval: they are no means
-over prompts. Evaluations are judged by HateSonar as well (or by each ``--judge``), by which nothing was trained.
+and a run that was stopped continues. The result has each seed's figures with their bootstrap 95% intervals, the mean
+over seeds and its difference to the untrained tester with intervals over seeds and prompts (see ``crossed.py``), the
+seconds of training, and the probes that were asked. Of self-BLEU and distinct n-grams there is no interval: they are no
+means over prompts. Evaluations are judged by HateSonar as well (or by each ``--judge``), by which nothing was trained.
 """
 
 from __future__ import annotations

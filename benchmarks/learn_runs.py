@@ -1,6 +1,7 @@
 """The trainings and evaluations of `learn.py` and `learn_vs_trl.py`: prompts, folders, and how many run at once.
 
-Everything is done by the package's own commands. What is there already is not done again, and what was stopped goes on.
+Everything is done by the package's own commands. What is there already is not done again, and what was stopped
+continues.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class Runs:
         return (tester if config is None else tester.parent) / EVALUATION
 
     def side_by_side(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-        """The results of all jobs, ``--jobs`` of them at once; none is begun behind one that failed."""
+        """The results of all jobs, ``--jobs`` of them at once; none is begun after one that failed."""
         with ThreadPoolExecutor(self._options.jobs) as pool:
             futures = [pool.submit(job) for job in jobs]
             try:

@@ -65,7 +65,7 @@ class Call(NamedTuple):
 
 
 class DecodingStep(NamedTuple):
-    """One token more for every row that goes on: the rows, and the distinct tokens that they look back at."""
+    """One token more for every row that continues: the rows, and the distinct tokens that they look back at."""
 
     num_rows: int
     num_cached: int

@@ -7,7 +7,7 @@ The trainer is ``AccelTrainer`` with DPO, without evaluations. The bare loop has
 rollout, what the baseline says, and for each part that the trainer steps on the forward, the backward, and AdamW's step
 at the end of an update. It has no exchange, loader, clipping, metrics, rows or files. That both computed the same is
 checked by the weights that they end with. The other two sides are the trainer with a checkpoint after each training
-step, which it waits for, or which is written while it goes on; a stall is what ``seconds/save`` tells of one. The
+step, which it waits for, or which is written while it continues; a stall is what ``seconds/save`` tells of one. The
 exchanges of two processes are in ``weak_scaling.py``.
 
 A training step is timed from the beginning of its rollout to that of the next one's.
@@ -62,7 +62,7 @@ class Trained(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of all training steps but the last, which no other begins behind."""
+        """Of all training steps but the last, after which none begins."""
         return self.sampler.begun[-1] - self.sampler.begun[0]
 
 

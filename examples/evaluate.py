@@ -5,7 +5,7 @@
         --rollout.tree_depth 5 --output runs/demo/evaluation_5_turns
 
 Prints the first figures and writes all of them, and every conversation, to ``RUN/evaluation/``. A stopped evaluation
-goes on where it was when it is started again.
+continues where it was when it is started again.
 """
 
 import sys

@@ -81,11 +81,11 @@ class Credit:
         return [tuple(place[*path, child] for child in self._shared(graph, path, node)) for path, node in nodes]
 
     def reduce(self, values: Sequence[float]) -> float:
-        """One number for the branches behind a node."""
+        """One number for the branches after a node."""
         return max(values) if self.kind == "max" else fmean(values)
 
     def _accumulate(self, rewards: Sequence[float | None], successors: Sequence[tuple[int, ...]]) -> list[float | None]:
-        """What each node earned with its successors, which stand behind it.
+        """What each node earned with its successors, which stand after it.
 
         A node without a reward has no return, and is nobody's successor.
         """

@@ -112,7 +112,7 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
     def adopt(self, step: MLEStep[StateT, ActionT] | TBStep[StateT, ActionT]) -> list[MLEStep[StateT, ActionT]]:
         """Its own, and each probe of a group of trajectory balance: those that earned more than ``min_return``.
 
-        This makes maximum likelihood a second phase behind trajectory balance, as in Lee et al. 2024,
+        This makes maximum likelihood a second phase after trajectory balance, as in Lee et al. 2024,
         https://arxiv.org/abs/2405.18540. ``tau`` says how fast a probe counts more as it earned more.
         """
         adopted = [step] if isinstance(step, MLEStep) else _ungrouped(step)

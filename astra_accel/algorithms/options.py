@@ -36,7 +36,7 @@ def check_fraction(name: str, value: float) -> None:
 def token_mask(system: Any, probes: Sequence[Any], logprobs_BT: torch.Tensor) -> torch.Tensor:
     """``[batch, tokens]`` bool: whether a place holds a token of its row's probe.
 
-    A system that has ``num_probe_tokens`` says how many each probe has. Of any other, the contract's zeros behind the
+    A system that has ``num_probe_tokens`` says how many each probe has. Of any other, the contract's zeros after the
     last log-prob that is not 0 are padding: so a last token that is certain is taken for none, which leaves its
     gradient of 0 out.
     """

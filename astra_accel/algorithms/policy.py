@@ -303,7 +303,7 @@ def _behaviour(steps: Sequence[ProbeStep]) -> torch.Tensor | None:
 
 
 def pad_rows(rows: Sequence[Sequence[float]]) -> torch.Tensor:
-    """Rows of numbers as float32 ``[rows, longest]``, 0 behind their ends."""
+    """Rows of numbers as float32 ``[rows, longest]``, 0 after their ends."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.float32) for row in rows], batch_first=True)
 
 

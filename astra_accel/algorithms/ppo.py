@@ -51,7 +51,7 @@ def advantages_on_trees(
     Args:
         rewards: of the actions of each node.
         values: of the state before each action.
-        successors: for each node the places of those that come next, all behind it.
+        successors: for each node the places of those that come next, all after it.
         discount: of the next action's value, for every action.
         gae_lambda: 0 trusts the values, 1 the rewards.
         reduce: one number for several branches.

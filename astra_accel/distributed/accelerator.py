@@ -68,7 +68,7 @@ def new_accelerator(**options: Any) -> Accelerator:
 
     Accelerate keeps the settings of the first (precision, plugins, accumulation) in classes, for all that come later,
     and says nothing where a later one leaves them to their defaults. So the classes get a memory of their own here;
-    earlier accelerators keep theirs, and go on as they were. The process group stays what it is.
+    earlier accelerators keep theirs, and continue as they were. The process group stays what it is.
     """
     for kind in (PartialState, AcceleratorState, GradientState):
         kind._shared_state = {}

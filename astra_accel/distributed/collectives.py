@@ -111,7 +111,7 @@ def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
 def end_together(accelerator: Accelerator) -> None:
     """Take leave of the other processes, before a script ends.
 
-    gloo's threads need Python to let go of what was sent last. A script that ends right behind an exchange keeps Python
+    gloo's threads need Python to let go of what was sent last. A script that ends right after an exchange keeps Python
     to itself while it takes the process group down, and both wait for ever; waiting at a barrier lets them have it.
     """
     accelerator.wait_for_everyone()

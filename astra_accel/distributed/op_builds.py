@@ -37,7 +37,7 @@ PATIENCE = 1800.0
 """Seconds to wait for a lock of which nobody knows who holds it; a build takes one to ten minutes."""
 
 COMPILERS = ("ninja", "c++", "g++", "gcc", "cc1", "clang", "nvcc", "cicc", "ptxas", "as", "ld", "collect2")
-"""How the names of processes begin that go on for a while when the build that started them was killed."""
+"""How the names of processes begin that continue for a while when the build that started them was killed."""
 LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay"}
 PRIVATE_FILE_SYSTEMS = {"overlay"}
 """Those that a container has to itself."""

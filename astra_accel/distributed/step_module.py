@@ -50,7 +50,7 @@ class StepModule(torch.nn.Module):
         return self._step(batch)
 
     def _free_name(self, name: str) -> str:
-        """The name, with underscores behind it where the module has an attribute of it already."""
+        """The name, with underscores after it where the module has an attribute of it already."""
         while hasattr(self, name):
             name += "_"
         return name

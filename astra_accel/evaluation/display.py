@@ -109,7 +109,7 @@ def interval_of(figure: Figure) -> str:
 
 
 def details_of(figure: Figure) -> str:
-    """What belongs in brackets behind a figure: its interval, and how many of its scores are missing."""
+    """What belongs in brackets after a figure: its interval, and how many of its scores are missing."""
     num_missing = num_missing_of(figure)
     missing = f"{num_missing} score{'s' * (num_missing > 1)} missing" if num_missing else ""
     return "; ".join(part for part in (interval_of(figure), missing) if part)

@@ -55,7 +55,7 @@ class EvaluationFolder:
         self.path = Path(path)
 
     def begin(self, identity: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Say what is evaluated, or find that the folder holds a part of the same evaluation, to go on with.
+        """Say what is evaluated, or find that the folder holds a part of the same evaluation, to continue with.
 
         Raises:
             EvaluationError: it holds another one; names what differs.

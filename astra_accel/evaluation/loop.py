@@ -32,7 +32,7 @@ def evaluate_to(
     """Roll out on all of an evaluator's seeds, judge every node, and write nodes and figures to a folder.
 
     All processes together; each gets the figures. Episodes go in parts, each of which is written when it is done. An
-    evaluation that was stopped goes on behind its last part, with the same figures in the end; one that has ended is
+    evaluation that was stopped continues after its last part, with the same figures in the end; one that has ended is
     only measured again, with another threshold, say.
 
     Args:

@@ -16,7 +16,7 @@ PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datas
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
 PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
 # What a run may leave besides: batches of an update that was not made, evaluations and a report of it, TensorBoard's
-# files, whether it goes on.
+# files, whether it continues.
 EVALUATIONS = ("evaluation", "evaluation_untrained")
 EXTRAS = ("non_finite", *EVALUATIONS, "report.html", "report.md", "astra_accel", "status.json")
 WRITTEN = {
@@ -73,7 +73,7 @@ def check_output_dir(config: TrainingConfiguration, resuming: bool, restarting: 
 
     Args:
         config: names the folder.
-        resuming: the run goes on from a checkpoint, so the folder may hold anything.
+        resuming: the run continues from a checkpoint, so the folder may hold anything.
         restarting: the run starts anew where it may have been before, and was stopped before it had a checkpoint. The
             folder may hold what it left, but no tester: that is the result of a run that ended.
 

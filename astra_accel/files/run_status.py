@@ -1,4 +1,4 @@
-"""What a run says of itself in ``status.json``, so that others can tell whether it goes on.
+"""What a run says of itself in ``status.json``, so that others can tell whether it continues.
 
 A process that is killed can't say that it ends. So the file names the process, and who reads it on the same machine
 looks whether that is still there.
@@ -32,7 +32,7 @@ class Status:
     Attributes:
         state: ``running``, ``ended`` (as it was meant to), ``stopped`` (by a signal or Ctrl-C), ``failed``, or
             ``gone``: its process is not there any more and never said why.
-        detail: where it goes on, or why it failed; may be empty.
+        detail: where it continues, or why it failed; may be empty.
     """
 
     state: str
@@ -46,7 +46,7 @@ class Status:
 
 @contextmanager
 def telling_status(folder: Path, here: bool, verify: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Write that a run goes on, and afterwards how it ended.
+    """Write that a run continues, and afterwards how it ended.
 
     Args:
         folder: of the run; it is there.

@@ -144,7 +144,7 @@ def build_trainer(
 
     Args:
         config: the whole run.
-        resume: what it goes on from, if anything.
+        resume: what it continues from, if anything.
         accelerator: the processes to train on; None makes one as configured.
         lock: of the output folder, which the caller holds already; None takes it for as long as the trainer trains.
 

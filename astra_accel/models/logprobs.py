@@ -354,12 +354,12 @@ def _given_readings(
 
 
 def _predicting(values_BTX: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """What stands where each row's tokens are predicted, all rows behind one another."""
+    """What stands where each row's tokens are predicted, all rows one after the other."""
     return torch.cat([row[-length:] for row, length in zip(values_BTX, lengths, strict=True)])
 
 
 def _rows_and_tokens(model: Any, continuations: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens of all continuations behind one another, and a row for each."""
+    """The tokens of all continuations one after the other, and a row for each."""
     tokens_R = torch.tensor([token for continuation in continuations for token in continuation], device=model.device)
     return torch.arange(len(tokens_R), device=model.device), tokens_R
 

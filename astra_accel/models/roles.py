@@ -226,7 +226,7 @@ class _Base:
             self.at_rest = lambda: _chosen(self.files.load(self.model.dtype).state_dict(), idle)
 
     def adapt(self, adapter: str | None, lora: LoRAConfiguration | None) -> None:
-        """Put the tester's adapter on: an existing one to go on training, or a new one."""
+        """Put the tester's adapter on: an existing one to continue training, or a new one."""
         if adapter is not None:
             self.peft = load_adapter(self.model, None, adapter, TESTER_ADAPTER, trained=True)
         else:

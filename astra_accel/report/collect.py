@@ -28,7 +28,7 @@ class Run:
     Attributes:
         name: its folder's, harmless to look at.
         path: its folder.
-        status: whether it goes on; None where it does not say.
+        status: whether it continues; None where it does not say.
         config_text: ``config.yaml`` without the comments; empty where there is none.
         environment: versions, a line each.
         updates: the lines of ``metrics.jsonl``.
@@ -66,7 +66,7 @@ def read_run(path: str | Path) -> Run:
 
 
 class RunReader:
-    """Reads a run again and again while it goes on; files of nodes that did not change are not read again.
+    """Reads a run again and again while it continues; files of nodes that did not change are not read again.
 
     Args:
         path: the folder of a run, of an evaluation in it, or of an evaluation alone.
@@ -77,7 +77,7 @@ class RunReader:
         self._parts: dict[Path, tuple[Stamp, Part]] = {}
 
     def is_evaluation(self) -> bool:
-        """Whether there is an evaluation alone, without a run that may go on."""
+        """Whether there is an evaluation alone, without a run that may continue."""
         return (find_evaluation(self.path) / FIGURES).is_file() and not (self.path / METRICS).is_file()
 
     def stamps(self) -> dict[Path, Stamp]:

@@ -18,7 +18,7 @@ from astra_accel.scorers.pretrained import find_saved, load_frozen, longest_inpu
 _SLOT = "\ue000{}\ue001"
 _SLOT_PATTERN = re.compile("\ue000(\\d)\ue001")
 _ROLES = ("user", "assistant")
-# How a template lists what is unsafe, and how the model names it behind its verdict: "S1: Violent Crimes.", "S1,S10".
+# How a template lists what is unsafe, and how the model names it after its verdict: "S1: Violent Crimes.", "S1,S10".
 _CATEGORY_LINE = re.compile(r"^[ \t]*([A-Z]\d+):[ \t]*(\S.*?)\.?[ \t]*$", re.MULTILINE)
 _CATEGORY_CODE = re.compile(r"[A-Z]\d+")
 
@@ -29,7 +29,7 @@ class _Prompt:
 
     The template ``<bos>User: {0}<eot>Agent?`` becomes the parts ``([bos], "User: {0}", [eot, *prefix])``:
     token ids where the text is fixed, a string where it holds slots. ``prefix`` is what precedes the verdict, and
-    ``unsafe_line`` the line that says "unsafe", behind which the model lists categories.
+    ``unsafe_line`` the line that says "unsafe", after which the model lists categories.
     """
 
     parts: tuple[list[int] | str, ...]
@@ -132,7 +132,7 @@ class LlamaGuardScorer(BatchedExchangeScorer):
 
     @torch.inference_mode()
     def _listed(self, prompt: _Prompt, conversations: Sequence[tuple[str, ...]]) -> list[set[str]]:
-        """The codes that the model writes behind a verdict of "unsafe", the likeliest token at a time."""
+        """The codes that the model writes after a verdict of "unsafe", the likeliest token at a time."""
         from transformers import GenerationConfig
 
         room = self._room(prompt)
@@ -153,7 +153,7 @@ class LlamaGuardScorer(BatchedExchangeScorer):
         return [set(_CATEGORY_CODE.findall(line)) for line in lines]
 
     def _room(self, prompt: _Prompt) -> int:
-        """The tokens that a list of categories takes behind a conversation."""
+        """The tokens that a list of categories takes after a conversation."""
         return len(prompt.unsafe_line) + self._list_length if self.categories else 0
 
     @torch.inference_mode()
@@ -210,7 +210,7 @@ class LlamaGuardScorer(BatchedExchangeScorer):
 
     def _take_apart(self, turns: int) -> _Prompt:
         special = "|".join(re.escape(token) for token in sorted(self._special_ids, key=len, reverse=True))
-        # Text and special tokens by turns; ends with the text behind the last special token.
+        # Text and special tokens by turns; ends with the text after the last special token.
         *pieces, ending = re.split(f"({special})", self._render(turns))
         if not pieces or _SLOT_PATTERN.search(ending):
             raise ValueError("the chat template does not close the conversation with a special token")

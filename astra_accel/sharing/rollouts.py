@@ -39,7 +39,7 @@ FIELDS = {
     "response": pa.string(),
     "reward": pa.float64(),
 }
-"""The columns of every data set, in their order; behind them the reward's terms and what else is known of a turn."""
+"""The columns of every data set, in their order; after them the reward's terms and what else is known of a turn."""
 COUNTS = ("probe_tokens", "response_tokens")
 
 
@@ -65,7 +65,7 @@ class Split:
 def export_rollouts(run: str | Path, folder: str | Path, *, jsonl: bool = False) -> list[Split]:
     """Write the turns of a run as parquet files of one flat schema (:data:`FIELDS`), without a card.
 
-    ``node`` names a turn within the data set (``12/3/0.1``: training step 12, episode 3, the second turn behind the
+    ``node`` names a turn within the data set (``12/3/0.1``: training step 12, episode 3, the second turn after the
     first), ``parent`` the one before it, null at the first turn. A reward or term that is missing is null.
 
     Args:

@@ -37,7 +37,7 @@ def check_schedule(config: TrainingConfiguration) -> None:
     nothing = torch.optim.SGD([torch.zeros(1)], lr=config.lr)
     try:
         schedule = LearningRate(config, nothing).scheduler
-        # Some arguments are first used behind the warm-up, or at the end.
+        # Some arguments are first used after the warm-up, or at the end.
         middle = (config.warmup_steps + config.training_steps) // 2
         steps = [0, config.warmup_steps, middle, config.training_steps]
         rates = [rate(step) for rate in getattr(schedule, "lr_lambdas", ()) for step in steps]

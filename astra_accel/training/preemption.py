@@ -1,4 +1,4 @@
-"""Signals that announce the end of a process, noted so that the run can stop at a place to go on from.
+"""Signals that announce the end of a process, noted so that the run can stop at a place to continue from.
 
 Schedulers send them some time before they kill. Here they are only noted; the trainer asks after each training step.
 """

@@ -1,4 +1,4 @@
-"""Which prompts a run has, so that one that goes on from a checkpoint notices that it has others.
+"""Which prompts a run has, so that one that continues from a checkpoint notices that it has others.
 
 A path and a split may stay the same while the file behind them changes. What is kept is a hash of the texts and how
 many there are.

@@ -19,7 +19,7 @@ from astra_accel.training.run_context import RunContext
 FIXED_ON_RESUME = tuple(
     f"training.{name}" for name in ("optimizer", "lr", "weight_decay", "lr_scheduler", "warmup_steps")
 )
-# Another one would go on with the optimizer's state, and the best evaluation, of this one's objective.
+# Another one would continue with the optimizer's state, and the best evaluation, of this one's objective.
 ALGORITHM = "algorithm.name"
 # What the figures of an evaluation depend on besides the tester.
 EVALUATED = (
@@ -57,7 +57,7 @@ def resume_from(run: RunContext, checkpoint: WholeCheckpoint, training: Training
 
 
 def check_bounds_known(checkpoint: Path, bounds: Mapping[str, Bound] | None) -> None:
-    """Find bounds that a run can't go on with, since its tester is not the untrained one any more.
+    """Find bounds that a run can't continue with, since its tester is not the untrained one any more.
 
     Raises:
         CheckpointError: the run that wrote the checkpoint did not keep the untrained tester's value of one.
@@ -85,7 +85,7 @@ def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_ch
 
     Raises:
         CheckpointError: its algorithm, optimizer or schedule was another; or its prompts were, and no field of theirs
-            has changed; or it has a replay of other options or another baseline, which is to be gone on with.
+            has changed; or it has a replay of other options or another baseline, which is to be continued.
     """
     before = checkpoints.read_config(checkpoint)
     _check_algorithm(checkpoint, flat(before).get(ALGORITHM), flat(config_yaml).get(ALGORITHM))

@@ -70,7 +70,7 @@ class AccelTrainer:
             an ``ASTEvaluator``, which needs nothing but rewards.
         run_config: the whole configuration of which ``config`` is a part, for ``config.yaml``.
         callbacks: are told of the run, and may ask to stop, save or evaluate (:class:`~.callbacks.TrainerCallback`).
-        prompts: what conversations begin with, by what for (``train``, ``dev``, ``test``), so that a run that goes on
+        prompts: what conversations begin with, by what for (``train``, ``dev``, ``test``), so that a run that continues
             from a checkpoint notices others; None asks the sampler.
         lock: of the output folder, which the caller holds already; None takes it for as long as it trains.
 
@@ -165,7 +165,7 @@ class AccelTrainer:
             OutputFolderError: the output folder holds another run.
             FolderInUseError: another run writes to the output folder now.
             LockLostError: another run took the output folder over, since this one showed no life.
-            NonFiniteError, EmptyExperienceError: training can't go on.
+            NonFiniteError, EmptyExperienceError: training can't continue.
             RankError: another process failed, died, or did not answer for ``config.timeout`` seconds.
             SharingError: the tester is there, but could not be uploaded (``push_to_hub``).
             Preempted: a process got SIGTERM or SIGUSR1; the training step was finished and has a checkpoint.
@@ -243,7 +243,7 @@ class AccelTrainer:
         return self.evaluator.aggregate_metrics(metrics)
 
     def find_checkpoint(self, resume: str | Path | None) -> Path | None:
-        """The checkpoint that a run resumed from ``resume`` goes on from. All processes together.
+        """The checkpoint that a run resumed from ``resume`` continues from. All processes together.
 
         ``"auto"`` is the newest in the output folder that is whole, None where there is none: the run starts anew.
 
@@ -344,7 +344,7 @@ class AccelTrainer:
         self.display.say(f"tester saved to {self.folder.tester}")
         for address in on_main(self.accelerator, lambda: push_tester(self.config, self.folder.path)):
             self.display.say(f"tester uploaded to {address}")
-        # A script may end here, which it must not right behind an exchange: see `end_together`.
+        # A script may end here, which it must not right after an exchange: see `end_together`.
         self.accelerator.wait_for_everyone()
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Processes that stop, and go on, together."""
+"""Processes that stop, and continue, together."""
 
 from __future__ import annotations
 

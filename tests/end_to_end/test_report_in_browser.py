@@ -156,7 +156,7 @@ def test_filters_stand_in_the_address_for_others_to_open(page: Page, report: Pat
     assert page.of("Log.entryAdded", "Runtime.exceptionThrown") == []
 
 
-# --- A run that goes on ---------------------------------------------------------------------------------------------
+# --- A run that continues ---------------------------------------------------------------------------------------------
 
 
 def at(seconds: float, then: str = "") -> str:

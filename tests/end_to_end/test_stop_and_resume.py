@@ -19,7 +19,7 @@ from tests.helpers.runs import (
     train_tiny,
 )
 
-# No checkpoint of its own before the end: the one to go on from is that of the signal.
+# No checkpoint of its own before the end: the one to continue from is that of the signal.
 SETTINGS = ("--training.save_steps", "100", "--training.eval_steps", "null", "--prompts.test", "null")
 
 

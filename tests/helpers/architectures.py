@@ -112,7 +112,7 @@ _BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
 
 ARCHITECTURES: tuple[str, ...] = tuple(_BUILDERS)
 FALLS_BACK = ("falcon_alibi", "mamba")
-"""Those that can neither be packed nor go on from carried caches."""
+"""Those that can neither be packed nor continue from carried caches."""
 
 
 def build(architecture: str, seed: int = 0) -> Any:

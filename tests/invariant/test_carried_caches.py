@@ -1,4 +1,4 @@
-"""Rollouts in which models go on from what they have read are those in which they read everything anew."""
+"""Rollouts in which models continue from what they have read are those in which they read everything anew."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Speaker:
 
     Attributes:
         model: of transformers.
-        memory: what it goes on from, or None.
+        memory: what it continues from, or None.
         batch_rows: of a batch.
         seeds: those of a row by stream, turn and row.
         turns: what it has been asked so far.

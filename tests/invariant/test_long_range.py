@@ -107,7 +107,7 @@ def test_what_is_read_of_hidden_states_is_that_of_each_sequence_alone(name: str,
 
 
 def two_turns(model, rows: list[int], memory: PrefixCache | None, batch_rows: int) -> list[tuple]:
-    """Contexts and what was said, of two turns of some conversations that go on from one another."""
+    """Contexts and what was said, of two turns of some conversations that continue from one another."""
     contexts = [CONTEXTS[row] for row in rows]
     said = []
     for turn in range(2):
@@ -163,7 +163,7 @@ def test_greedy_across_the_limit_is_the_generate_of_transformers(name: str) -> N
 
 @pytest.mark.parametrize("name", ["llama dynamic", pytest.param("qwen2 dynamic", marks=pytest.mark.slow)])
 def test_no_forward_depends_on_an_earlier_one(name: str) -> None:
-    """At the limit itself dynamic scaling goes on with the frequencies of the longest forward so far."""
+    """At the limit itself dynamic scaling continues with the frequencies of the longest forward so far."""
     model = build_long_range(name)
     ids_1T = torch.tensor([[*CONTEXTS[3][:LIMIT]]])
     with torch.no_grad():

@@ -18,7 +18,7 @@ from tests.helpers.output_layers import OF_THEIR_OWN, OUTPUT_LAYERS, body, build
 PROMPTS = ("Good morning, how are you?", "So")
 SEEDS = [(1, 2), (3,)]
 NO_CACHE = ("rwkv", "xlstm")
-"""Their states are no cache that decoding could go on from, so a rollout refuses them."""
+"""Their states are no cache that decoding could continue from, so a rollout refuses them."""
 QUICK = ("hyperclovax", "opt_350m", "bert")
 NAMES = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)

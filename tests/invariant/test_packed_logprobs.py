@@ -30,7 +30,7 @@ def pairs() -> tuple[list[Ids], list[Ids]]:
     """Contexts and continuations as a rollout makes them, and others.
 
     Two trees of siblings and their descendants, deeper than any window; contexts of one token; continuations that
-    begin alike, are the same, go on beyond another, or are none.
+    begin alike, are the same, continue beyond another, or are none.
     """
     draw = random.Random(0)
 

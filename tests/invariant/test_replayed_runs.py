@@ -27,7 +27,7 @@ PRIORITIES = ("return", "recency", "uniform")
 TINY = (
     *("--training.save_steps", "3", "--training.eval_steps", "null"),
     *("--training.replay.size", "10", "--training.replay.share", "0.6", "--training.replay.max_draws", "2"),
-    # Shown in the first four steps of six: a run that goes on from the third shows them once more.
+    # Shown in the first four steps of six: a run that continues from the third shows them once more.
     *("--rollout.few_shot", '{"examples": ["No.", "Why me?", "Go away!"], "number": 2, "steps": 4}'),
 )
 

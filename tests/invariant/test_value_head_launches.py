@@ -41,7 +41,7 @@ def test_a_value_head_is_trained_saved_and_resumed_in_bf16(kind: str, variant: s
     expected = _plain_values(HFASTValueFunctionSystem(loads, "tiny", scorer=object()))
     saved = load_file(tmp_path / "whole" / "tester" / "value_head.safetensors")
     for values, head, resumed in results:
-        # It began at 0, and went on from where it was saved.
+        # It began at 0, and continued from where it was saved.
         assert float(head["weight"].abs().max()) > 1e-3
         assert head["weight"].dtype == torch.float32
         assert largest_difference(head, resumed) == 0
@@ -82,7 +82,7 @@ def _train_adapted_head(folder: Path, run: str, kind: str) -> None:
 def _train_and_resume(
     folder: Path, kind: str, options: Sequence[str], resumes: bool
 ) -> tuple[torch.Tensor, Weights, Weights]:
-    """Values and value head of a run of two steps, and the head of one that goes on behind the first."""
+    """Values and value head of a run of two steps, and the head of one that continues after the first."""
     settings = [*SETTINGS, *TWO_STEPS, "--training.mixed_precision", "bf16", *options]
     trainer = train_tiny(folder / "whole", *settings, launch_kind=kind)
     with torch.no_grad(), trainer.engine.unsharded_weights():

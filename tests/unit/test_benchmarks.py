@@ -78,7 +78,7 @@ def test_a_benchmark_prints_and_writes_its_result(name, tmp_path, capfd):
     assert all(value > 0 for value in result["ratios"].values())
 
     lines = printed.splitlines()
-    lines = lines[lines.index(name) :]  # behind what a library that is imported has to say
+    lines = lines[lines.index(name) :]  # after what a library that is imported has to say
     assert (lines[0], lines[-1]) == (name, f"written to {tmp_path / name}.json")
     first = next(iter(result["ratios"]))
     assert f"  {first} = {result['ratios'][first]:.4g} (target 3.5)" in lines

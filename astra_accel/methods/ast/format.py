@@ -182,7 +182,7 @@ class ChatFormat(Format):
         self._stretches = lru_cache(maxsize=4096)(self._find_stretches)
         self._after_opening = lru_cache(maxsize=4096)(self._slot_after_opening)
         self.message_ends = self._find_end()
-        # A turn in which a model writes several messages goes on behind the first.
+        # A turn in which a model writes several messages continues after the first.
         self.end_ids = frozenset() if self.template.frame else self.message_ends
 
     def units(self, segments: Sequence[Segment], reader: Reader) -> list[Unit]:

@@ -166,10 +166,10 @@ class HFASTSystem(ASTSystem[Any, Any]):
                 raise ValueError(f"compute.packing is prefix_tree, but the {name}'s {error}; use auto") from error
 
     def rolling_out(self, num_turns: int | None = None) -> AbstractContextManager[None]:
-        """A context for the turns of one rollout: each goes on from what the models have read in those before.
+        """A context for the turns of one rollout: each continues from what the models have read in those before.
 
         The tester's weights must not change within. Where ``num_turns`` is given, each model is asked that many times,
-        and what it has read is dropped behind the last.
+        and what it has read is dropped after the last.
         """
         return self.roles.rolling_out(num_turns)
 

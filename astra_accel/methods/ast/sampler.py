@@ -166,7 +166,7 @@ class ASTSampler(Sampler):
         return graphs
 
     def _expand(self, level: Sequence[_Branch], width: int) -> list[_Branch]:
-        """Write ``width`` turns at every branch, hang them into their trees, and return the branches behind them."""
+        """Write ``width`` turns at every branch, hang them into their trees, and return the branches after them."""
         branches = [branch for branch in level for _ in range(width)]
         states = [branch.state for branch in branches]
         seeds = [(*branch.seed, child) for branch in level for child in range(width)]

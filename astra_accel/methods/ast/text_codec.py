@@ -211,7 +211,7 @@ def _num_leading_spaces(text: str) -> int:
 
 
 def _first(most: int, holds: Callable[[int], bool]) -> int:
-    """The smallest count up to ``most`` for which a condition holds that goes on holding."""
+    """The smallest count up to ``most`` for which a condition holds that continues holding."""
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2

@@ -22,7 +22,7 @@ class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
     """An :class:`HFASTSystem` with a value head on the tester's hidden states, for actor-critic algorithms.
 
     The head is trained along with the tester and reaches into it: its loss moves the tester's weights too. A tester
-    that goes on from a folder with a value head takes that over.
+    that continues from a folder with a value head takes that over.
     """
 
     value_head: ValueHead

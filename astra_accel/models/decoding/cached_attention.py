@@ -40,7 +40,7 @@ class RowLayout:
         read = [len(ids) for rows in self._bins for ids in rows.ids[: rows.num_active]]
         longest = max(map(len, tokens))
         lengths_B, counts_B, step_T = torch.tensor(read), torch.tensor([*map(len, tokens)]), torch.arange(longest)
-        # Filling has slots of its own, behind the row's end, but no position that the model may not know.
+        # Filling has slots of its own, after the row's end, but no position that the model may not know.
         position_BT = lengths_B[:, None] + torch.minimum(step_T, counts_B[:, None] - 1)
         self.position_BT = sent(position_BT, device)
         self.input_ids = uploaded([[*row, *[0] * (longest - len(row))] for row in tokens], device)
@@ -71,7 +71,7 @@ class RowLayout:
 
 
 class _OwnTokens:
-    """What the active rows of a bin have read behind their prefixes, and what they read now."""
+    """What the active rows of a bin have read after their prefixes, and what they read now."""
 
     def __init__(self, rows: CacheBatch, num_tokens: int, device: torch.device) -> None:
         lengths = [rows.num_own(row) for row in range(rows.num_active)]
@@ -142,7 +142,7 @@ class _Prefixes:
         return self._masks[window]
 
     def _made_mask(self, window: int | None) -> torch.Tensor | None:
-        """``[prefixes, queries or 1, keys]``: whoever stands behind a prefix sees all of it, but for a window."""
+        """``[prefixes, queries or 1, keys]``: whoever stands after a prefix sees all of it, but for a window."""
         num_keys = self._slots.num_slots
         if window is None and min(self._lengths) == num_keys:
             return None

@@ -95,7 +95,7 @@ def generate(
             else:
                 generated = _decode_padded(model, task)
             plan.add(task, generated)
-        known = PrefixCache()  # what goes on in another regime is read anew
+        known = PrefixCache()  # what continues in another regime is read anew
     if memory is not None:
         memory.replace_regimes(read_now)
     return plan.results
@@ -160,7 +160,7 @@ def _forked(rows: Sequence[CachedRow], num_new: int) -> CacheBatch:
 def _sample_turn(
     model: Any, bins: Sequence[CacheBatch], order: Sequence[int], hidden_BH: torch.Tensor, task: Task
 ) -> list[tuple[list[int], list[float]]]:
-    """The ids and log-probs of every row's turn, one forward a token over the rows that go on.
+    """The ids and log-probs of every row's turn, one forward a token over the rows that continue.
 
     Args:
         model: takes carried rows.
@@ -222,13 +222,13 @@ def _check_columns(model: Any) -> None:
 
 
 def _check_caches(model: Any) -> None:
-    """Read contexts packed, go on from parts of them in pieces of different lengths, and compare all log-probs."""
+    """Read contexts packed, continue from parts of them in pieces of different lengths, and compare all log-probs."""
     contexts, continuations = check_sequences(model)
     regimes = length_regimes(model)
     by_regime: dict[int, list[int]] = {}
     for index, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
         regime = regimes.of(len(context))
-        if regime == regimes.of(len(context) + len(continuation)):  # no row goes on from one regime into the next
+        if regime == regimes.of(len(context) + len(continuation)):  # no row continues from one regime into the next
             by_regime.setdefault(regime, []).append(index)
     for rows in by_regime.values():
         _check_rows(model, [contexts[row] for row in rows], [continuations[row] for row in rows])

@@ -1,7 +1,7 @@
 """Keys and values of conversations that grow, fork, and end one by one.
 
 What rows begin with is held once however many they are: most of what the conversations of a prompt read is that
-prompt, and a step of decoding costs about what it reads. A row's own tokens stand behind it in slots of their own, its
+prompt, and a step of decoding costs about what it reads. A row's own tokens stand after it in slots of their own, its
 token at position ``p`` in slot ``p - prefix``, whatever else is in the batch: pieces of different lengths leave no
 gaps, a row can be cut back to any prefix, and who sees whom follows from positions alone.
 """
@@ -171,9 +171,9 @@ class CacheBatch:
         ids: the tokens that each row has read.
         prefixes: what the rows begin with.
         prefix_of: which of those each row does.
-        num_slots: tokens that a row may come to behind its prefix.
-        num_active: the first rows take part in forwards; those that have ended are moved behind them and stay.
-        slots: the states of what stands behind the prefixes.
+        num_slots: tokens that a row may come to after its prefix.
+        num_active: the first rows take part in forwards; those that have ended are moved after them and stay.
+        slots: the states of what stands after the prefixes.
     """
 
     ids: list[list[int]]
@@ -196,7 +196,7 @@ class CacheBatch:
         return self.prefixes.ids[self.prefix_of[row]]
 
     def num_own(self, row: int) -> int:
-        """Tokens that a row has read behind its prefix."""
+        """Tokens that a row has read after its prefix."""
         return len(self.ids[row]) - len(self.prefix(row))
 
     def end(self, places: Sequence[int]) -> list[int]:
@@ -217,7 +217,7 @@ class CacheBatch:
     def copy(self, sources: Sequence[CachedRow], release: Sequence[CacheBatch]) -> None:
         """Take the states of what the first rows have read from a row each that begins with it.
 
-        What bins in ``release`` hold behind their prefixes is gone afterwards.
+        What bins in ``release`` hold after their prefixes is gone afterwards.
         """
         own = {row: Source(source.bin.slots, source.row, self.num_own(row)) for row, source in enumerate(sources)}
         self.slots.copy(
@@ -265,7 +265,7 @@ class PrefixCache:
 
     def longest(self, ids: Ids) -> tuple[CachedRow | None, int]:
         """The row that shares the longest prefix with some ids, and how long that is."""
-        # In lexicographic order the best match stands right before or behind.
+        # In lexicographic order the best match stands right before or after.
         place = bisect_left(self._rows, ids, key=lambda row: row.ids)
         best, length = None, 0
         for row in self._rows[max(place - 1, 0) : place + 1]:

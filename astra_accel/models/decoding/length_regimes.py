@@ -114,7 +114,8 @@ def split_by_regime(
 def without_earlier_lengths(model: Any) -> Iterator[None]:
     """A forward within depends on no earlier one, and no later one on it.
 
-    Dynamic NTK scaling keeps the frequencies of the longest forward so far, and at the limit itself goes on with them.
+    Dynamic NTK scaling keeps the frequencies of the longest forward so far, and at the limit itself continues with
+    them.
     """
     rotary = [module for module in model.modules() if _keeps_lengths(module)] if _is_dynamic(model) else []
     try:

@@ -64,7 +64,7 @@ def generate_padded(
 def moves_rows(model: Any) -> bool:
     """Whether the rows of a batch may change places, fork and leave; found out once.
 
-    A model that keeps states of its own beside the cache (RecurrentGemma) would go on with those of another row.
+    A model that keeps states of its own beside the cache (RecurrentGemma) would continue with those of another row.
     """
     return supports(model, "rows that change places", _check_moves, "rows stay in their batch until all have ended")
 
@@ -90,12 +90,12 @@ class _Padded:
         self.mask_BT = torch.empty(0, 0, dtype=torch.long)
 
     def begin(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The logits behind each context."""
+        """The logits after each context."""
         ids_BT, self.mask_BT = left_padded(contexts, self.model.device)
         return self._forward(ids_BT)
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """The logits behind one more token of each row."""
+        """The logits after one more token of each row."""
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(tokens), 1)], dim=1)
         return self._forward(torch.tensor(tokens, device=self.model.device)[:, None])
 
@@ -149,7 +149,7 @@ def _joined(context: list[int], continuation: list[int]) -> list[int]:
 
 
 def _check_decoding(model: Any, contexts: Sequence[list[int]], pairs: Sequence[list[int]], moves: bool = True) -> None:
-    """Compare the log-probs of two tokens behind each context: the first read, the second fed.
+    """Compare the log-probs of two tokens after each context: the first read, the second fed.
 
     Between the two, rows change places and one forks if they are to.
     """

@@ -84,7 +84,7 @@ def tree_layout(model: Any, pack: Pack, keep: bool = False) -> TreeLayout | Flex
 
 
 class _PaddedTree(NamedTuple):
-    """The nodes of a pack, and behind them places that see themselves and are seen by nobody else.
+    """The nodes of a pack, and after them places that see themselves and are seen by nobody else.
 
     Attributes:
         position_N: depths, 0 at places without a node.

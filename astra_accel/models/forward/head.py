@@ -41,7 +41,7 @@ class Head:
         linear: the layer.
         scale: its output is multiplied by this.
         softcap: ``softcap * tanh(output / softcap)`` after that (Gemma 2, https://arxiv.org/abs/2408.00118).
-        num_logits: tokens that count, the layer's first; those behind fill its size up. None counts all.
+        num_logits: tokens that count, the layer's first; those after fill its size up. None counts all.
         chunk_bytes: logits made at once, in bytes of float32.
     """
 

@@ -33,7 +33,7 @@ class OutputForm(NamedTuple):
     Attributes:
         scale: the factor, be it on the layer's input or on its output.
         softcap: the cap's size, None without one.
-        num_logits: rows of the layer that count; those behind fill its size up.
+        num_logits: rows of the layer that count; those after fill its size up.
     """
 
     scale: float

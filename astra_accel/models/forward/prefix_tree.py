@@ -24,7 +24,7 @@ class Pack:
     """Some sequences of a batch as one row of distinct tokens.
 
     Two sequences, ``a b | c d`` and ``a b | e``, where the bar ends the context. The last token of a sequence is
-    only predicted, so it is no input unless another sequence goes on after it::
+    only predicted, so it is no input unless another sequence continues after it::
 
         node           0  1  2
         input_ids      a  b  c
@@ -61,7 +61,7 @@ class Pack:
         return self.path_to(self.last_nodes[index])
 
     def path_to(self, node: int) -> list[int]:
-        """A node behind all its ancestors."""
+        """A node after all its ancestors."""
         nodes = []
         while node >= 0:
             nodes.append(node)
@@ -118,7 +118,7 @@ def shared_prefixes(sequences: Collection[tuple[int, ...]]) -> dict[tuple[int, .
     """How much of each distinct sequence is worth holding once for it and others.
 
     Sequences form a group where at least half of the longest is common to all of them; that is what they share. One
-    that is alone has its whole length to share, with whatever goes on from it.
+    that is alone has its whole length to share, with whatever continues from it.
     """
     shared: dict[tuple[int, ...], int] = {}
     group: list[tuple[int, ...]] = []

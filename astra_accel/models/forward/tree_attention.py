@@ -58,8 +58,8 @@ class _Blocks:
         nodes_M: the nodes of all blocks.
         place_M: where they stand in the blocks, ``blocks * queries`` places, some of which stay empty.
         position_SQ: the depth at each place.
-        path_SK: the nodes of each path, by depth; what stands behind its end is seen by nobody.
-        place_P: which places of ``path_SK``, flattened, are not behind an end.
+        path_SK: the nodes of each path, by depth; what stands after its end is seen by nobody.
+        place_P: which places of ``path_SK``, flattened, are not after an end.
         masks: what was made of them, by window, number of query heads a key head, and dtype.
     """
 
@@ -205,7 +205,7 @@ def _by_group(total_NX: torch.Tensor, like_GND: torch.Tensor) -> torch.Tensor:
 
 
 def _like_rows(states_HND: torch.Tensor) -> torch.Tensor:
-    """Room for states of the same shape that lie node by node, as the layer behind reads them."""
+    """Room for states of the same shape that lie node by node, as the next layer reads them."""
     num_heads, num_nodes, dim = states_HND.shape
     return states_HND.new_empty(num_nodes, num_heads, dim).transpose(0, 1)
 

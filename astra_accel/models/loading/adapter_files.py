@@ -36,7 +36,7 @@ def check_adapter_files(adapter: str, field: str, config: Any, base: str, *, tru
     Args:
         adapter: a hub id or a folder.
         field: that names it, as "tester.adapter".
-        config: of the model that it is to go on.
+        config: of the model that it is to continue.
         base: what the configuration calls that model.
         trust_remote_code: that model may run code of its own.
 

@@ -98,7 +98,7 @@ def load_adapter(model: Any, peft: PeftModel | None, adapter: str, name: str, *,
         peft: PEFT's wrapper of it; None where it has none yet.
         adapter: a hub id or folder that :func:`check_adapter` let pass.
         name: for the adapter in this model.
-        trained: whether it goes on training.
+        trained: whether it continues training.
 
     Raises:
         ValueError: the adapter is one of other layers, or brings weights of the base that differ from the model's.

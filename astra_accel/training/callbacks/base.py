@@ -1,4 +1,4 @@
-"""What is told of a run as it goes on, and may ask it to stop, save or evaluate.
+"""What is told of a run as it continues, and may ask it to stop, save or evaluate.
 
 Every process calls every callback, in the order in which the trainer holds them: its own first (``RunFolder``,
 ``Trackers``, ``Display``, ``KeepBest``), then those that were given or added. What a callback writes or shows it writes
@@ -30,7 +30,7 @@ class TrainerControl:
         should_training_stop: end after this training step, as a run ends: with a checkpoint of it where ``save_steps``
             is set, an evaluation where ``eval_steps`` is and the request is in time for one, the best weights, and
             ``tester/``. Asked for in ``on_train_begin``: before the first training step.
-        should_evaluate: evaluate behind this training step's updates. Then the request is forgotten.
+        should_evaluate: evaluate after this training step's updates. Then the request is forgotten.
         should_save: write a checkpoint of this training step. Then the request is forgotten.
     """
 
@@ -57,7 +57,7 @@ class TrainerCallback:
     """
 
     def on_train_begin(self, trainer: AccelTrainer) -> None:
-        """Training begins, or goes on from a checkpoint, which has been read; the output folder is there."""
+        """Training begins, or continues from a checkpoint, which has been read; the output folder is there."""
 
     def on_step_begin(self, trainer: AccelTrainer) -> None:
         """A training step begins; nothing of it is there yet."""

@@ -18,7 +18,7 @@ class EarlyStopping(TrainerCallback):
 
     One that is out of ``training.best_bounds`` is no better, whatever its value.
     The run ends as it would at its last training step, and with ``load_best_at_end`` with the best weights. A resumed
-    run goes on counting; one that had ended this way ends again, unless it is given more patience::
+    run continues counting; one that had ended this way ends again, unless it is given more patience::
 
         AccelTrainer(config, sampler, algorithm, callbacks=[EarlyStopping("response_score/mean", patience=3)])
 

@@ -19,7 +19,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class Trackers(TrainerCallback):
-    """Tells the accelerator's trackers of a run. Those that were begun before the run are left open behind it."""
+    """Tells the accelerator's trackers of a run. Those that were begun before the run are left open after it."""
 
     def __init__(self) -> None:
         self._begun = False

@@ -64,7 +64,7 @@ def load_checkpoint(training: Training, checkpoint: Path | WholeCheckpoint) -> T
     if training.replay is not None and has_replay(path):
         _load_replay(training.replay, path / REPLAY)
     own_states = path / random_file(engine.accelerator.process_index)
-    if own_states.exists():  # A run that goes on with more processes has none for the new ones.
+    if own_states.exists():  # A run that continues with more processes has none for the new ones.
         _restore_random_states(torch.load(own_states, weights_only=True))
     return read_state(path)
 

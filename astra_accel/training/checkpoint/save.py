@@ -1,4 +1,4 @@
-"""How a run writes its checkpoints: at once, or while training goes on.
+"""How a run writes its checkpoints: at once, or while training continues.
 
 Saving has three parts. A **snapshot** is what a process writes of the state, in memory of the host; all processes take
 it together. To **write** it, hash it and force it to disk is each process's own business, so a thread can do it. To
@@ -62,12 +62,12 @@ RESCUE_SECONDS = 10.0
 class CheckpointSaver:
     """Saves the checkpoints of a run and deletes old ones. All methods are for all processes together.
 
-    With ``config.async_save`` there is at most one checkpoint that is being written while training goes on.
+    With ``config.async_save`` there is at most one checkpoint that is being written while training continues.
 
     Args:
         accelerator: the processes.
         folder: of the checkpoints.
-        config: how many to keep, whether to write while training goes on, and what becomes of a run that can't.
+        config: how many to keep, whether to write while training continues, and what becomes of a run that can't.
         tell: called with the path of a checkpoint that has got its name.
         verify: raises where the folder is no longer this run's to write to; called before anything is written.
     """
@@ -86,14 +86,13 @@ class CheckpointSaver:
         self._pending: _Pending | None = None
 
     def save(self, training: Training, *, wait: bool = False) -> bool:
-        """Save the state as it is now; False if that failed and the run goes on without (``stop_if_unsaved``).
+        """Save the state as it is now; False if that failed and the run continues without (``stop_if_unsaved``).
 
-        Waits for the checkpoint before. Does not wait for this one, where it is written while training goes on, unless
-        asked to: it may fail yet, and :meth:`poll`, :meth:`settle` or the next call will say so.
+        Waits for the checkpoint before. Does not wait for this one, where it is written while training continues,
+        unless asked to: it may fail yet, and :meth:`poll`, :meth:`settle` or the next call will say so.
 
-        Raises:
-            UnsavedError: this checkpoint, or the one before, can't be written. Where another process's part can't, a
-                :class:`~.distributed.RankError`.
+        Raises: UnsavedError: this checkpoint, or the one before, can't be written. Where another process's part can't,
+        a :class:`~.distributed.RankError`.
         """
         self.settle()
         on_main(self.accelerator, self._verify)
@@ -135,7 +134,7 @@ class CheckpointSaver:
 
     @contextmanager
     def rescuing(self) -> Iterator[None]:
-        """A context for training, behind whose failure the checkpoint that is being written is published all the same.
+        """A context for training, after whose failure the checkpoint that is being written is published all the same.
 
         The processes don't talk here, since some may be gone. What cannot be published is told.
         """
@@ -159,7 +158,7 @@ class CheckpointSaver:
             logger.warning("the checkpoint of step %d is not complete: %s", pending.step, error)
 
     def _go_on_without(self, state: TrainerState, error: Exception, step: int | None = None) -> bool:
-        """False where the run goes on; the process that could not write says why on its screen. Else the error."""
+        """False where the run continues; the process that could not write says why on its screen. Else the error."""
         unsaved = isinstance(error, UnsavedError)
         if self.config.stop_if_unsaved or not any(gather_results(self.accelerator, lambda: unsaved)):
             raise error
@@ -214,7 +213,7 @@ def take_snapshot(training: Training, *, copied: bool) -> Snapshot:
 
     Args:
         training: the state.
-        copied: have nothing in the snapshot that training changes. Else it is to be written before training goes on.
+        copied: have nothing in the snapshot that training changes. Else it is to be written before training continues.
     """
     engine, accelerator = training.engine, training.engine.accelerator
     rank, num_writers = accelerator.process_index, accelerator.num_processes if engine.sharded else 1
@@ -267,7 +266,7 @@ def _main_files(training: Training, optimizer_state: Mapping[int, Any]) -> Snaps
         "param_groups": training.engine.optimizer_groups(),
         "rollout_state": getattr(training.system, "rollout_state", dict)(),
     }
-    small = copy.deepcopy(small)  # These are objects that training goes on with.
+    small = copy.deepcopy(small)  # These are objects that training continues with.
     optimizer = {"state": optimizer_state, "param_groups": small.pop("param_groups")}
     rollout_state = small.pop("rollout_state")
     return {

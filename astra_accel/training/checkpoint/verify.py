@@ -37,7 +37,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a folder that is whole (None: there is none), and why each newer one is not.
 
     Raises:
-        CheckpointFormatError: another version of the package can go on from it, and should.
+        CheckpointFormatError: another version of the package can continue from it, and should.
     """
     passed_over = []
     for path in reversed(named_checkpoints(folder)):

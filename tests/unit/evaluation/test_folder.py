@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a folder, and when it may go on there."""
+"""What an evaluation leaves in a folder, and when it may continue there."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ class TestCategories:
 
     @torch.no_grad()
     def listed(self, lister, *texts):
-        """What the model writes behind "unsafe": a plain forward for each token, no cache, no padding."""
+        """What the model writes after "unsafe": a plain forward for each token, no cache, no padding."""
         _, model, tokenizer = lister
         ids = rendered(lister, *texts) + tokenizer("unsafe", add_special_tokens=False).input_ids
         ids += tokenizer("\n", add_special_tokens=False).input_ids

@@ -1,4 +1,4 @@
-"""A replay is gone on with by what made it alone, and whoever resumes is told so before weights load."""
+"""A replay is continued by what made it alone, and whoever resumes is told so before weights load."""
 
 import pytest
 

@@ -60,7 +60,7 @@ class RewardTerm(ABC):
     - ``load_state(state)`` brings that back.
 
     Attributes:
-        name: of its column in ``rollouts/``, and behind ``reward/`` in ``metrics.jsonl``.
+        name: of its column in ``rollouts/``, and after ``reward/`` in ``metrics.jsonl``.
     """
 
     name: str

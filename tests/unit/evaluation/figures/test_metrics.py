@@ -1,6 +1,6 @@
 """The figures of a small evaluation, by hand.
 
-Two chains of two turns and a tree of one turn and two siblings behind it; the threshold is 0.5::
+Two chains of two turns and a tree of one turn and two siblings after it; the threshold is 0.5::
 
     episode   turn   query   score   held out   reward
     0         1      1       0.2     0.9        1

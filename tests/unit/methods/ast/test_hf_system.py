@@ -819,7 +819,7 @@ def no_end_in(folder: Path) -> Path:
 
 
 def test_a_turn_ends_where_the_template_ends_it(tmp_path, caplog):
-    """Every token is as likely as any, so that many would go on behind <|im_end|> (id 259)."""
+    """Every token is as likely as any, so that many would continue after <|im_end|> (id 259)."""
     folder = no_end_in(tmp_path / "base")
     with caplog.at_level(logging.WARNING, logger="astra_accel"):
         system = make(folder, folder, rollout=rollout(format="chat", tester={"max_new_tokens": 32}))

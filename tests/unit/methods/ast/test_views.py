@@ -267,7 +267,7 @@ def test_a_checked_prompt_can_be_answered(format):
 
 @pytest.mark.parametrize("format", ["raw", "chat"])
 def test_a_full_turn_must_leave_room_for_the_next_one(format: str):
-    """The limit at which a conversation of full turns just goes on is the limit at which it is let pass."""
+    """The limit at which a conversation of full turns just continues is the limit at which it is let pass."""
 
     def goes_on(limit: int) -> bool:
         both = views(format=format, context_limit=limit)

@@ -159,7 +159,7 @@ def test_what_contexts_share_is_read_once(model):
 def test_ended_rows_are_fed_no_more(model, expected):
     sampling, seeds, rows = expected
     fed = [num_rows for num_rows, _ in fed_by(model, CONTEXTS, seeds, sampling, end_ids=END_IDS)]
-    # After the contexts, step t feeds the rows that go on to a token t + 1.
+    # After the contexts, step t feeds the rows that continue to a token t + 1.
     assert fed[1:] == [sum(len(row) > step for row in rows) for step in range(1, max(map(len, rows)))]
 
 
@@ -193,7 +193,7 @@ def test_a_memory_holds_what_the_last_call_read(model):
 
 
 def test_what_rows_begin_with_is_held_once(model):
-    """Two prompts, one of 50 tokens, four rows each, then two more turns of which half the rows go on in pairs."""
+    """Two prompts, one of 50 tokens, four rows each, then two more turns of which half the rows continue in pairs."""
     prompts, sampling, memory = contexts_of([50, 20]), SamplingConfiguration(max_new_tokens=4), PrefixCache()
     contexts = [prompt for prompt in prompts for _ in range(4)]
     for _ in range(3):
@@ -210,7 +210,7 @@ def test_what_rows_begin_with_is_held_once(model):
 
 
 def test_the_prompt_that_contexts_of_a_turn_share_is_held_once(model):
-    """What a target hears first: a prompt with a probe behind it, other for each row."""
+    """What a target hears first: a prompt with a probe after it, other for each row."""
     (prompt, *probes), memory = contexts_of([50, 6, 6, 9]), PrefixCache()
     contexts, sampling = [(*prompt, *probe) for probe in probes], SamplingConfiguration(max_new_tokens=4)
     for _ in range(2):

@@ -50,7 +50,7 @@ def test_rows_change_places_with_two_uploads_however_many_layers(uploads: list[i
 
 
 def test_rows_take_the_states_of_their_paths_with_two_uploads(uploads: list[int]) -> None:
-    """Paths of unlike length: what stands behind the shorter one's end is seen by nobody."""
+    """Paths of unlike length: what stands after the shorter one's end is seen by nobody."""
     slots = KVBuffer(3, 4)
     key_HND = torch.randn(2, 6, 4)
     paths = Paths.of({2: [0, 1, 4], 0: [5]}, CPU)

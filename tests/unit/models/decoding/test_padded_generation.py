@@ -18,7 +18,7 @@ def test_padded_batches_are_for_all_but_recurrent_models(architecture):
 
 
 def test_a_model_that_keeps_the_states_of_rows_beside_the_cache_keeps_its_rows_in_their_batch():
-    """Its rows would go on with one another's as soon as one of them ends: log-probs were 0.7 nats off."""
+    """Its rows would continue with one another's as soon as one of them ends: log-probs were 0.7 nats off."""
     config = RecurrentGemmaConfig(
         vocab_size=96, hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=96, lru_width=48
     )

@@ -72,7 +72,7 @@ def test_flex_attention_gives_what_a_dense_mask_gives(rule: Rule) -> None:
 @pytest.mark.parametrize("window", [None, 7, 200])
 @pytest.mark.parametrize("make_pack", [check_pack, forest, lambda: pack_of(530)], ids=["check", "forest", "small"])
 def test_a_block_is_computed_where_somebody_sees_somebody(make_pack: Any, window: int | None) -> None:
-    """By torch's own, which looks at all pairs of nodes; a node behind the last sees itself alone."""
+    """By torch's own, which looks at all pairs of nodes; a node after the last sees itself alone."""
     pack = make_pack()
     num_nodes = len(pack.parents)
     size = -(-num_nodes // STEP) * STEP

@@ -30,7 +30,7 @@ class Wrong:
 
 
 def brother_seen(pack: Pack) -> Pack:
-    """A branch goes on from its sibling in place of their parent."""
+    """A branch continues from its sibling in place of their parent."""
     starts = [node for node, parent in enumerate(pack.parents) if 0 <= parent != node - 1]
     parents = list(pack.parents)
     parents[starts[-1]] = starts[-1] - 1

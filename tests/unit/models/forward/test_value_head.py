@@ -106,7 +106,7 @@ def test_weights_that_a_launch_hands_out_in_bf16_are_multiplied_in_float32():
 
 
 def test_a_head_is_as_wide_as_what_the_output_layer_gets():
-    """OPT-350m projects 1024 numbers to 512 behind its last layer."""
+    """OPT-350m projects 1024 numbers to 512 after its last layer."""
     model = build_output_layer("opt_350m")
     assert model.config.hidden_size == 48
     assert ValueHead(model).weight.shape == (24,)

@@ -162,7 +162,7 @@ class TestWandB:
         return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
     def records(self, data):
-        """W&B's messages, which lie in LevelDB's log format behind a header of 7 bytes."""
+        """W&B's messages, which lie in LevelDB's log format after a header of 7 bytes."""
         from wandb.proto.wandb_internal_pb2 import Record
 
         assert data[:4] == b":W&B"

@@ -297,7 +297,7 @@ def _ask(saver, how, training):
 
 
 def _save_both_ways(folder, kind):
-    """Save at once, and behind further updates; whether nothing had its name before all processes said so."""
+    """Save at once, and after further updates; whether nothing had its name before all processes said so."""
     training = build(launch_kind=kind)
     update(training, 2)
     save_checkpoint(training, folder / "at once")
@@ -320,7 +320,7 @@ def test_two_processes_write_the_same_bits_both_ways(tmp_path, kind):
 
 
 def _fail_on_process_1(folder):
-    """What each process learns of a disk that is full for process 1 alone, and whether the run can go on saving."""
+    """What each process learns of a disk that is full for process 1 alone, and whether the run can continue saving."""
     training = build()
     saver = saver_of(training, folder)
     write = saving.write_snapshot
