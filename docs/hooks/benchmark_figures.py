@@ -33,8 +33,10 @@ def _part(result: dict[str, Any]) -> str:
     )
 
 
-def _shown(value: float | str | dict[str, float]) -> str:
-    """A number, a number with its interval, or words."""
+def _shown(value: float | str | list[float] | dict[str, float]) -> str:
+    """A number, a number with its interval, several numbers, or words."""
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
     if isinstance(value, dict):
         interval = f" [{_shown(value['low'])}, {_shown(value['high'])}]" if value.get("low") is not None else ""
         return _shown(value["value"]) + interval

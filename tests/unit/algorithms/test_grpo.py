@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from astra_accel.algorithms.grpo import GRPO, RLOO, GRPOStep, group_advantages, mean_of, ratio_of
 from astra_accel.algorithms.policy import is_clipped
@@ -297,7 +298,9 @@ def trl_loss_and_gradient(trainer, **attributes) -> tuple[torch.Tensor, torch.Te
         # As TRL takes it from an engine's log-probs in its mode token_truncate, with a cap of 1.8.
         "importance_sampling_ratio": (given.old - given.behaviour).exp().clamp(max=1.8),
     }
-    loss = trainer._compute_loss(trainer.model.train(), inputs)
+    with own_accelerate_state():
+        Accelerator(cpu=True)  # of which TRL's asks how many processes there are
+        loss = trainer._compute_loss(trainer.model.train(), inputs)
     loss.backward()
     return loss.detach(), logprobs.grad
 

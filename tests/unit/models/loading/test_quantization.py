@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 
 from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, SamplingConfiguration
 from astra_accel.models.forward.capabilities import transformers_model
+from astra_accel.models.generators.local import LocalGenerator
 from astra_accel.models.layers.merged_adapter import merged_adapter
 from astra_accel.models.loading import quantization
 from astra_accel.models.loading.model_files import find_model
@@ -121,7 +122,7 @@ def test_a_rollout_goes_with_the_adapter_beside_the_layers():
     roles = load(model(), model())
     assert merged_adapter(roles.tester.model, TESTER_ADAPTER) is None
     plain = load(model(kind=None), model(kind=None))
-    plain.tester.model = in_plain_layers("llama", roles, adapted=True)
+    plain.tester.generator = LocalGenerator(in_plain_layers("llama", roles, adapted=True))
     sampling = SamplingConfiguration(max_new_tokens=8)
     seeds = [(number,) for number in range(len(CONTEXTS))]
     with roles.rolling_out():
