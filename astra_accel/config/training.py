@@ -99,7 +99,7 @@ class TrainingConfiguration(Section):
     """Episodes (prompts rolled out to trees) a training step, over all processes."""
     stop_at: dict[str, FiniteFloat] | None = None
     """End the run before `training_steps`, after a training step in which a figure of the reward (`reward/mean`,
-    `reward/<term>`, as in `metrics.jsonl`) reaches this value. `{reward/combined_score: 0.45}` trains each seed equally
+    `reward/<term>`, as in `metrics.jsonl`) reaches this value. `{reward/combined_score: 0.4}` trains each seed equally
     far, however many steps it takes. Training steps with few-shot examples don't count."""
 
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
