@@ -132,7 +132,7 @@ def test_greedy_is_the_generate_of_transformers(model):
 
 def fed_by(model, *arguments, **options) -> list[tuple[int, ...]]:
     """The shapes of the ids that the model is fed, once it has been checked at its first use."""
-    generate(model, *arguments, **options)
+    generate(model, *arguments, **{name: value for name, value in options.items() if name != "memory"})
     shapes = []
     hook = model.get_input_embeddings().register_forward_hook(
         lambda module, args, output: shapes.append(tuple(args[0].shape))
