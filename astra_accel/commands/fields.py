@@ -1,4 +1,4 @@
-"""What the models of `config.py` say of their fields, for files and completions that must not contradict them."""
+"""What the models of `config/` say of their fields, for files and completions that must not contradict them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration as YAML with what each field means, made of the models of `config.py`, which it can't contradict."""
+"""A configuration as YAML with what each field means, made of the models of `config/`, which it can't contradict."""
 
 from __future__ import annotations
 

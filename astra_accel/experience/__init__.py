@@ -1,1 +1,1 @@
-"""What training examples are made of, and which of them stay in use."""
+"""Collecting experiences (``collect``), giving out their micro-batches (``loader``), and the ``replay``."""

@@ -21,6 +21,17 @@ OFFLOADED = ("zero2_offload", "zero3_offload")
 LAUNCHES = ("ddp", *SHARDED)
 
 
+class Pretended:
+    """An accelerator of this process that says something else of itself."""
+
+    def __init__(self, **settings: Any) -> None:
+        vars(self).update(settings)
+        self._accelerator = Accelerator(cpu=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+
 def make_launch(kind: str, config: TrainingConfiguration) -> Accelerator:
     """The accelerator of a launch kind (one of ``LAUNCHES`` or ``OFFLOADED``) on the processes that there are."""
     if kind == "ddp":

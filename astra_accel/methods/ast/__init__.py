@@ -1,7 +1,7 @@
 """Adaptive stress testing (ASTPrompter, https://arxiv.org/abs/2407.09447).
 
 Follow a conversation through the files: ``transcript`` (what it is), ``format`` and ``views`` (what a model reads of
-it), ``system`` (the reward) and ``hf_system`` (with transformers models), ``sampler`` (the tree), ``evaluator``.
+it), ``system`` (the reward) and ``hf_system`` (with transformers models), ``sampler`` (the tree).
 """
 
 from __future__ import annotations

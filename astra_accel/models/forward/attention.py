@@ -127,7 +127,7 @@ def attention_part(
     """
     num_heads, num_queries = query_BHQD.shape[1:3]
     share = num_heads // key_BGKD.shape[1]
-    # Queries that lie in another order (few_rows.py) would keep the kernel from being the quick one.
+    # Queries that lie in another order (small_batch_linear.py) would keep the kernel from being the quick one.
     query_BGRD = query_BHQD.reshape(len(query_BHQD), -1, share * num_queries, query_BHQD.shape[-1]).contiguous()
     mask_B1RK = None
     if mask_BQK is not None:

@@ -8,17 +8,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed import accelerator as accelerator_module
 from astra_accel.distributed.accelerator import check_accelerator, launch_advice, make_accelerator
-
-
-class Pretended:
-    """An accelerator of this process that says something else of itself."""
-
-    def __init__(self, **settings):
-        vars(self).update(settings)
-        self._accelerator = Accelerator(cpu=True)
-
-    def __getattr__(self, name):
-        return getattr(self._accelerator, name)
+from tests.helpers.launches import Pretended
 
 
 class TestMakeAccelerator:

@@ -1,26 +1,15 @@
 """The part of ``distributed/collectives.py`` that one process can show."""
 
 import pytest
-from accelerate import Accelerator
 
 from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed import collectives
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import RankError, gather_results, on_main
+from tests.helpers.launches import Pretended
 
 
-class Pretended:
-    """An accelerator of this process that says something else of itself."""
-
-    def __init__(self, **settings):
-        vars(self).update(settings)
-        self._accelerator = Accelerator(cpu=True)
-
-    def __getattr__(self, name):
-        return getattr(self._accelerator, name)
-
-
-class TestOnEveryRank:
+class TestGatherResults:
     def others(self, monkeypatch, *outcomes):
         """Lets the exchange bring what the other processes would have sent."""
         sent = []

@@ -1,4 +1,4 @@
-"""Callbacks of a trainer, on one process (``training/callbacks/base.py``, ``callback_handler.py``)."""
+"""Callbacks of a trainer, on one process (``training/callbacks/base.py``)."""
 
 import json
 
