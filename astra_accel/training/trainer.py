@@ -316,6 +316,7 @@ class AccelTrainer:
             if known is None or known.path != checkpoint:
                 known = verify_together(self.accelerator, checkpoint)
             resume_from(self._run, known, self.saved_parts())
+            self._verified = None  # its files may change from here on
         elif automatic:
             self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run starts anew")
         if not resuming and config.replay is not None and config.replay.source is not None:
