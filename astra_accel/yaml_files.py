@@ -82,7 +82,10 @@ def _key(name: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats (``1e-4`` without a dot is a number), for which a name twice is an error."""
+    """SafeLoader with the scalars of YAML 1.2's core schema, for which a name twice is an error.
+
+    So ``1e-4`` is a number, ``no`` and ``2026-01-01`` are texts, and ``010`` is ten.
+    """
 
     def construct_null(self, node: yaml.ScalarNode) -> _Empty | None:
         """Tell what is left empty from ``null`` and ``~``."""
@@ -95,14 +98,20 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        """Decimal, or octal and hexadecimal after ``0o`` and ``0x``."""
+        return int(node.value, 0 if node.value[1:2].isalpha() else 10)
+
 
 _Loader.add_constructor("tag:yaml.org,2002:null", _Loader.construct_null)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes the strings which :class:`_Loader` takes for numbers (a revision ``1234e56``).
+    """SafeDumper that quotes whatever a reader might take for something else.
 
-    Unicode's own line breaks are escaped: as they are, they would be read back as spaces.
+    :class:`_Loader` would take a revision ``1234e56`` for a number, a reader of YAML 1.1 ``no`` for false. Unicode's own
+    line breaks are escaped: as they are, they would be read back as spaces.
     """
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
@@ -112,9 +121,18 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(str, _Dumper.represent_str)
 
+# https://yaml.org/spec/1.2.2/#1032-tag-resolution; an integer is tried before a float.
+_NUMBERS = {
+    "int": re.compile(r"^([-+]?\d+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    "float": re.compile(r"^([-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _pattern, _first in (
+    ("null", re.compile(r"^(null|Null|NULL|~|)$"), [*"nN~", ""]),
+    ("bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), [*"tTfF"]),
+    ("merge", re.compile(r"^<<$"), ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, _first)
 for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
-        list("-+0123456789."),
-    )
+    for _kind, _pattern in _NUMBERS.items():
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, [*"-+.0123456789"])

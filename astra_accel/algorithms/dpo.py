@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from astra_accel.algorithms.credit import Credit
 from astra_accel.algorithms.options import check_choice, check_positive, token_mask
 from astra_accel.core.algorithm import Algorithm, ReplayEntry
+from astra_accel.core.optional import CountsTokens, offers
 from astra_accel.core.sampler import Graph, Node, response_score
 from astra_accel.core.system import ActionT, StateT, System
 
@@ -217,11 +218,10 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
 
     def num_tokens(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> int | None:
         """Distinct tokens of both probes of all pairs, where the system can count them."""
-        count = getattr(self.system, "num_tokens", None)
-        if count is None:
+        if not offers(self.system, CountsTokens):
             return None
         batch = self.collate_fn(steps)
-        return count([*batch.prefixes] * 2, _probes(batch))
+        return self.system.num_tokens([*batch.prefixes] * 2, _probes(batch))
 
     def precompute(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> list[DPOStep[StateT, ActionT]]:
         """Add the baseline's log-probs, which stay the same over the epochs of an experience."""

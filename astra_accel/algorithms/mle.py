@@ -14,6 +14,7 @@ from astra_accel.algorithms.credit import Credit
 from astra_accel.algorithms.options import check_positive, token_mask
 from astra_accel.algorithms.trajectory_balance import TBStep
 from astra_accel.core.algorithm import Algorithm, ReplayEntry
+from astra_accel.core.optional import CountsTokens, HasBaseline, offers
 from astra_accel.core.sampler import Graph, response_score
 from astra_accel.core.system import ActionT, StateT, System
 
@@ -130,11 +131,12 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         if not steps:
             return []
         contexts, probes = [step.context for step in steps], [step.probe for step in steps]
-        of_baseline = getattr(self.system, "get_baseline_logprobs", None)
-        logprobs_BT = (of_baseline or self.system.get_tester_logprobs)(contexts, probes)
+        has_baseline = offers(self.system, HasBaseline)
+        logprobs = self.system.get_baseline_logprobs if has_baseline else self.system.get_tester_logprobs
+        logprobs_BT = logprobs(contexts, probes)
         num_tokens_B = token_mask(self.system, probes, logprobs_BT).sum(-1)
         means = (logprobs_BT.sum(-1) / num_tokens_B.clamp(min=1)).tolist()
-        fluencies = means if of_baseline is not None else [None] * len(steps)
+        fluencies = means if has_baseline else [None] * len(steps)
         return [
             replace(step, num_tokens=num_tokens, fluency=fluency)
             for step, num_tokens, fluency in zip(steps, num_tokens_B.tolist(), fluencies, strict=True)
@@ -170,8 +172,9 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
 
     def num_tokens(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> int | None:
         """Distinct tokens of the probes in their contexts, where the system can count them."""
-        count = getattr(self.system, "num_tokens", None)
-        return None if count is None else count([step.context for step in steps], [step.probe for step in steps])
+        if not offers(self.system, CountsTokens):
+            return None
+        return self.system.num_tokens([step.context for step in steps], [step.probe for step in steps])
 
     def replay_entry(self, step: MLEStep[StateT, ActionT]) -> ReplayEntry:
         """By what the probe earned."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from astra_accel.core.optional import num_probe_tokens
+
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ``ValueError`` for a name that is none of the choices."""
@@ -36,12 +38,7 @@ def check_fraction(name: str, value: float) -> None:
 def token_mask(system: Any, probes: Sequence[Any], logprobs_BT: torch.Tensor) -> torch.Tensor:
     """``[batch, tokens]`` bool: whether a place holds a token of its row's probe.
 
-    A system that has ``num_probe_tokens`` says how many each probe has. Of any other, the contract's zeros after the
-    last log-prob that is not 0 are padding: so a last token that is certain is taken for none, which leaves its
-    gradient of 0 out.
+    See :func:`~astra_accel.core.optional.num_probe_tokens`.
     """
-    count = getattr(system, "num_probe_tokens", None)
-    if count is None:
-        return (logprobs_BT != 0).flip(-1).cumsum(-1).flip(-1) > 0
-    num_tokens_B = torch.tensor(count(probes), device=logprobs_BT.device)
+    num_tokens_B = num_probe_tokens(system, probes, logprobs_BT)
     return torch.arange(logprobs_BT.shape[-1], device=logprobs_BT.device) < num_tokens_B[:, None]

@@ -28,6 +28,7 @@ import torch
 from astra_accel.algorithms.credit import Credit
 from astra_accel.algorithms.options import check_choice, check_fraction, check_not_negative, check_positive, token_mask
 from astra_accel.core.algorithm import Algorithm, Batch
+from astra_accel.core.optional import CountsProbeTokens, CountsTokens, HasBaseline, RecordsLogprobs, offers
 from astra_accel.core.system import ActionT, StateT, System
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -193,8 +194,9 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
 
     def num_tokens(self, steps: Sequence[StepT]) -> int | None:
         """Distinct tokens of the probes in their contexts, where the system can count them."""
-        count = getattr(self.system, "num_tokens", None)
-        return None if count is None else count([step.context for step in steps], [step.probe for step in steps])
+        if not offers(self.system, CountsTokens):
+            return None
+        return self.system.num_tokens([step.context for step in steps], [step.probe for step in steps])
 
     @torch.no_grad()
     def precompute(self, steps: Sequence[StepT]) -> list[StepT]:
@@ -220,12 +222,11 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
 
     def _ask_sampler(self, probes: Sequence[ActionT], num_tokens: Sequence[int]) -> Sequence[tuple[float, ...] | None]:
         """The log-probs of each probe's tokens as it was sampled; None where nobody knows."""
-        ask = getattr(self.system, "sampled_logprobs", None)
-        if ask is None:
+        if not offers(self.system, RecordsLogprobs):
             return [None] * len(probes)
-        rows = [None if row is None else tuple(row) for row in ask(probes)]
-        if not hasattr(self.system, "num_probe_tokens"):
-            # A last token that is certain is taken for padding: see `token_mask`.
+        rows = [None if row is None else tuple(row) for row in self.system.sampled_logprobs(probes)]
+        if not offers(self.system, CountsProbeTokens):
+            # A last token that is certain is taken for padding: see `num_probe_tokens`.
             rows = [row and row[:count] for row, count in zip(rows, num_tokens, strict=True)]
         for row, count, probe in zip(rows, num_tokens, probes, strict=True):
             if row is not None and len(row) != count:
@@ -254,7 +255,7 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
     def check_sampler(self, sampler: Any) -> None:
         """A KL needs a baseline."""
         system = getattr(sampler, "system", None)
-        if self.kl_coef and system is not None and not hasattr(system, "get_baseline_logprobs"):
+        if self.kl_coef and system is not None and not offers(system, HasBaseline):
             raise ValueError(
                 f"kl_coef is {self.kl_coef}, but {type(system).__name__} has no baseline (get_baseline_logprobs); "
                 f"expected kl_coef 0"

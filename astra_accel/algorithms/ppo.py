@@ -21,6 +21,7 @@ from astra_accel.algorithms.policy import (
     kl_estimate,
     pad_rows,
 )
+from astra_accel.core.optional import ReadsTester, offers
 from astra_accel.core.sampler import Graph, walk
 from astra_accel.core.system import ActionT, StateT, ValueFunctionSystem
 
@@ -305,7 +306,7 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
                 f"PPO needs a tester with a value head, but {type(system).__name__} has no method `value`; expected a "
                 f"ValueFunctionSystem, such as HFASTValueFunctionSystem"
             )
-        if self.entropy_coef and not hasattr(system, "read_tester"):
+        if self.entropy_coef and not offers(system, ReadsTester):
             raise ValueError(
                 f"entropy_coef is {self.entropy_coef}, but {type(system).__name__} tells no entropies (read_tester); "
                 f"expected 0"
@@ -315,9 +316,8 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
         self, contexts: Sequence[StateT], probes: Sequence[ActionT], names: Sequence[str]
     ) -> dict[str, torch.Tensor]:
         """What is asked for about each token of the probes, from one forward where the system can do that."""
-        read_tester = getattr(self.system, "read_tester", None)
-        if read_tester is not None:
-            return read_tester(contexts, probes, names)
+        if offers(self.system, ReadsTester):
+            return self.system.read_tester(contexts, probes, names)
         return {
             "logprobs": self.system.get_tester_logprobs(contexts, probes),
             "values": self.system.value(contexts, probes),

@@ -11,6 +11,7 @@ import torch
 from astra_accel.algorithms.credit import Credit
 from astra_accel.algorithms.options import check_positive, token_mask
 from astra_accel.core.algorithm import Algorithm, ReplayEntry
+from astra_accel.core.optional import CountsTokens, offers
 from astra_accel.core.sampler import Graph, response_score
 from astra_accel.core.system import ActionT, StateT, System
 
@@ -148,11 +149,10 @@ class TB(Algorithm[StateT, ActionT, TBStep, TBBatch]):
 
     def num_tokens(self, steps: Sequence[TBStep[StateT, ActionT]]) -> int | None:
         """Distinct tokens of the probes in their contexts, where the system can count them."""
-        count = getattr(self.system, "num_tokens", None)
-        if count is None:
+        if not offers(self.system, CountsTokens):
             return None
         batch = self.collate_fn(steps)
-        return count(batch.contexts, batch.probes)
+        return self.system.num_tokens(batch.contexts, batch.probes)
 
     def replay_entry(self, step: TBStep[StateT, ActionT]) -> ReplayEntry:
         """By the probe that earned most."""

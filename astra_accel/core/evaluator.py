@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
+from astra_accel.core.optional import EvaluatesMany, offers
 from astra_accel.core.sampler import Graph, Sampler
 from astra_accel.core.system import ActionT, StateT
 
@@ -63,5 +64,6 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
 
 def eval_rollouts(sampler: Sampler[StateT, ActionT], seeds: Sequence[Any]) -> Sequence[Graph[StateT, ActionT]]:
     """An evaluation graph for each seed, all at once where the sampler can."""
-    many = getattr(sampler, "eval_rollout_many", None)
-    return many(seeds) if many is not None else [sampler.eval_rollout(seed) for seed in seeds]
+    if offers(sampler, EvaluatesMany):
+        return sampler.eval_rollout_many(seeds)
+    return [sampler.eval_rollout(seed) for seed in seeds]

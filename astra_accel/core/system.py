@@ -23,17 +23,7 @@ class System(ABC, Generic[StateT, ActionT]):
     of each continuation given its context, **0 where a row has no token**, so that a sum over the last dimension
     is the log-probability of the continuation.
 
-    A system may have ``sampled_logprobs(probe)``, which returns for each probe the log-prob of each of its tokens as it
-    was when the tester sampled it, or None where nobody knows. They differ from :meth:`get_tester_logprobs` where the
-    tester samples in another precision, or elsewhere, than it is trained; policy gradients make up for that.
-
-    A system may have ``save_pretrained(folder)``, which writes the tester. Where a launch spreads the trained weights
-    over processes it gets a ``state_dict`` besides: those weights, whole, by the system's attributes (``tester.…``).
-
-    A system whose rollouts depend on earlier ones may also have ``observe(graphs, experience)``, which is told all
-    graphs of an experience and its number, on every process; ``rollout_state()``, which returns what it remembers, as
-    strings, numbers, tensors, lists and dicts of them; and ``load_rollout_state(state)``, which brings that back from
-    a checkpoint.
+    What a system may offer besides is in :mod:`astra_accel.core.optional`.
     """
 
     state_types: ClassVar[Sequence[type]] = ()
@@ -78,10 +68,6 @@ class ValueFunctionSystem(System[StateT, ActionT]):
     """A system whose tester also estimates values, for actor-critic algorithms.
 
     The value head's parameters belong to :meth:`parameters`.
-
-    It may also offer ``read_tester(context, continuation, names)``, which returns ``{name: [batch, tokens]}`` from one
-    pass over the tester, with gradient: ``logprobs``, ``values``, and ``entropies`` of the distributions that the
-    tokens were drawn from, each 0 where a row has no token.
     """
 
     @abstractmethod

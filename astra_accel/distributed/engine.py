@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.core.optional import SavesTester, offers
 from astra_accel.distributed.step_module import StepModule
 
 Named = tuple[str, torch.Tensor]
@@ -63,10 +64,9 @@ def check_saving(system: Any) -> None:
     Raises:
         ValueError: its ``save_pretrained`` takes no ``state_dict``.
     """
-    save_pretrained = getattr(system, "save_pretrained", None)
-    if save_pretrained is None:
+    if not offers(system, SavesTester):
         return
-    parameters = inspect.signature(save_pretrained).parameters.values()
+    parameters = inspect.signature(system.save_pretrained).parameters.values()
     if not any(one.name == "state_dict" or one.kind == one.VAR_KEYWORD for one in parameters):
         raise ValueError(
             f"the launch shards the weights over processes, but {type(system).__name__}.save_pretrained takes no "

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from astra_accel.core.optional import HasBaseline, offers
 from astra_accel.core.sampler import Graph, Node, walk
 from astra_accel.core.scorer import check_scores, response_categories, response_scores
 from astra_accel.evaluation.figures.metrics import (
@@ -54,7 +55,7 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
         columns[column(PROBE_SCORE, name)] = check_scores(scorer, probes, scorer.score(probes))
         columns[column(RESPONSE_SCORE, name)] = response_scores(scorer, probes, responses)
         columns |= category_columns(name, scorer, probes, responses)
-    if hasattr(system, "get_baseline_logprobs"):
+    if offers(system, HasBaseline):
         columns[PERPLEXITY] = baseline_perplexities(system, nodes)
     for name, values in columns.items():
         for row, value in zip(rows, values, strict=True):

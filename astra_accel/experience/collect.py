@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from astra_accel.core.evaluator import eval_rollouts
+from astra_accel.core.optional import (
+    ChoosesExamples,
+    CountsExperiences,
+    EvaluatesMany,
+    KeepsExamples,
+    ObservesExperiences,
+    Precomputes,
+    Prepares,
+    RollsOutMany,
+    offers,
+)
 from astra_accel.core.sampler import Graph, rewarded_trees
 from astra_accel.core.seeding import derive_seed, seeded
 from astra_accel.distributed.collectives import gather_results
@@ -87,25 +97,22 @@ class Harness:
             with naming_step(f"training step {index + 1}"):
                 return self._rollouts(episodes)
 
-        begin = getattr(self.sampler, "begin_experience", None)
-        if begin is not None:
-            begin(index)
+        if offers(self.sampler, CountsExperiences):
+            self.sampler.begin_experience(index)
         graphs = self.spread(self._episodes(index), rollouts)
         self._observe(graphs, index)
         by_graph = [
             [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
         ]
         by_graph = self._chosen(by_graph)
-        if getattr(self.algorithm, "precompute", None) is not None:
+        if offers(self.algorithm, Precomputes):
             by_graph = self.spread(by_graph, self._precompute)
-        keep = getattr(self.algorithm, "keep", None)
-        if keep is not None:
-            by_graph = [[step for step in steps if keep(step)] for steps in by_graph]
+        if offers(self.algorithm, KeepsExamples):
+            by_graph = [[step for step in steps if self.algorithm.keep(step)] for steps in by_graph]
         steps = [step for steps in by_graph for step in steps]
         trees = [number for number, steps in enumerate(by_graph) for _ in steps]
-        prepare = getattr(self.algorithm, "prepare", None)
-        if prepare is not None:
-            steps = list(prepare(steps))
+        if offers(self.algorithm, Prepares):
+            steps = list(self.algorithm.prepare(steps))
         # Whoever drops examples in `prepare` leaves nobody to say which tree the others are of.
         experience = Experience(index, graphs, steps, trees if len(trees) == len(steps) else range(len(steps)))
         return experience if self.replay is None else _with_replayed(experience, self.replay)
@@ -119,11 +126,10 @@ class Harness:
         if self.replay is None:
             raise ValueError("there is no replay to fill; expected a Harness with one")
         steps = self.replay.adopted(text)
-        if getattr(self.algorithm, "precompute", None) is not None:
+        if offers(self.algorithm, Precomputes):
             steps = [step for (step,) in self.spread([[step] for step in steps], self._precompute)]
-        prepare = getattr(self.algorithm, "prepare", None)
-        if prepare is not None:
-            steps = list(prepare(steps))
+        if offers(self.algorithm, Prepares):
+            steps = list(self.algorithm.prepare(steps))
         self.replay.begin_with(steps)
         return len(self.replay)
 
@@ -145,11 +151,13 @@ class Harness:
 
     def _observe(self, graphs: Sequence[Graph], index: int) -> None:
         """Tell the system of an experience; each process its own, and if one fails, all do."""
-        observe = getattr(getattr(self.sampler, "system", None), "observe", None)
-        if observe is not None and self.accelerator is not None:
-            gather_results(self.accelerator, lambda: observe(graphs, index))
-        elif observe is not None:
-            observe(graphs, index)
+        system = getattr(self.sampler, "system", None)
+        if not offers(system, ObservesExperiences):
+            return
+        if self.accelerator is None:
+            system.observe(graphs, index)
+        else:
+            gather_results(self.accelerator, lambda: system.observe(graphs, index))
 
     def spread(self, items: Sequence[Any], work: Any) -> list[Any]:
         """The results of ``work``, one an item, in order. All processes together; each gets all of them.
@@ -164,10 +172,9 @@ class Harness:
 
     def _chosen(self, by_graph: list[list[Any]]) -> list[list[Any]]:
         """The examples that are trained on, by graph. No process asks another: all decide alike."""
-        choose = getattr(self.algorithm, "choose", None)
-        if choose is None:
+        if not offers(self.algorithm, ChoosesExamples):
             return by_graph
-        answers = iter(_one_each([step for steps in by_graph for step in steps], choose))
+        answers = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.choose))
         return [[step for step in steps if next(answers)] for steps in by_graph]
 
     def _precompute(self, by_graph: Sequence[Sequence[Any]]) -> list[list[Any]]:
@@ -199,8 +206,8 @@ class Harness:
         if not episodes:
             return []
         seeds, prompt_seeds = map(list, zip(*episodes, strict=True))
-        many = getattr(self.sampler, "rollout_many", None)
-        if many is not None:
+        if offers(self.sampler, RollsOutMany):
+            many = self.sampler.rollout_many
             return many(seeds) if self._episodes_per_prompt == 1 else many(seeds, prompt_seeds)
         graphs = []
         for seed in seeds:
@@ -214,8 +221,8 @@ class Harness:
     def _eval_rollouts(self, seeds: Sequence[Any]) -> Sequence[Graph]:
         if not seeds:
             return []
-        if getattr(self.sampler, "eval_rollout_many", None) is not None:
-            return eval_rollouts(self.sampler, seeds)
+        if offers(self.sampler, EvaluatesMany):
+            return self.sampler.eval_rollout_many(seeds)
         graphs = []
         for seed in seeds:
             with seeded([seed if isinstance(seed, int) and seed >= 0 else 0]):

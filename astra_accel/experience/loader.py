@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from astra_accel.core.optional import CountsStepTokens, WeighsExamples, offers
 from astra_accel.core.sampler import Graph
 from astra_accel.core.seeding import derive_seed
 
@@ -211,7 +212,7 @@ class ExperienceLoader:
 
         Trees come in random order; the examples of each stay together, in their own order.
         """
-        weigh = getattr(self._algorithm, "weight", _one)
+        weigh = self._algorithm.weight if offers(self._algorithm, WeighsExamples) else _one
         generator = torch.Generator().manual_seed(derive_seed(self._seed, SHUFFLE_STREAM, experience.index, epoch))
         plan = plan_micro_steps(
             [weigh(step) for step in experience.steps],
@@ -284,8 +285,9 @@ class ExperienceLoader:
 
     def _num_tokens(self, examples: Sequence[int], experience: Experience) -> int | None:
         """How much a step on some examples reads; None if the algorithm can't tell."""
-        count = getattr(self._algorithm, "num_tokens", None)
-        return None if count is None else count([experience.steps[index] for index in examples])
+        if not offers(self._algorithm, CountsStepTokens):
+            return None
+        return self._algorithm.num_tokens([experience.steps[index] for index in examples])
 
     def _collate(self, items: Sequence[Example]) -> tuple[Any, float]:
         real = [item for item in items if item.step is not None] or [self._examples.items[0]._replace(loss_weight=0.0)]

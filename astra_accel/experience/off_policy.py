@@ -7,6 +7,7 @@ from typing import Any
 from astra_accel.algorithms import ALGORITHMS
 from astra_accel.config import ReplayConfiguration
 from astra_accel.core.algorithm import Algorithm
+from astra_accel.core.optional import ChecksSampler, offers
 from astra_accel.errors import ConfigurationError
 from astra_accel.lazy import load
 
@@ -24,9 +25,8 @@ def check_algorithm(algorithm: Any, sampler: Any, replay: ReplayConfiguration | 
         ConfigurationError: it learns on-policy, and there is a replay, or the tester is shown examples; or it does not
             tell what a replay goes by.
     """
-    check_sampler = getattr(algorithm, "check_sampler", None)
-    if check_sampler is not None:
-        check_sampler(sampler)
+    if offers(algorithm, ChecksSampler):
+        algorithm.check_sampler(sampler)
     if getattr(sampler, "few_shot", None) is not None:
         _check_off_policy(algorithm, "rollout.few_shot")
     if replay is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from astra_accel.config import ReplayConfiguration
+from astra_accel.core.optional import AdoptsExamples, offers
 from astra_accel.core.seeding import seed_sequence
 from astra_accel.errors import ConfigurationError
 from astra_accel.experience.codec import Codec
@@ -102,8 +103,10 @@ class Replay:
         Raises:
             ValueError: as :meth:`load`.
         """
-        adopt = getattr(self._algorithm, "adopt", lambda step: [step])
-        return [step for line in _lines(text) for step in adopt(self._adopted.decode(line["step"]))]
+        theirs = [self._adopted.decode(line["step"]) for line in _lines(text)]
+        if not offers(self._algorithm, AdoptsExamples):
+            return theirs
+        return [step for example in theirs for step in self._algorithm.adopt(example)]
 
     def begin_with(self, steps: Sequence[Any]) -> None:
         """Keep examples from before the first training step."""

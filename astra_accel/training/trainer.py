@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.core.evaluator import Evaluator
+from astra_accel.core.optional import ComputesMany, SavesTester, offers
 from astra_accel.distributed.accelerator import check_accelerator, launch_advice, make_accelerator
 from astra_accel.distributed.collectives import on_main, pop_wait_seconds, translate_collective_errors
 from astra_accel.distributed.engine import check_saving, make_engine
@@ -235,11 +236,10 @@ class AccelTrainer:
             seeds = given[: self.config.num_eval_episodes] if given else range(self.config.num_eval_episodes)
         with self.engine.unsharded_weights():
             graphs = self.harness.evaluate(list(seeds))
-            many = getattr(self.evaluator, "compute_metrics_many", None)
-            if many is None:
-                metrics = [self.evaluator.compute_metrics(graph) for graph in graphs]
+            if offers(self.evaluator, ComputesMany):
+                metrics = self.harness.spread(graphs, self.evaluator.compute_metrics_many)
             else:
-                metrics = self.harness.spread(graphs, many)
+                metrics = [self.evaluator.compute_metrics(graph) for graph in graphs]
         return self.evaluator.aggregate_metrics(metrics)
 
     def find_checkpoint(self, resume: str | Path | None) -> Path | None:
@@ -373,14 +373,12 @@ class AccelTrainer:
 
     def _write_tester(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
         """Write the tester, with these weights where it does not hold them whole itself."""
-        save_pretrained = getattr(self.harness.sampler.system, "save_pretrained", None)
+        system = self.harness.sampler.system
         path.mkdir(parents=True, exist_ok=True)
-        if save_pretrained is None:
-            save_file(self.engine.gathered_state() if weights is None else weights, path / checkpoints.WEIGHTS)
-        elif weights is None:
-            save_pretrained(path)
+        if offers(system, SavesTester):
+            system.save_pretrained(path, **({} if weights is None else {"state_dict": weights}))
         else:
-            save_pretrained(path, state_dict=weights)
+            save_file(self.engine.gathered_state() if weights is None else weights, path / checkpoints.WEIGHTS)
         figures = asdict(replace(self.state, callbacks=None, untrained=None, not_best=None))
         origin = Origin.of_run(self.config_yaml, figures, self.folder.path / METRICS)
         write_atomically(path / README, model_card(origin, weights_in(path)))

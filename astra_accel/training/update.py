@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.core.optional import StopsEarly, offers
 from astra_accel.distributed.collectives import on_main
 from astra_accel.errors import NonFiniteError
 from astra_accel.experience.loader import Experience, ExperienceLoader, MicroBatch
@@ -42,7 +43,7 @@ class Updater:
         callbacks: CallbackHandler,
     ) -> None:
         self._run, self._loader, self._learning_rate = run, loader, learning_rate
-        self._stop_early = getattr(algorithm, "stop_early", None)
+        self._stop_early = algorithm.stop_early if offers(algorithm, StopsEarly) else None
         self._callbacks = callbacks
 
     def update_on(self, experience: Experience) -> list[dict[str, Any]]:

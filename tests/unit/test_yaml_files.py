@@ -20,6 +20,7 @@ plain = st.recursive(
 
 @given(st.dictionaries(st.text(), plain, max_size=4))
 @example({"lr": 1e-4, "revision": "1234e56", "answer": "no", "empty": "", "date": "2024-01-01", "octal": "010"})
+@example({"a": "0o17", "b": "0x1F", "c": "12:30", "d": "1_000", "e": "<<", "f": float("inf"), "g": ".inf"})
 @example({"1e-4": {"null": ["1_000", ".5", "-3.", "~"]}})
 def test_what_is_written_is_read_back(tmp_path_factory, values):
     file = tmp_path_factory.mktemp("yaml") / "config.yaml"
@@ -33,6 +34,26 @@ def test_what_is_written_is_read_back(tmp_path_factory, values):
 def test_floats_without_a_dot_or_a_sign(tmp_path: Path, text: str, number: float) -> None:
     (tmp_path / "config.yaml").write_text(f"lr: {text}\n")
     assert read_yaml(tmp_path / "config.yaml") == {"lr": number}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        ("2026-01-01", "2026-01-01"),
+        ("12:30", "12:30"),
+        ("010", 10),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("-7", -7),
+        ("~", None),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: object) -> None:
+    (tmp_path / "config.yaml").write_text(f"a: {text}\n")
+    assert read_yaml(tmp_path / "config.yaml") == {"a": value}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from itertools import islice
 from statistics import fmean, median
 from typing import Any
 
+from astra_accel.core.optional import HasBaseline, offers
 from astra_accel.core.sampler import Graph, walk
 from astra_accel.core.scorer import check_scores
 from astra_accel.evaluation.figures.diversity import tokenize
@@ -54,7 +55,7 @@ def rows_of(names: Collection[str], graphs: Sequence[Graph], system: Any) -> lis
     probes = [str(node.probe) for node in nodes]
     columns: dict[str, Sequence[Any]] = {PROBE: probes}
     scorer = getattr(system, "scorer", None)
-    if MEDIAN_PERPLEXITY in names and nodes and hasattr(system, "get_baseline_logprobs"):
+    if MEDIAN_PERPLEXITY in names and nodes and offers(system, HasBaseline):
         columns[PERPLEXITY] = baseline_perplexities(system, nodes)
     if MEAN_PROBE_SCORE in names and nodes and scorer is not None:
         columns[PROBE_SCORE] = check_scores(scorer, probes, scorer.score(probes))

@@ -15,6 +15,14 @@ import numpy as np
 import torch
 
 from astra_accel.config import FewShotConfiguration
+from astra_accel.core.optional import (
+    ChecksPrompts,
+    KeepsCaches,
+    NamesRewardParts,
+    ShowsExamples,
+    StartsConversations,
+    offers,
+)
 from astra_accel.core.sampler import Graph, Node, Sampler
 from astra_accel.core.seeding import seed_sequence, seeded
 from astra_accel.methods.ast.system import ASTSystem
@@ -146,15 +154,14 @@ class ASTSampler(Sampler):
         return self._grow(prompts, streams, self.eval_width, self.eval_depth or self.tree_depth)
 
     def _grow(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]], width: int, depth: int) -> list[Graph]:
-        start = getattr(self.system, "start", lambda prompt: prompt)
-        graphs: list[Graph] = [Graph(start(prompt), [], seed[0]) for prompt, seed in zip(prompts, seeds, strict=True)]
+        states = map(self.system.start, prompts) if offers(self.system, StartsConversations) else prompts
+        graphs: list[Graph] = [Graph(state, [], seed[0]) for state, seed in zip(states, seeds, strict=True)]
         level = [
             _Branch(graph.context, seed, graph.children)  # type: ignore[arg-type]
             for graph, seed in zip(graphs, seeds, strict=True)
         ]
         if self._takes_seeds and level:
-            rolling_out = getattr(self.system, "rolling_out", None)
-            with nullcontext() if rolling_out is None else rolling_out(depth):
+            with self.system.rolling_out(depth) if offers(self.system, KeepsCaches) else nullcontext():
                 for _ in range(depth):
                     level = self._expand(level, width)
         else:
@@ -200,14 +207,13 @@ class ASTSampler(Sampler):
         ]
 
     def _rewards(self, states: Sequence[Any], probes: Sequence[Any], responses: Sequence[Any]) -> Sequence[dict]:
-        parts = getattr(self.system, "reward_parts", None)
-        if parts is not None:
-            return parts(states, probes, responses)
+        if offers(self.system, NamesRewardParts):
+            return self.system.reward_parts(states, probes, responses)
         rewards = self.system.reward(states, probes, responses)
         return [{"reward": None if reward is None else float(reward)} for reward in rewards]
 
     def _check_prompts(self) -> None:
-        check = getattr(self.system, "check_prompts", None)
+        check = self.system.check_prompts if offers(self.system, ChecksPrompts) else None
         depths = self.tree_depth, self.eval_depth or self.tree_depth
         for prompts, depth in zip((self.prompts, self.eval_prompts), depths, strict=True):
             if len(prompts) == 0:
@@ -218,7 +224,7 @@ class ASTSampler(Sampler):
             self._check_few_shot(self.few_shot, check)
 
     def _check_few_shot(self, few_shot: FewShotConfiguration, check: Callable[..., None] | None) -> None:
-        if not hasattr(self.system, "preceded"):
+        if not offers(self.system, ShowsExamples):
             raise ValueError(
                 f"few_shot is set, but {type(self.system).__name__} has no method preceded(context, text); expected "
                 f"null, or a system that can put a text before a context"

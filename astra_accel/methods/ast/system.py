@@ -8,6 +8,7 @@ from typing import Any, Self, cast
 import torch
 
 from astra_accel.config import NaturalnessModel, RewardConfiguration
+from astra_accel.core.optional import num_probe_tokens
 from astra_accel.core.sampler import Graph, walk
 from astra_accel.core.scorer import Scorer
 from astra_accel.core.system import ActionT, StateT, System
@@ -122,11 +123,13 @@ class ASTSystem(System[StateT, ActionT]):
     ) -> list[torch.Tensor]:
         """The log-prob of each token of what each probe says under a model, ``[tokens]`` a probe, on the CPU.
 
-        By default the log-probs that are not the contract's padding of 0. A system that knows how many tokens there
-        are should say so: the log-prob of a token that is certain is 0 too.
+        By default all that :meth:`get_target_logprobs` or the baseline's gives, as many as :func:`num_probe_tokens`
+        says.
         """
         logprobs = self.get_target_logprobs if model == "target" else self.get_baseline_logprobs
-        return [row[row != 0] for row in logprobs(context, probe).cpu()]
+        logprobs_BT = logprobs(context, probe).cpu()
+        num_tokens = num_probe_tokens(self, probe, logprobs_BT).tolist()
+        return [row[:count] for row, count in zip(logprobs_BT, num_tokens, strict=True)]
 
 
 ASTProblem = ASTSystem

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from astra_accel.core.optional import HasRolloutState, offers
 from astra_accel.distributed.engine import Engine
 from astra_accel.experience.replay import Replay
 from astra_accel.training.checkpoint.layout import (
@@ -58,9 +59,8 @@ def load_checkpoint(training: Training, checkpoint: Path | WholeCheckpoint) -> T
     scaler = engine.accelerator.scaler
     if scaler is not None and saved["scaler"] is not None:
         scaler.load_state_dict(saved["scaler"])
-    load_rollout_state = getattr(training.system, "load_rollout_state", None)
-    if load_rollout_state is not None and (path / ROLLOUT_STATE).exists():
-        load_rollout_state(torch.load(path / ROLLOUT_STATE, map_location="cpu", weights_only=True))
+    if offers(training.system, HasRolloutState) and (path / ROLLOUT_STATE).exists():
+        training.system.load_rollout_state(torch.load(path / ROLLOUT_STATE, map_location="cpu", weights_only=True))
     if training.replay is not None and has_replay(path):
         _load_replay(training.replay, path / REPLAY)
     own_states = path / random_file(engine.accelerator.process_index)

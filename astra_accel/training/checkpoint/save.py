@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.core.optional import HasRolloutState, offers
 from astra_accel.distributed.collectives import RankError, gather_results, on_main
 from astra_accel.files.atomic import sha256, sync
 from astra_accel.files.run_lock import LockLostError
@@ -264,7 +265,7 @@ def _main_files(training: Training, optimizer_state: Mapping[int, Any]) -> Snaps
         "learning_rate": training.learning_rate.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "param_groups": training.engine.optimizer_groups(),
-        "rollout_state": getattr(training.system, "rollout_state", dict)(),
+        "rollout_state": training.system.rollout_state() if offers(training.system, HasRolloutState) else {},
     }
     small = copy.deepcopy(small)  # These are objects that training continues with.
     optimizer = {"state": optimizer_state, "param_groups": small.pop("param_groups")}

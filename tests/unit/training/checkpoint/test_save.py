@@ -275,6 +275,9 @@ class Remembering:
     def rollout_state(self):
         return self.memory
 
+    def load_rollout_state(self, state):
+        self.memory = state
+
 
 def hashes(path):
     return {name: file["sha256"] for name, file in json.loads((path / "manifest.json").read_text())["files"].items()}
