@@ -110,8 +110,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes whatever a reader might take for something else.
 
-    :class:`_Loader` would take a revision ``1234e56`` for a number, a reader of YAML 1.1 ``no`` for false. Unicode's own
-    line breaks are escaped: as they are, they would be read back as spaces.
+    :class:`_Loader` would take a revision ``1234e56`` for a number, a reader of YAML 1.1 ``no`` for false. Unicode line
+    breaks are escaped: as they are, they would be read back as spaces.
     """
 
     def represent_str(self, data: str) -> yaml.ScalarNode:

@@ -49,8 +49,8 @@ def complete_parser() -> argparse.ArgumentParser:
     import shtab
 
     from astra_accel.cli import build_parser
-    from astra_accel.commands.fields import all_fields
     from astra_accel.config import RunConfiguration
+    from astra_accel.config.fields import all_fields
 
     parser = build_parser()
     for command in subcommands(parser).values():

@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel
 
 from astra_accel.algorithms import ALGORITHMS
-from astra_accel.commands.fields import choices_of
 from astra_accel.config import Named, RunConfiguration, section_of
+from astra_accel.config.fields import choices_of
 from astra_accel.lazy import load
 from astra_accel.scorers import SCORERS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import (
@@ -32,6 +33,21 @@ class ModelConfiguration(Section):
     quantization: Quantization | None = None
     """Load the weights in 4 bits with bitsandbytes, nf4 (QLoRA) or fp4, and compute in `dtype`. Not for a tester
     trained in full."""
+
+    @classmethod
+    def of(cls, model: str | Path | ModelConfiguration | None, name: str) -> ModelConfiguration:
+        """A model that a program gives by its id, its folder or all its fields; None is the default.
+
+        Raises:
+            TypeError: it is something else; ``name`` is what the message calls it.
+        """
+        if model is None:
+            return cls()
+        if isinstance(model, ModelConfiguration):
+            return model
+        if isinstance(model, str | Path):
+            return cls(path=str(model))
+        raise TypeError(f"{name} is a {type(model).__name__}; expected a hub id, a folder or a ModelConfiguration")
 
 
 class LoRAConfiguration(Section):

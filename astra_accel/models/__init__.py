@@ -1,5 +1,5 @@
 """Language models: the roles on one base, generation, log-probabilities, and the models that ship."""
 
-from astra_accel.models.loading.kernel_notice import keep_back
+from astra_accel.models.kernel_notice import keep_back
 
 keep_back()  # ahead of every module here that imports PEFT

@@ -100,3 +100,8 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
     metrics["empty_probes"] = sum(not str(node.probe) for node in nodes)
     metrics["empty_responses"] = sum(not str(node.response) for node in nodes)
     return {**metrics, **experience.figures}
+
+
+def mean_reward(experience: Experience) -> float:
+    """The mean reward of an experience's probes; nan where there is none, as 0 may be progress."""
+    return experience_metrics(experience).get("reward/mean", math.nan)

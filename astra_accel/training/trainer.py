@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -42,7 +41,7 @@ from astra_accel.training.checkpoint.layout import TrainerState, Training
 from astra_accel.training.checkpoint.save import CheckpointSaver
 from astra_accel.training.checkpoint.verify import WholeCheckpoint, newest_together, verify_together
 from astra_accel.training.config_text import config_yaml
-from astra_accel.training.metrics import Stopwatch, experience_metrics, speed_figures
+from astra_accel.training.metrics import Stopwatch, experience_metrics, mean_reward, speed_figures
 from astra_accel.training.optim import LearningRate, build_optimizer
 from astra_accel.training.preemption import Preemption
 from astra_accel.training.prompt_digests import digests_of, prompts_of
@@ -218,7 +217,7 @@ class AccelTrainer:
                 with self.stopwatch.phase("update") if experience.steps else nullcontext():
                     records = self._updater.update_on(experience)
                 self.state.step += 1
-                self.learning_rate.advance(_mean_reward(experience))
+                self.learning_rate.advance(mean_reward(experience))
                 self._after_step(experience, records)
 
     @property
@@ -398,7 +397,3 @@ def _replay(config: TrainingConfiguration, algorithm: Any, evaluator: Any) -> Re
     if config.replay is None:
         return None
     return Replay(config.replay, algorithm, config.seed, threshold=getattr(evaluator, "threshold", 0.5))
-
-
-def _mean_reward(experience: Experience) -> float:
-    return experience_metrics(experience).get("reward/mean", math.nan)  # not 0, which may be progress

@@ -95,6 +95,9 @@ def bca_interval(
     ``a`` the acceleration of the jackknife, the tail's end is the quantile of the resamples at
     ``Phi(b + (b + z) / (1 - a (b + z)))``.
 
+    ``scipy.stats.bootstrap`` gives the same, which a test holds it to. It isn't used because its quantiles lie between
+    two resamples, which is nan where one is infinite, and because it draws anew for each statistic.
+
     Args:
         value: of the statistic on the sample.
         resampled_R: on each resample.

@@ -1,11 +1,7 @@
-"""How a conversation becomes the token ids that a model reads.
-
-A format renders; a view of it adds whose eyes it is seen with and how much fits.
-"""
+"""How a conversation becomes the token ids that a model reads; how much of it fits is a view's matter (``views``)."""
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,11 +10,9 @@ from typing import Any, NamedTuple
 from astra_accel.methods.ast.chat_template import Answer, ChatTemplate, name_of
 from astra_accel.methods.ast.message_slot import MessageSlot, common_end, encode_rendered
 from astra_accel.methods.ast.text_codec import Ids, TextCodec, encode_text, num_common
-from astra_accel.methods.ast.transcript import Reader, Segment, SegmentRole, Transcript, joined_text
+from astra_accel.methods.ast.transcript import Reader, Segment, SegmentRole, joined_text
 
-logger = logging.getLogger(__name__)
-
-__all__ = ["ChatFormat", "Format", "RawFormat", "View", "encode_text"]
+__all__ = ["ChatFormat", "Format", "RawFormat", "encode_text"]
 
 ANY_TOKEN = -1
 """Stands for any token, where all that matters of a turn is its length."""
@@ -351,57 +345,6 @@ class ChatFormat(Format):
 
 def _joined(segments: Sequence[Segment], reader: Reader) -> Ids:
     return sum((segment.ids(reader) for segment in segments), ())
-
-
-class View:
-    """A conversation as one of the models reads it, never longer than fits.
-
-    Args:
-        format: renders it.
-        reader: whose ids and whose perspective.
-        limit: tokens of context and new text together.
-    """
-
-    def __init__(self, format: Format, reader: Reader, limit: int) -> None:
-        self.format = format
-        self.reader = reader
-        self.limit = limit
-        self._said_dropping = False
-
-    def own_turn(self, transcript: Transcript, num_new: int) -> Ids:
-        """The ids before the reader's own next turn of up to ``num_new`` tokens.
-
-        Whole units drop from the beginning until it fits.
-
-        Raises:
-            ValueError: not even the newest unit fits.
-        """
-        return self._fit(transcript, num_new, ended=True)
-
-    def other_turn(self, transcript: Transcript, num_new: int) -> Ids:
-        """The ids before the other side's next turn, as the reader sees it being said."""
-        return self._fit(transcript + _NOTHING_YET, num_new, ended=False)
-
-    def _fit(self, transcript: Transcript, num_new: int, ended: bool) -> Ids:
-        units = self.format.units(transcript.segments, self.reader)
-        for dropped in range(len(units)):
-            ids = self.format.join(units[dropped:], ended=ended)
-            if len(ids) + num_new <= self.limit:
-                if dropped and not self._said_dropping:
-                    self._said_dropping = True
-                    logger.info(
-                        "The %s's context of %d tokens is full: the oldest turns of long conversations are dropped.",
-                        self.reader,
-                        self.limit,
-                    )
-                return ids
-        raise ValueError(
-            f"the {self.reader}'s context holds {self.limit} tokens, but the newest part of the conversation takes "
-            f"{len(ids)} and {num_new} are to follow: {str(transcript)[-80:]!r}"
-        )
-
-
-_NOTHING_YET = Segment("probe", "", (), ())
 
 
 def _leading_specials(tokenizer: Any) -> Ids:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from astra_accel.methods.ast.transcript import Segment, Transcript, joined_text
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.decoding.generation import Generated
 from astra_accel.models.decoding.prefill import ScoreRequest
-from astra_accel.models.decoding.token_sampling import NonFiniteLogitsError, Seed, check_finite
+from astra_accel.models.decoding.token_sampling import Seed, check_finite, naming_role
 from astra_accel.models.forward.capabilities import transformers_model
 from astra_accel.models.forward.prefix_tree import num_distinct_tokens
 from astra_accel.models.layers.activation_checkpointing import checkpointed_layers
@@ -96,9 +96,9 @@ class HFASTSystem(ASTSystem[Any, Any]):
             terms=terms,
         )
         files = find_roles(
-            _model(tester_model_id, "tester_model_id"),
-            _model(target_model_id, "target_model_id"),
-            None if baseline_model_id is None else _model(baseline_model_id, "baseline_model_id"),
+            ModelConfiguration.of(tester_model_id, "tester_model_id"),
+            ModelConfiguration.of(target_model_id, "target_model_id"),
+            None if baseline_model_id is None else ModelConfiguration.of(baseline_model_id, "baseline_model_id"),
             lora,
         )
         self._load(files, rollout, compute, device, seed)
@@ -149,7 +149,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
             self._check_packing()
         elif compute.packing == "auto":
             # Found out here, since later the weights may be spread over processes that are not all at this point.
-            with _naming_role("tester"):
+            with naming_role("tester"):
                 can_pack(transformers_model(self.roles.tester.model))
         if compute.activation_checkpointing and not checkpointed_layers(self.tester):
             raise ValueError(
@@ -160,7 +160,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         for name in ("tester", "target", "baseline"):
             role: LanguageModel = getattr(self.roles, name)
             try:
-                with _naming_role(name):
+                with naming_role(name):
                     can_pack(transformers_model(role.model), required=True)
             except ValueError as error:
                 raise ValueError(f"compute.packing is prefix_tree, but the {name}'s {error}; use auto") from error
@@ -221,7 +221,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         sampling = self.rollout_config.tester
         states = [self._state(state) for state in prompt]
         contexts = [self.views.tester.own_turn(state, sampling.max_new_tokens) for state in states]
-        with _naming_role("tester", states):
+        with naming_role("tester", turns_of(states)):
             sampled = self._generate(self.roles.tester, contexts, sampling, seeds, stream=TESTER_STREAM)
         end_ids = self.roles.tester.files.end_ids
         return [
@@ -236,8 +236,10 @@ class HFASTSystem(ASTSystem[Any, Any]):
         states = [self._state(state) for state in prompt]
         contexts = [self.views.target.own_turn(state, sampling.max_new_tokens) for state in states]
         in_rollout = self.roles.in_rollout
-        scored = [self._heard(*pair) for pair in zip(states, contexts, strict=True)] if in_rollout else None
-        with _naming_role("target", states):
+        scored = (
+            [self.views.score_request(*pair) for pair in zip(states, contexts, strict=True)] if in_rollout else None
+        )
+        with naming_role("target", turns_of(states)):
             sampled = self._generate(self.roles.target, contexts, sampling, seeds, stream=TARGET_STREAM, scored=scored)
         end_ids = self.roles.target.files.end_ids
         return [
@@ -301,7 +303,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
             NonFiniteLogitsError: the model's logits hold nan or inf.
         """
         probes = self._probes(context, probe)
-        with _naming_role(model, [self._state(state) + item for state, item in zip(context, probes, strict=True)]):
+        asked = [self._state(state) + item for state, item in zip(context, probes, strict=True)]
+        with naming_role(model, turns_of(asked)):
             rows = self._content_logprobs(context, probes, model)
             for row in rows:
                 check_finite(row.tolist())
@@ -354,20 +357,6 @@ class HFASTSystem(ASTSystem[Any, Any]):
         room = self.rollout_config.tester.max_new_tokens
         return [self.views.tester.own_turn(self._state(state), room) for state in context]
 
-    def _heard(self, state: Transcript, context: tuple[int, ...]) -> ScoreRequest:
-        """The probe that a state ends with, in the context that the target reads it in; nothing if it is another.
-
-        Where tester and target share their tokens, the end of the probe's turn is asked for too: the baseline may be
-        the same model, and then has to say nothing any more.
-        """
-        *before, probe = state.segments
-        start = self.views.target.other_turn(Transcript(tuple(before), state.separator), len(probe.target_ids))
-        if not before or context[: len(start) + len(probe.target_ids)] != start + probe.target_ids:
-            return ScoreRequest(len(context), ())
-        shared = probe.target_ids == probe.tester_ids and self.views.shared_tokenizer
-        shared = shared and self.views.target_rows.has(probe.sampled_ids)
-        return ScoreRequest(len(start), probe.sampled_ids if shared else probe.target_ids)
-
     def _generate(
         self,
         role: LanguageModel,
@@ -393,33 +382,12 @@ class HFASTSystem(ASTSystem[Any, Any]):
         return self.views.segment("probe", probe, state) if isinstance(probe, str) else probe
 
 
+def turns_of(states: Sequence[Transcript]) -> list[int]:
+    """In which turns conversations are, the first being 1."""
+    return sorted({1 + (len(state.segments) - 1) // 2 for state in states})
+
+
 def within(state_dict: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """The part of a system's weights that is one attribute's, by the names that they have in it."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
-
-
-@contextmanager
-def _naming_role(role: str, states: Sequence[Transcript] = ()) -> Iterator[None]:
-    """Say of logits that are not finite whose they are, in which turn of which conversations, and what may help."""
-    try:
-        yield
-    except NonFiniteLogitsError as error:
-        turns = sorted({1 + (len(state.segments) - 1) // 2 for state in states})
-        when = f" in turn {' or '.join(map(str, turns))} of a rollout" if turns else ""
-        cause = "overflowed in training" if role == "tester" else "are damaged"
-        remedy = "a lower training.lr, a training.max_grad_norm" if role == "tester" else "whole files"
-        raise NonFiniteLogitsError(
-            f"the {role}'s {error}{when}: its weights {cause}, or its precision can't hold what it "
-            f"computes. Try {remedy}, or {role}.dtype bfloat16 or float32 in place of float16"
-        ) from error
-
-
-def _model(model: str | Path | ModelConfiguration | None, name: str) -> ModelConfiguration:
-    if model is None:
-        return ModelConfiguration()
-    if isinstance(model, ModelConfiguration):
-        return model
-    if isinstance(model, str | Path):
-        return ModelConfiguration(path=str(model))
-    raise TypeError(f"{name} is a {type(model).__name__}; expected a hub id, a folder or a ModelConfiguration")

@@ -8,15 +8,66 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from astra_accel.config import RolloutConfiguration
-from astra_accel.methods.ast.format import ANY_TOKEN, ChatFormat, Format, RawFormat, View
+from astra_accel.methods.ast.format import ANY_TOKEN, ChatFormat, Format, RawFormat
 from astra_accel.methods.ast.readable import EVERY_ROW, Rows
-from astra_accel.methods.ast.transcript import Segment, SegmentRole, Transcript
+from astra_accel.methods.ast.text_codec import Ids
+from astra_accel.methods.ast.transcript import Reader, Segment, SegmentRole, Transcript
+from astra_accel.models.decoding.prefill import ScoreRequest
 from astra_accel.models.loading.model_files import ModelFiles
 from astra_accel.models.roles import RoleFiles
 
 logger = logging.getLogger(__name__)
 
 UNLIMITED = 2**31
+_NOTHING_YET = Segment("probe", "", (), ())
+
+
+class View:
+    """A conversation as one of the models reads it, never longer than fits.
+
+    Args:
+        format: renders it.
+        reader: whose ids and whose perspective.
+        limit: tokens of context and new text together.
+    """
+
+    def __init__(self, format: Format, reader: Reader, limit: int) -> None:
+        self.format = format
+        self.reader = reader
+        self.limit = limit
+        self._said_dropping = False
+
+    def own_turn(self, transcript: Transcript, num_new: int) -> Ids:
+        """The ids before the reader's own next turn of up to ``num_new`` tokens.
+
+        Whole units drop from the beginning until it fits.
+
+        Raises:
+            ValueError: not even the newest unit fits.
+        """
+        return self._fit(transcript, num_new, ended=True)
+
+    def other_turn(self, transcript: Transcript, num_new: int) -> Ids:
+        """The ids before the other side's next turn, as the reader sees it being said."""
+        return self._fit(transcript + _NOTHING_YET, num_new, ended=False)
+
+    def _fit(self, transcript: Transcript, num_new: int, ended: bool) -> Ids:
+        units = self.format.units(transcript.segments, self.reader)
+        for dropped in range(len(units)):
+            ids = self.format.join(units[dropped:], ended=ended)
+            if len(ids) + num_new <= self.limit:
+                if dropped and not self._said_dropping:
+                    self._said_dropping = True
+                    logger.info(
+                        "The %s's context of %d tokens is full: the oldest turns of long conversations are dropped.",
+                        self.reader,
+                        self.limit,
+                    )
+                return ids
+        raise ValueError(
+            f"the {self.reader}'s context holds {self.limit} tokens, but the newest part of the conversation takes "
+            f"{len(ids)} and {num_new} are to follow: {str(transcript)[-80:]!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -132,6 +183,20 @@ class Views:
         places = range(len(ids) - len(said), -1, -1) if probe.thinking else ()
         start = next((place for place in places if ids[place : place + len(said)] == said), None)
         return slice(len(ids)) if start is None else slice(start, start + len(said))
+
+    def score_request(self, state: Transcript, context: tuple[int, ...]) -> ScoreRequest:
+        """What to score while the target reads a state: the probe at its end, if it has the context it was heard in.
+
+        Where tester and target share their tokens, it asks for the end of the probe's turn too: the baseline may be the
+        same model, and then need not run.
+        """
+        *before, probe = state.segments
+        start = self.target.other_turn(Transcript(tuple(before), state.separator), len(probe.target_ids))
+        if not before or context[: len(start) + len(probe.target_ids)] != start + probe.target_ids:
+            return ScoreRequest(len(context), ())
+        shared = probe.target_ids == probe.tester_ids and self.shared_tokenizer
+        shared = shared and self.target_rows.has(probe.sampled_ids)
+        return ScoreRequest(len(start), probe.sampled_ids if shared else probe.target_ids)
 
     def _sampled(
         self,

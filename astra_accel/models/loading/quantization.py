@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from astra_accel.config import ModelConfiguration
-from astra_accel.models.loading.kernel_notice import NOTICE
+from astra_accel.models.kernel_notice import NOTICE
 
 
 def check_quantization(model: ModelConfiguration, role: str, config: Any) -> None:

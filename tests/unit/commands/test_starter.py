@@ -5,9 +5,9 @@ import yaml
 
 from astra_accel.algorithms import ALGORITHMS, build_algorithm
 from astra_accel.cli import main
-from astra_accel.commands.fields import all_fields
 from astra_accel.commands.starter import USUAL, starter
 from astra_accel.config import RunConfiguration
+from astra_accel.config.fields import all_fields
 from astra_accel.lazy import load
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from astra_accel.methods.ast.chat_template import ChatTemplate
-from astra_accel.methods.ast.format import ChatFormat, View
+from astra_accel.methods.ast.format import ChatFormat
 from astra_accel.methods.ast.transcript import Segment, Transcript
+from astra_accel.methods.ast.views import View
 from tests.helpers import templates
 from tests.helpers.tokenizer_kinds import TOKENIZERS
 from tests.helpers.views import views_of

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_accel.methods.ast.format import ChatFormat, RawFormat, View, encode_text
+from astra_accel.methods.ast.format import ChatFormat, RawFormat, encode_text
 from astra_accel.methods.ast.transcript import Segment, Transcript
+from astra_accel.methods.ast.views import View
 from astra_accel.models.loading.tiny import build_tiny
 
 TOKENIZERS = {architecture: build_tiny(architecture)[1] for architecture in ("llama", "gpt2", "qwen2")}

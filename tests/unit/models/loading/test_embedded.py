@@ -281,7 +281,9 @@ def test_of_two_processes_one_builds_and_the_other_waits(steps, cache):
 
 
 def test_the_conversion_ends_with_the_process_that_started_it():
-    code = "from astra_accel.models.loading.embedded import _exit_with_parent as watch; import threading, time\n"
+    code = (
+        "from astra_accel.models.loading.embedded_conversion import exit_with_parent as watch; import threading, time\n"
+    )
     watching = start_python(code + "print('ready', flush=True); watch()")
     assert watching.stdout.readline() == "ready\n"
     assert watching.poll() is None

@@ -1,4 +1,4 @@
-"""What the models of `config/` say of their fields, for files and completions that must not contradict them."""
+"""What configurations say of their fields, for files and completions that must not contradict them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from astra_accel.config import Named, section_of
+from astra_accel.config.run import section_of
+from astra_accel.config.section import Named
 
 
 def choices_of(model: type[BaseModel], name: str) -> tuple[str, ...]:

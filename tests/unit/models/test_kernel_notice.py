@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from astra_accel.models.loading.kernel_notice import BEGINNING, LOGGER, KernelNotice
+from astra_accel.models.kernel_notice import BEGINNING, LOGGER, KernelNotice
 
 
 @pytest.fixture
