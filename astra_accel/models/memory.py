@@ -1,12 +1,14 @@
-"""Memory of the host: what was freed is given back to the system, what a device needs is sent without waiting."""
+"""Memory: how much is free, giving back what was freed, and sending to a device without waiting."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -38,6 +40,13 @@ def return_freed_memory(device: torch.device) -> None:
     trim = _malloc_trim() if device.type == "cpu" else None
     if trim is not None:
         trim(0)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on a device; on a CPU its part of what all processes of the host may."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @cache

@@ -18,7 +18,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer, ParamWrapper
 
-HALVES = (torch.bfloat16, torch.float16)
+from astra_accel.models.forward.capabilities import HALVES
 
 
 def fuse_adapters(model: Any) -> None:

@@ -9,6 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from astra_accel.models.decoding.generation import carries
+from astra_accel.models.forward import capabilities
 from astra_accel.models.forward.capabilities import (
     UnsupportedModelError,
     assert_same,
@@ -17,6 +19,7 @@ from astra_accel.models.forward.capabilities import (
     supports,
     transformers_model,
 )
+from astra_accel.models.logprobs import can_pack
 from tests.helpers.architectures import build
 
 
@@ -166,3 +169,63 @@ def test_limits_of_many_kinds_are_short_in_a_check(config_name, sizes, limits):
     assert seen == {name: (limit, limit) for name, limit in limits.items()}
     for name, value in sizes.items():
         assert (getattr(model.config, name), getattr(layer, name)) == (value, value)
+
+
+# --- Models of 16 bits --------------------------------------------------------------------------------------
+
+
+class Types:
+    """Notes the type that it is run in, and finds a difference of log-probs there, or none."""
+
+    def __init__(self, **differences: float) -> None:
+        self.differences = {getattr(torch, name): value for name, value in differences.items()}
+        self.seen: list[torch.dtype] = []
+
+    def __call__(self, model: torch.nn.Module) -> None:
+        self.seen.append(model.dtype)
+        expected = torch.tensor([-1.0])
+        assert_same([expected + self.differences.get(model.dtype, 0.0)], [expected], model.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_checked_in_float32_first_and_left_as_they_were(dtype):
+    model, check = build("llama").to(dtype), Types()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert supports(model, "juggling", check, "balls fall")
+    assert check.seen == [torch.float32, dtype]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.dtype == dtype
+
+
+def test_what_is_wrong_by_less_than_sixteen_bits_round_is_found(caplog):
+    """Positions that are one too many change log-probs of a real model by a twentieth."""
+    model, check = build("llama").bfloat16(), Types(float32=0.05, bfloat16=0.05)
+    assert not supports(model, "juggling", check, "balls fall")
+    assert "log-probs differ by 5.0e-02" in caplog.text
+
+
+@pytest.mark.parametrize(("difference", "is_right"), [(0.3, True), (0.6, False)])
+def test_rounding_to_sixteen_bits_is_no_reason_and_an_operation_that_is_wrong_in_them_is(difference, is_right):
+    assert supports(build("llama").bfloat16(), "juggling", Types(bfloat16=difference), "balls fall") == is_right
+
+
+def test_without_room_for_float32_sixteen_bits_are_checked_alone(monkeypatch):
+    monkeypatch.setattr(capabilities, "free_memory", lambda device: 0)
+    check = Types(bfloat16=0.05)
+    assert supports(build("llama").bfloat16(), "juggling", check, "balls fall")
+    assert check.seen == [torch.bfloat16]
+    assert not supports(build("llama").bfloat16(), "juggling", Types(bfloat16=0.3), "balls fall")
+
+
+def test_an_error_in_float32_leaves_the_weights_as_they_were():
+    model = build("llama").bfloat16()
+    with pytest.raises(torch.OutOfMemoryError):
+        supports(model, "juggling", Check(torch.OutOfMemoryError("full")), "balls fall")
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
+def test_a_model_of_sixteen_bits_can_do_what_it_can_in_float32(name):
+    model = build(name).bfloat16()
+    assert can_pack(model)
+    assert carries(model)
