@@ -24,7 +24,7 @@ class ModelConfiguration(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Dtype = "auto"
-    """Type of the weights. auto: float32 on a CPU and for a tester trained in full, otherwise the checkpoint's own."""
+    """Type of the weights. auto: what `compute.dtype` says."""
     trust_remote_code: bool = False
     """Let the model and its tokenizer run their own Python code, which some need. It runs on every process with all
     your permissions: read it first."""
@@ -73,6 +73,10 @@ class LoRAConfiguration(Section):
 class ComputeConfiguration(Section):
     """Speed and memory. The values stay the same, except for rounding."""
 
+    dtype: Dtype = "auto"
+    """Type of the weights of every model whose own `dtype` is auto. auto: on a CPU bfloat16 if the processor computes
+    in it, else float32; on a GPU the checkpoint's own. A tester that is trained in full is float32, and so is its
+    baseline on a CPU. The run's config.yaml has what auto came to. float32: machines agree to rounding."""
     packing: Literal["auto", "prefix_tree", "none"] = "auto"
     """prefix_tree: log-probs read each distinct prefix of a batch once. none: each sequence. auto: once, if exact."""
     token_budget: Count = 768

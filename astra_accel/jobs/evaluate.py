@@ -27,6 +27,7 @@ from astra_accel.files.atomic import README
 from astra_accel.files.folders import check_writable
 from astra_accel.files.run_folder import TESTER
 from astra_accel.files.run_lock import RunLock
+from astra_accel.jobs.dtypes import settle_dtype
 from astra_accel.jobs.train import USER_ERRORS, Prompts, build_sampler, check_models, mistake
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
@@ -34,6 +35,7 @@ from astra_accel.overrides import joined
 from astra_accel.paths import user_path
 from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.evaluated import update_card
+from astra_accel.training.config_text import flat
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_evaluator(
-    config: RunConfiguration, tester: Path | None, accelerator: Accelerator, prompts: Prompts
+    config: RunConfiguration,
+    tester: Path | None,
+    accelerator: Accelerator,
+    prompts: Prompts,
+    *,
+    of_run: bool = False,
 ) -> ASTEvaluator:
     """The evaluator of a tester's folder (None: of the untrained tester), on the test prompts.
 
     Mistakes are found before weights load.
+
+    Args:
+        config: of the evaluation.
+        tester: the folder.
+        accelerator: the processes.
+        prompts: of the configuration.
+        of_run: whether the configuration is that of the run which trained the tester.
 
     Raises:
         ConfigurationError, FileNotFoundError, ValueError, ImportError: something does not fit; names it.
@@ -79,7 +93,9 @@ def build_evaluator(
     for name, scorer in config.evaluation.scorers.items():
         check_scorer(scorer.name, scorer.options, f"evaluation.scorers.{name}")
     evaluated = with_tester(config, tester)
+    before = flat(config.to_yaml()) if of_run else None
     files = check_models(evaluated, prompts)
+    evaluated = settle_dtype(evaluated, files, accelerator, before)
     scorers = {
         name: build_scorer(scorer.name, **{"device": accelerator.device, **scorer.options})
         for name, scorer in config.evaluation.scorers.items()
@@ -127,7 +143,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             accelerator = _accelerator(config)
             lock = stack.enter_context(holding(accelerator, RunLock(folder, FIELD)))
             on_main(accelerator, lambda: check_writable(folder, FIELD, FILES))
-            evaluator = build_evaluator(config, tester, accelerator, prompts)
+            evaluator = build_evaluator(config, tester, accelerator, prompts, of_run=known.config is None)
         except USER_ERRORS as error:
             return mistake(error)
         metrics = evaluator.evaluate_to(

@@ -25,6 +25,7 @@ from astra_accel.evaluation.figures.dev_figures import DEV_FIGURES, SELF_BLEU, c
 from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.files.run_folder import CHECKPOINTS, OutputFolderError, check_output_dir, check_place
 from astra_accel.files.run_lock import RunLock
+from astra_accel.jobs.dtypes import settle_dtype
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.hf_system import HFASTSystem
 from astra_accel.methods.ast.sampler import ASTSampler
@@ -37,8 +38,9 @@ from astra_accel.paths import expanded
 from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.push import check_push
 from astra_accel.training.callbacks.stop_at import check_stop_at
-from astra_accel.training.checkpoint.layout import CheckpointError
+from astra_accel.training.checkpoint.layout import CheckpointError, read_config
 from astra_accel.training.checkpoint.verify import WholeCheckpoint, listed_files, newest_together, verify_together
+from astra_accel.training.config_text import flat
 from astra_accel.training.optim import check_schedule
 from astra_accel.training.prompt_digests import digests_of
 from astra_accel.training.replay_source import check_source
@@ -177,11 +179,14 @@ def build_trainer(
     if source is not None and checkpoint is None:
         on_main(accelerator, lambda: check_source(source, algorithm, to_yaml(config)))
     prompts = Prompts(config)
+    before = None if checkpoint is None else flat(read_config(checkpoint))
+    files = check_models(config, prompts)
+    config = settle_dtype(config, files, accelerator, before)
     if checkpoint is not None:
         on_main(accelerator, lambda: check_bounds_known(checkpoint, config.training.best_bounds))
         digests, allowed = digests_of(prompts.by_name()), config.training.allow_changed_prompts
         on_main(accelerator, lambda: changes_since(checkpoint, to_yaml(config), digests, allowed))
-    sampler = build_sampler(config, accelerator.device, prompts)
+    sampler = build_sampler(config, accelerator.device, prompts, files)
     algorithm = build_algorithm(config.algorithm.name, sampler.system, **config.algorithm.options)
     evaluator = ASTEvaluator(sampler, seeds=prompts.dev or None, figures=figures_among(config.training.watched_metrics))
     trainer = AccelTrainer(

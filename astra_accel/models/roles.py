@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from astra_accel.models.loading.adapter_files import check_adapter_files
 from astra_accel.models.loading.adapter_targets import new_adapter_config
 from astra_accel.models.loading.embedding_rows import configured_rows, embedding_rows
 from astra_accel.models.loading.model_files import ModelFiles, check_lora_targets, find_model, same_tokenizer
+from astra_accel.models.loading.precision import computes_in_bf16, is_wide
 from astra_accel.models.loading.quantization import check_device, check_quantization
 from astra_accel.models.loading.saved_adapters import load_adapter, peft_asks_by_old_names, share_a_base
 from astra_accel.models.loading.text_forward import freeze_unreached
@@ -159,6 +160,36 @@ def _check_ends(tester: ModelFiles, baseline: ModelFiles) -> None:
         )
 
 
+def auto_dtype(files: RoleFiles, device: torch.device | str) -> str:
+    """What ``compute.dtype: auto`` comes to: "bfloat16" or "float32", or "auto" for each checkpoint's own.
+
+    On a CPU that computes in bfloat16 it is that, unless there is nothing to gain: a model is narrow, or of 4 bits,
+    which are computed in float32 there.
+    """
+    if torch.device(device).type != "cpu":
+        return "auto"
+    models = [(getattr(files, role).config, model) for role, model in files.configurations.items()]
+    gains = all(is_wide(config) and model.quantization is None for config, model in models)
+    return "bfloat16" if gains and computes_in_bf16() else "float32"
+
+
+def _dtypes(files: RoleFiles, device: torch.device | str, compute: ComputeConfiguration) -> RoleFiles:
+    """The same with a type for each role that left it open; "auto" is the checkpoint's own."""
+    default = auto_dtype(files, device) if compute.dtype == "auto" else compute.dtype
+    tester = files.configurations["tester"]
+    dtypes = dict.fromkeys(files.configurations, default)
+    if files.lora is None and tester.adapter is None:
+        # An optimizer's steps get lost in 16 bits; and a tester is compared with its baseline token by token.
+        dtypes["tester"] = "float32"
+        if torch.device(device).type == "cpu":
+            dtypes["baseline"] = "float32"
+    configurations = {
+        role: model.model_copy(update={"dtype": dtypes[role]}) if model.dtype == "auto" else model
+        for role, model in files.configurations.items()
+    }
+    return replace(files, configurations=configurations)
+
+
 def load_roles(
     files: RoleFiles,
     device: torch.device | str,
@@ -169,12 +200,13 @@ def load_roles(
     Raises:
         ValueError: a model is to be quantised, which the device can't compute with, or lacks weights.
     """
+    files = _dtypes(files, device, compute)
     for role, model in files.configurations.items():
         check_device(model.quantization, role, device)
     tester = files.configurations["tester"]
     trained_in_full = files.lora is None and tester.adapter is None
     bases: list[_Base] = []
-    base = _load_base(files.tester, tester, device, in_full=trained_in_full)
+    base = _load_base(files.tester, tester, device)
     if trained_in_full:
         base.train_all()
     else:
@@ -183,7 +215,7 @@ def load_roles(
     frozen = {}
     for role in ("baseline", "target"):
         model = files.configurations[role]
-        shared = next((one for one in bases if one.takes(model, device)), None)
+        shared = next((one for one in bases if one.takes(model)), None)
         if shared is None:
             shared = _load_base(getattr(files, role), model, device)
             bases.append(shared)
@@ -240,9 +272,9 @@ class _Base:
         idle = _copied(_chosen(self.peft.state_dict(), self._freeze_unreached(self.peft)))
         self.at_rest = lambda: idle
 
-    def takes(self, model: ModelConfiguration, device: torch.device | str) -> bool:
+    def takes(self, model: ModelConfiguration) -> bool:
         """Whether a frozen role is this base with its adapters off, or with one more on."""
-        if self.key != _key(model, device):
+        if self.key != _key(model):
             return False
         if model.adapter is None or model.adapter in self.adapters or self.peft is None:
             return True
@@ -302,21 +334,14 @@ def _copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def _load_base(
-    files: ModelFiles, model: ModelConfiguration, device: torch.device | str, in_full: bool = False
-) -> _Base:
-    return _Base(files.load(_dtype(model, device, in_full), device, model.quantization), files, _key(model, device))
-
-
-def _dtype(model: ModelConfiguration, device: torch.device | str, in_full: bool) -> torch.dtype | str:
-    if model.dtype != "auto":
-        return getattr(torch, model.dtype)
-    return torch.float32 if in_full or torch.device(device).type == "cpu" else "auto"
+def _load_base(files: ModelFiles, model: ModelConfiguration, device: torch.device | str) -> _Base:
+    dtype = "auto" if model.dtype == "auto" else getattr(torch, model.dtype)
+    return _Base(files.load(dtype, device, model.quantization), files, _key(model))
 
 
 def _source(model: ModelConfiguration) -> tuple[str, str | None, bool]:
     return (model.path, model.revision, model.trust_remote_code)
 
 
-def _key(model: ModelConfiguration, device: torch.device | str) -> tuple[Any, ...]:
-    return (*_source(model), model.quantization, _dtype(model, device, in_full=False))
+def _key(model: ModelConfiguration) -> tuple[Any, ...]:
+    return (*_source(model), model.quantization, model.dtype)

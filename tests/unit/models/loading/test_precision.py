@@ -1,0 +1,30 @@
+"""Where bfloat16 is faster, on processors of either kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, PreTrainedConfig
+
+from astra_accel.models.loading.precision import MIN_WIDTH, computes_in_bf16, is_wide
+
+INSTRUCTIONS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+@pytest.mark.parametrize("instruction", [*INSTRUCTIONS, None])
+def test_it_takes_one_kind_of_instructions(instruction: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in INSTRUCTIONS:
+        monkeypatch.setattr(torch.cpu, name, lambda found=name == instruction: found)
+    assert computes_in_bf16() == (instruction is not None)
+
+
+def test_a_torch_that_can_not_tell_does_not_compute_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in INSTRUCTIONS:
+        monkeypatch.delattr(torch.cpu, name)
+    assert not computes_in_bf16()
+
+
+def test_a_narrow_model_gains_nothing_nor_does_one_that_has_no_width() -> None:
+    assert is_wide(LlamaConfig(hidden_size=MIN_WIDTH))
+    assert not is_wide(LlamaConfig(hidden_size=MIN_WIDTH - 32))
+    assert not is_wide(PreTrainedConfig())
