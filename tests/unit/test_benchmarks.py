@@ -392,3 +392,18 @@ def test_the_benchmark_of_reports_writes_the_size_and_its_times(tmp_path, monkey
     assert result["figures"]["nodes"] == 2 * 3 * (2 + 4)
     assert 0.01 < result["figures"]["size of the page, MB"] < 1
     assert set(result["medians"]) == {"written", "written again"}
+
+
+def test_the_benchmark_of_precisions_divides_the_first_by_the_others(tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "tester: {path: tiny}\ntarget: {path: tiny}\ntraining: {num_episodes_per_experience: 2, batch_size: 2}\n"
+        "rollout: {tree_width: 2, tree_depth: 1, tester: {max_new_tokens: 2}, target: {max_new_tokens: 2}}\n"
+    )
+    options = ["--config", str(config), "--repeats", "1", "--results", str(tmp_path)]
+    result = script("precision").main(options)
+    assert result["options"]["config"] == "tiny.yaml"
+    for name in ("with examples", "without", "peak memory, GB"):
+        found = [result["medians"][f"{dtype}, {name}"] for dtype in ("float32", "bfloat16")]
+        assert min(found) > 0
+        assert result["ratios"][f"float32 / bfloat16, {name}"] == found[0] / found[1]
