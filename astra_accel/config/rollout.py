@@ -73,14 +73,22 @@ class RolloutConfiguration(Section):
     """The target's system message, with format chat. None: as the template says."""
     context_limit: Count | None = None
     """Most tokens of context and new text; the oldest turns are dropped beyond. None: the model's own limit."""
-    batch_rows: Count = 64
-    """Conversations that a process generates for at once."""
+    batch_rows: Count | None = None
+    """Conversations that a process generates for at once. null: 256 on a CPU, 64 on a GPU, whose memory caches fill."""
     tester: SamplingConfiguration = SamplingConfiguration()
     """How to sample probes."""
     target: SamplingConfiguration = SamplingConfiguration()
     """How to sample responses."""
     few_shot: FewShotConfiguration | None = None
     """Examples that the tester sees in its first training steps. None: no examples."""
+
+    def rows_on(self, device_type: str) -> int:
+        """``batch_rows``, or its default on a device.
+
+        On two cores of an AMD EPYC a rollout of 160 rows took 1.3 times as long in batches of 64 as in one
+        (SmolLM2-135M in bfloat16; 1.2 times in float32), and one batch took 180 MB more.
+        """
+        return self.batch_rows or (256 if device_type == "cpu" else 64)
 
     @model_validator(mode="after")
     def _check_instructions(self) -> RolloutConfiguration:

@@ -68,7 +68,7 @@ def test_the_examples_fit_the_gpus_that_they_name(name: str, base: float, gpu: f
     turn = config.rollout.tester.max_new_tokens + config.rollout.target.max_new_tokens
     width, depth = config.rollout.tree_width, config.rollout.tree_depth
     kept = config.training.num_episodes_per_experience * width ** (depth - 1) * (depth - 1) * turn
-    rollout = (2 * kept + config.rollout.batch_rows * depth * turn) * CACHE
+    rollout = (2 * kept + config.rollout.rows_on("cuda") * depth * turn) * CACHE
     update = config.compute.token_budget * SAVED
     figures = [f"{figure / 1e9:.0f} GB" for figure in (held, rollout, update, gpu)]
     (line,) = (line for line in GUIDE.splitlines() if line.startswith(f"| [{name}]"))

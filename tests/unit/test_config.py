@@ -484,3 +484,11 @@ class TestShippedFiles:
         assert defaults.use_cpu
         assert arguments.num_processes == int(path.stem.removeprefix("cpu_"))
         assert arguments.num_cpu_threads_per_process == defaults.mpirun_config["num_cpu_threads_per_process"]
+
+
+def test_rows_of_a_batch_are_more_on_a_cpu_unless_they_are_given():
+    assert (RolloutConfiguration().rows_on("cpu"), RolloutConfiguration().rows_on("cuda")) == (256, 64)
+    assert (RolloutConfiguration(batch_rows=7).rows_on("cpu"), RolloutConfiguration(batch_rows=7).rows_on("cuda")) == (
+        7,
+        7,
+    )

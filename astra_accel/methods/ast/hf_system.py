@@ -370,7 +370,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
         if seeds is None:
             seeds = [(int(number),) for number in torch.randint(2**62, (len(contexts),))]
         seeds = [(*seed, stream) for seed in seeds]
-        return role.generate(contexts, seeds, sampling, self.rollout_config.batch_rows, scored)
+        batch_rows = self.rollout_config.rows_on(role.model.device.type)
+        return role.generate(contexts, seeds, sampling, batch_rows, scored)
 
     def _state(self, state: Transcript | str) -> Transcript:
         return self.start(state) if isinstance(state, str) else state
