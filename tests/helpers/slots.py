@@ -26,7 +26,7 @@ class Rudeness(Scorer):
         return [text.count("rude") / max(len(text.split()), 1) for text in texts]
 
 
-class KVBuffer(ASTSystem[str, str]):
+class Slots(ASTSystem[str, str]):
     """A tester that chooses each of the words of a probe by itself, and a target that repeats the probe.
 
     Args:
@@ -73,9 +73,9 @@ def train_slots(
     resume: Path | None = None,
     width: int = 4,
     **settings: Any,
-) -> KVBuffer:
+) -> Slots:
     """Train the slots with DPO on the processes that there are; the system afterwards."""
-    system = KVBuffer(terms)
+    system = Slots(terms)
     sampler = ASTSampler(system, ["It is late.", "He was here."], tree_width=width, tree_depth=1)
     config = TrainingConfiguration(**{"output_dir": output_dir, "lr": 0.1, "sample_steps": None} | settings)
     AccelTrainer(config, sampler, DPO(system)).train(resume)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,11 +173,11 @@ def test_a_launch_that_would_split_them(monkeypatch):
     files = find_roles(model(), model(), None, LORA)
     monkeypatch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match=r"tester\.quantization is 'nf4', but the launch is DeepSpeed ZeRO-3"):
-        load_roles(SimpleNamespace(configurations=files.configurations), "cpu")
+        load_roles(files, "cpu")
 
 
 def test_a_device_that_has_no_kernels(monkeypatch):
     monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"cuda", "cpu"})
     files = find_roles(model(kind=None), model(), None, LORA)
     with pytest.raises(ValueError, match=r"target\.quantization .* on mps here; expected one of cpu, cuda"):
-        load_roles(SimpleNamespace(configurations=files.configurations), "mps")
+        load_roles(files, "mps")
