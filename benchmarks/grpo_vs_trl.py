@@ -94,7 +94,7 @@ class GRPO:
         config = self._system.rollout_config
         seeds = [(self._num_steps, row) for row in range(self._batch)]
         with self._system.rolling_out():
-            rows = self._system.roles.tester.generate(contexts, seeds, config.tester, config.batch_rows)
+            rows = self._system.roles.tester.generate(contexts, seeds, config.tester, config.rows_on(device().type))
         return [row.ids for row in rows]
 
 

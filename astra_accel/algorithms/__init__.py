@@ -1,6 +1,6 @@
-"""The algorithms, one file a family. :data:`ALGORITHMS` names them for configurations.
+"""The algorithms, one file per family. :data:`ALGORITHMS` lists their names for configurations.
 
-Light to import: the classes themselves load when they are asked for.
+Light to import: the classes load on first access.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["ALGORITHMS", "CTB", "DPO", "GRPO", "IPO", "MLE", "PPO", "RLOO", "TB"
 
 
 def build_algorithm(name: str, system: System | None, **options: Any) -> Algorithm:
-    """The algorithm of that name for a system; unknown names and options are ``ValueError``."""
+    """Build the named algorithm for a system; an unknown name or option raises ``ValueError``."""
     return load_named(ALGORITHMS, name, "algorithm", options)(system, **options)
 
 

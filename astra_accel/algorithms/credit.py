@@ -1,4 +1,4 @@
-"""Credit: what a probe is held responsible for, of what followed it in the tree."""
+"""Credit: how much of the later rewards in the tree counts towards a probe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Path = tuple[int, ...]
 
 
 class Credit:
-    """The return of a node: its reward, and what its subtree earned, discounted turn by turn.
+    """Computes the return of a node: its reward plus what its subtree earned, discounted per turn.
 
     With ``r`` the reward of a node, ``d`` the discount and ``c`` its children::
 
@@ -29,14 +29,14 @@ class Credit:
     A tree of rewards, with ``d = 0.5``::
 
         1 ─┬─ 4          mean: 1 + 0.5 * (4 + 3) / 2 = 2.75
-           └─ 2 ── 2     max: 1 + 0.5 * 4 = 3, where the lower child has 2 + 0.5 * 2 = 3
+           └─ 2 ── 2     max: 1 + 0.5 * 4 = 3; the lower child has 2 + 0.5 * 2 = 3
 
     Args:
         kind: one of :data:`KINDS`.
-        discount: of what a child's return counts.
+        discount: the factor on a child's return.
 
     Raises:
-        ValueError: no such kind; a discount that is not from 0 to 1, or one for immediate rewards.
+        ValueError: the kind is unknown, the discount is not from 0 to 1, or it is not 1 with immediate rewards.
     """
 
     def __init__(self, kind: str = "immediate", discount: float = 1.0) -> None:
@@ -48,26 +48,26 @@ class Credit:
         self.discount = discount
 
     def returns(self, graph: Graph) -> dict[Path, float | None]:
-        """The return of each node by its path; None where its reward is missing.
+        """The return of each node by its path; None if its reward is missing.
 
         Raises:
-            ValueError: a reward is not finite; or a branch is to be drawn, and the graph has no seed.
+            ValueError: a reward is not finite, or a branch has to be drawn and the graph has no seed.
         """
         totals = self._accumulate(self.rewards(graph), self.successors(graph))
         return {path: total for (path, _), total in zip(walk(graph), totals, strict=True)}
 
     def rewards(self, graph: Graph) -> list[float | None]:
-        """The reward of each node in the order of ``walk``; None where it is missing.
+        """The reward of each node in the order of ``walk``; None if missing.
 
         Raises:
-            ValueError: one is not finite; names its path.
+            ValueError: a reward is not finite; the message names its path.
         """
         return [_reward(node, path) for path, node in walk(graph)]
 
     def siblings(self, graph: Graph) -> Iterator[list[tuple[Node, float]]]:
         """The children of the graph and of each node, in the order of ``walk``, with their returns.
 
-        Those whose reward is missing are left out.
+        Nodes without a reward are left out.
         """
         returns = self.returns(graph)
         for path, children in [((), graph.children), *((path, node.children) for path, node in walk(graph))]:
@@ -75,19 +75,19 @@ class Credit:
             yield [(node, value) for node, value in zip(children, values, strict=True) if value is not None]
 
     def successors(self, graph: Graph) -> list[tuple[int, ...]]:
-        """For each node in the order of ``walk``, the places in it of the children whose return it shares in."""
+        """For each node in the order of ``walk``, the indices in that order of the children that count towards it."""
         nodes = list(walk(graph))
         place = {path: index for index, (path, _) in enumerate(nodes)}
         return [tuple(place[*path, child] for child in self._shared(graph, path, node)) for path, node in nodes]
 
     def reduce(self, values: Sequence[float]) -> float:
-        """One number for the branches after a node."""
+        """Combine the values of the branches after a node into one number."""
         return max(values) if self.kind == "max" else fmean(values)
 
     def _accumulate(self, rewards: Sequence[float | None], successors: Sequence[tuple[int, ...]]) -> list[float | None]:
-        """What each node earned with its successors, which stand after it.
+        """The return of each node, given its successors, which come after it in the list.
 
-        A node without a reward has no return, and is nobody's successor.
+        A node without a reward has no return and does not count towards other nodes.
         """
         totals: list[float | None] = list(rewards)
         for index in reversed(range(len(rewards))):

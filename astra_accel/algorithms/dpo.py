@@ -22,27 +22,27 @@ LOSSES = ("sigmoid", "hinge", "ipo", "ctb")
 PAIRS = ("best_worst", "all", "adjacent")
 
 Returned = tuple[Node, float]
-"""A node and what it earned."""
+"""A node and its return."""
 
 
 @dataclass(frozen=True)
 class DPOStep(Generic[StateT, ActionT]):
-    """A context with two probes of which the first earned more.
+    """A context with two probes, the first of which earned more.
 
     Attributes:
         prefix: the context.
         suffix_pos: the chosen probe.
         suffix_neg: the rejected probe.
-        baseline_pos: log-prob of the chosen probe under the baseline, once it is known; with the IPO loss its mean
-            over tokens.
-        baseline_neg: the same of the rejected probe.
-        return_pos: what the chosen probe earned, where it is known.
-        return_neg: the same of the rejected probe.
-        worst_return: the least that any probe of the context earned.
-        score_pos: how unsafe the response to the chosen probe was judged, where the reward told.
-        score_neg: the same of the rejected probe.
-        fluency_pos: mean log-prob a token of the chosen probe under the baseline, once it is known.
-        fluency_neg: the same of the rejected probe.
+        baseline_pos: log-prob of the chosen probe under the baseline, once known; with the IPO loss its mean over
+            tokens.
+        baseline_neg: the same for the rejected probe.
+        return_pos: the return of the chosen probe, if known.
+        return_neg: the same for the rejected probe.
+        worst_return: the lowest return of any probe of the context.
+        score_pos: how unsafe the response to the chosen probe was judged, if the reward reported it.
+        score_neg: the same for the rejected probe.
+        fluency_pos: mean log-prob per token of the chosen probe under the baseline, once known.
+        fluency_neg: the same for the rejected probe.
     """
 
     prefix: StateT
@@ -60,7 +60,7 @@ class DPOStep(Generic[StateT, ActionT]):
 
     @property
     def gap(self) -> float | None:
-        """How much more the chosen probe earned."""
+        """The difference of the two returns."""
         if self.return_pos is None or self.return_neg is None:
             return None
         return self.return_pos - self.return_neg
@@ -68,7 +68,7 @@ class DPOStep(Generic[StateT, ActionT]):
 
 @dataclass(frozen=True)
 class DPOBatch(Generic[StateT, ActionT]):
-    """The fields of the steps of a batch, one entry a step; the baseline's log-probs and gaps ``[batch]`` or None."""
+    """The fields of a batch's steps, one entry per step; baseline log-probs and gaps are ``[batch]`` or None."""
 
     prefixes: Sequence[StateT]
     suffix_pos: Sequence[ActionT]
@@ -95,19 +95,18 @@ def pair_loss(
     ``h = (log pi(w) - log ref(w)) - (log pi(l) - log ref(l))``:
 
     - ``sigmoid``: ``-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)``. With ``e = 0`` that is DPO, Rafailov et
-      al. 2023, https://arxiv.org/abs/2305.18290, equation 7. ``e`` is how often the preference is taken to be the
-      wrong way round (cDPO, Mitchell 2023, https://ericmitchell.ai/cdpo.pdf).
+      al. 2023, https://arxiv.org/abs/2305.18290, equation 7. ``e`` is the assumed probability that the preference is
+      the wrong way round (cDPO, Mitchell 2023, https://ericmitchell.ai/cdpo.pdf).
     - ``ipo``: ``(h - 1 / (2 beta))^2``, Azar et al. 2023, https://arxiv.org/abs/2310.12036, equation 17. The paper
-      writes log-probs of whole sequences; its authors' experiments took the mean over tokens, so that the distance
-      that is aimed at does not depend on length. That is what to give here.
+      uses log-probs of whole sequences; its authors' experiments took the mean over tokens, so that the target margin
+      does not depend on length. Pass those means here.
     - ``hinge``: ``max(0, 1 - beta h)``, the calibration loss of SLiC-HF, Zhao et al. 2023,
       https://arxiv.org/abs/2305.10425, with log-ratios to the baseline in place of log-probs, as in Liu et al. 2023,
       https://arxiv.org/abs/2309.06657, and without SLiC's second term.
     - ``ctb``: ``(h - gap / beta)^2``, contrastive trajectory balance, Kwon et al. 2026,
-      https://arxiv.org/abs/2605.00553, equation 3. The paper draws ``log pi(w) - log pi(l)`` to
-      ``log R(w) - log R(l)``; here ``R = ref * exp(return / beta)``, the baseline times the exponential of what a
-      probe earned, so that all pairs are at 0 where the tester samples in proportion to ``R``. In the paper ``R`` has
-      no baseline in it.
+      https://arxiv.org/abs/2605.00553, equation 3. The paper pulls ``log pi(w) - log pi(l)`` towards
+      ``log R(w) - log R(l)``; here ``R = ref * exp(return / beta)``, so that the loss of all pairs is 0 when the
+      tester samples in proportion to ``R``. In the paper ``R`` does not include the baseline.
 
     Args:
         tester_pos, tester_neg: log-probs of the probes under the tester, ``[batch]``, in nats.
@@ -115,10 +114,10 @@ def pair_loss(
         beta: how strongly the tester is held to the baseline.
         loss: one of :data:`LOSSES`.
         label_smoothing: ``e`` of the sigmoid loss.
-        gap: how much more the chosen probe earned, ``[batch]``, for the CTB loss.
+        gap: the difference of the probes' returns, ``[batch]``, for the CTB loss.
 
     Raises:
-        ValueError: the loss is ``ctb``, and nobody says what the probes earned.
+        ValueError: the loss is ``ctb`` and no gap is given.
     """
     margin = (tester_pos - baseline_pos) - (tester_neg - baseline_neg)
     if loss == "ipo":
@@ -136,23 +135,24 @@ def pair_loss(
 class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
     """Direct preference optimisation (https://arxiv.org/abs/2305.18290) of the tester.
 
-    The probes of a context are compared by what they earned. Probes that are the same never make a pair, nor do those
-    that earned the same.
+    The probes of a context are compared by their returns. Equal probes never form a pair, nor do probes with equal
+    returns.
 
     Args:
         system: scores probes under the tester and the baseline.
         beta: how strongly the tester is held to the baseline.
         loss: ``"sigmoid"`` (DPO), ``"hinge"``, ``"ipo"`` or ``"ctb"``: see :func:`pair_loss`. IPO compares mean
-            log-probs a token, the others those of whole probes.
-        label_smoothing: how often a preference is taken to be the wrong way round; below 0.5, for the sigmoid loss.
-        pairs: ``"best_worst"``: one pair a context, the best probe against the worst; ``"all"``: each probe against
+            log-probs per token, the others log-probs of whole probes.
+        label_smoothing: the assumed probability that a preference is the wrong way round; below 0.5, for the sigmoid
+            loss.
+        pairs: ``"best_worst"``: one pair per context, the best probe against the worst; ``"all"``: each probe against
             each that earned less; ``"adjacent"``: each against the next in the order of rewards.
-        margin: how much more than this the chosen probe must have earned.
-        credit, discount: what a probe earned: its reward at once, or also what followed it. See
+        margin: the return gap that a pair must exceed.
+        credit, discount: what counts towards a probe's return: its own reward, or later ones too. See
             :class:`~astra_accel.algorithms.credit.Credit`.
     """
 
-    off_policy = True  # a pair is preferred the same way round whoever wrote it
+    off_policy = True  # the preference in a pair does not depend on the policy that wrote it
     step_types = (DPOStep,)
 
     def __init__(
@@ -190,7 +190,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         return [step for nodes in siblings for step in self.compare(nodes) if self.keep(step)]
 
     def compare(self, siblings: Sequence[Returned]) -> list[DPOStep[StateT, ActionT]]:
-        """The pairs of siblings and returns, the better one first: of distinct probes, whatever their gap."""
+        """The pairs of distinct probes among siblings, the better one first, whatever their gap."""
         if not siblings:
             return []
         ranked, worst = sorted(siblings, key=itemgetter(1), reverse=True), min(siblings, key=itemgetter(1))
@@ -201,7 +201,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         return [_pair(*both, worst[1]) for both in candidates if both[0][0].probe != both[1][0].probe]
 
     def keep(self, step: DPOStep[StateT, ActionT]) -> bool:
-        """Whether the probes of a pair differ by more than the margin in what they earned."""
+        """Whether the returns of a pair differ by more than the margin."""
         return step.gap is None or step.gap > self.margin
 
     @staticmethod
@@ -217,7 +217,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         )
 
     def num_tokens(self, steps: Sequence[DPOStep[StateT, ActionT]]) -> int | None:
-        """Distinct tokens of both probes of all pairs, where the system can count them."""
+        """The number of distinct tokens of both probes of all pairs, if the system can count them."""
         if not offers(self.system, CountsTokens):
             return None
         batch = self.collate_fn(steps)
@@ -231,13 +231,13 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         return self._with_baseline(steps, batch, self._baseline_logprobs(batch))
 
     def replay_entry(self, step: DPOStep[StateT, ActionT]) -> ReplayEntry | None:
-        """By what the chosen probe earned."""
+        """Rank by the return of the chosen probe."""
         if step.return_pos is None:
             return None
         return ReplayEntry(step.return_pos, (step.suffix_pos,), step.fluency_pos, step.score_pos)
 
     def step(self, batch: DPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The mean loss of a batch of pairs, and the usual figures of DPO (means over pairs, in nats)."""
+        """The mean loss of a batch of pairs, and the usual DPO metrics (means over pairs, in nats)."""
         tester_pos, tester_neg = self._compared(batch, _logprobs(self.system.get_tester_logprobs, batch))
         if batch.baseline_pos is None or batch.baseline_neg is None:
             baseline_pos, baseline_neg = self._compared(batch, self._baseline_logprobs(batch))
@@ -263,7 +263,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
         return loss, logs
 
     def check_sampler(self, sampler: Any) -> None:
-        """Pairs need siblings."""
+        """Refuse trees without siblings to pair."""
         width = getattr(sampler, "tree_width", None)
         if width is not None and width < 2:
             raise ValueError(f"tree_width is {width}, but {type(self).__name__} compares siblings; expected at least 2")
@@ -275,7 +275,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
     def _with_baseline(
         self, steps: Sequence[DPOStep[StateT, ActionT]], batch: DPOBatch[StateT, ActionT], logprobs_BT: torch.Tensor
     ) -> list[DPOStep[StateT, ActionT]]:
-        """Steps with what the baseline says of both of their probes."""
+        """Add the baseline's log-probs of both probes to the steps."""
         means = self._means(batch, logprobs_BT).chunk(2)
         known = zip(steps, *(column.tolist() for column in (*self._compared(batch, logprobs_BT), *means)), strict=True)
         return [
@@ -286,12 +286,12 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
     def _compared(
         self, batch: DPOBatch[StateT, ActionT], logprobs_BT: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the loss compares of the log-probs of chosen and of rejected probes, ``[batch]`` each."""
+        """The log-probs of chosen and of rejected probes as the loss compares them, ``[batch]`` each."""
         chosen, rejected = (self._means(batch, logprobs_BT) if self.loss == "ipo" else logprobs_BT.sum(-1)).chunk(2)
         return chosen, rejected
 
     def _means(self, batch: DPOBatch[StateT, ActionT], logprobs_BT: torch.Tensor) -> torch.Tensor:
-        """The mean log-prob a token of the chosen, then of the rejected probes."""
+        """The mean log-prob per token of the chosen probes, then of the rejected ones."""
         num_tokens_B = token_mask(self.system, _probes(batch), logprobs_BT).sum(-1)
         return logprobs_BT.sum(-1) / num_tokens_B.clamp(min=1)
 
@@ -299,7 +299,7 @@ class DPO(Algorithm[StateT, ActionT, DPOStep, DPOBatch]):
 class IPO(DPO[StateT, ActionT]):
     """Identity preference optimisation (https://arxiv.org/abs/2310.12036): :class:`DPO` with ``loss="ipo"``.
 
-    The margin of a pair's mean log-probs a token is drawn to ``1 / (2 beta)``, and not beyond it.
+    The margin of a pair's mean log-probs per token is pulled towards ``1 / (2 beta)``, not beyond it.
 
     Args:
         system: scores probes under the tester and the baseline.
@@ -330,12 +330,12 @@ def _pair(chosen: Returned, rejected: Returned, worst_return: float) -> DPOStep:
 
 
 def _probes(batch: DPOBatch[StateT, ActionT]) -> list[ActionT]:
-    """The chosen, then the rejected ones."""
+    """The chosen probes, then the rejected ones."""
     return [*batch.suffix_pos, *batch.suffix_neg]
 
 
 def _logprobs(logprobs_of: Any, batch: DPOBatch[StateT, ActionT]) -> torch.Tensor:
-    """A model's log-probs of the tokens of the chosen, then of the rejected probes, ``[2 batch, tokens]``."""
+    """A model's token log-probs of the chosen probes, then of the rejected ones, ``[2 batch, tokens]``."""
     return logprobs_of([*batch.prefixes] * 2, _probes(batch))
 
 

@@ -1,4 +1,4 @@
-"""GRPO and RLOO on trees: probes are compared with the others of their group."""
+"""GRPO and RLOO on trees: each probe is compared with the others in its group."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class GRPOStep(ProbeStep[StateT, ActionT]):
     """A probe and its group.
 
     Attributes:
-        group: equal for the probes that are compared with one another: siblings, that is the probes of an experience
-            that were written in the same context; of a probe without siblings, those of the same turn after the same
-            prompt.
-        advantage: how much more it earned than its group, once it is known.
+        group: equal for probes that are compared with one another: siblings, that is the probes of an experience
+            that were written in the same context; for a probe without siblings, those of the same turn after the
+            same prompt.
+        advantage: its return relative to its group, once known.
     """
 
     group: Hashable = None
@@ -48,7 +48,7 @@ class GRPOStep(ProbeStep[StateT, ActionT]):
 
 @dataclass(frozen=True)
 class GRPOBatch(ProbeBatch[StateT, ActionT]):
-    """Some probes with their advantages, ``[batch]``."""
+    """A batch of probes with their advantages, ``[batch]``."""
 
     advantages_B: torch.Tensor
 
@@ -56,20 +56,19 @@ class GRPOBatch(ProbeBatch[StateT, ActionT]):
 def group_advantages(
     returns: Sequence[float], groups: Sequence[Hashable], scale: str = "group", leave_one_out: bool = False
 ) -> list[float]:
-    """What each return is above those of its group.
+    """The advantage of each return over its group.
 
     ``A_i = (G_i - mean of the group) / (std + 1e-4)``: GRPO, Shao et al. 2024, https://arxiv.org/abs/2402.03300,
     section 4.1.2. The standard deviation (over ``n - 1``) is that of the group, or of all returns; without it the
     advantages are those of Dr. GRPO, Liu et al. 2025, https://arxiv.org/abs/2503.20783. With ``leave_one_out`` the
-    mean is that of the others, so ``A_i = n / (n - 1) (G_i - mean)``: RLOO, Ahmadian et al. 2024,
-    https://arxiv.org/abs/2402.14740. A group without variance, such as one of a single probe, has
-    advantages of 0, to the bit.
+    mean is over the other members, so ``A_i = n / (n - 1) (G_i - mean)``: RLOO, Ahmadian et al. 2024,
+    https://arxiv.org/abs/2402.14740. In a group without variance, such as a single probe, advantages are exactly 0.
 
     Args:
-        returns: of all probes of an experience.
-        groups: for each the group that it belongs to.
+        returns: the returns of all probes of an experience.
+        groups: the group of each probe.
         scale: one of :data:`SCALES`.
-        leave_one_out: compare with the mean of the others.
+        leave_one_out: whether to compare with the mean of the other members.
     """
     members: dict[Hashable, list[float]] = {}
     for group, value in zip(groups, returns, strict=True):
@@ -91,11 +90,10 @@ def group_advantages(
 
 
 def ratio_of(log_ratio_BT: torch.Tensor, mask_BT: torch.Tensor, level: str) -> torch.Tensor:
-    """The log-ratio that counts at each token, ``[batch, tokens]``.
+    """The log-ratio to use at each token, ``[batch, tokens]``.
 
-    ``token``: its own (GRPO). ``sequence``: the mean over the probe's tokens (GSPO, Zheng et al. 2025,
-    https://arxiv.org/abs/2507.18071). ``whole``: their sum, which makes the ratio that of the whole probe's
-    probabilities (RLOO).
+    ``token``: the token's own (GRPO). ``sequence``: the mean over the probe's tokens (GSPO, Zheng et al. 2025,
+    https://arxiv.org/abs/2507.18071). ``whole``: their sum, the ratio of the whole probe's probabilities (RLOO).
     """
     log_ratio_BT = log_ratio_BT.masked_fill(~mask_BT, 0.0)
     if level == "token":
@@ -107,11 +105,11 @@ def ratio_of(log_ratio_BT: torch.Tensor, mask_BT: torch.Tensor, level: str) -> t
 
 
 def mean_of(values_BT: torch.Tensor, mask_BT: torch.Tensor, normalization: str, length: int | None) -> torch.Tensor:
-    """One number for the tokens of a batch.
+    """Reduce the token values of a batch to one number.
 
     ``sequence``: the mean over probes of the mean over a probe's tokens (GRPO). ``token``: the mean over all tokens
-    (DAPO, https://arxiv.org/abs/2503.14476). ``constant``: the mean over probes of the sum over a probe's
-    tokens by ``length`` (Dr. GRPO, https://arxiv.org/abs/2503.20783), so that long probes don't count less a token.
+    (DAPO, https://arxiv.org/abs/2503.14476). ``constant``: the mean over probes of the sum over a probe's tokens
+    divided by ``length`` (Dr. GRPO, https://arxiv.org/abs/2503.20783), so that tokens of long probes don't count less.
     """
     sums_B = values_BT.masked_fill(~mask_BT, 0.0).sum(-1)
     num_tokens_B = mask_BT.sum(-1)
@@ -123,35 +121,35 @@ def mean_of(values_BT: torch.Tensor, mask_BT: torch.Tensor, normalization: str, 
 class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
     """Group relative policy optimisation (https://arxiv.org/abs/2402.03300) of the tester.
 
-    The group of a probe are its siblings; where a context has one probe alone, the probes of the same turn in all
-    episodes of that prompt (``rollout.episodes_per_prompt``). With ``A`` as :func:`group_advantages` says, ``r`` the
-    ratio to the tester that wrote the probe and ``KL`` the estimate at each token::
+    A probe's group is its siblings; if a context has only one probe, the probes of the same turn in all episodes of
+    that prompt (``rollout.episodes_per_prompt``). With ``A`` from :func:`group_advantages`, ``r`` the ratio to the
+    tester that wrote the probe and ``KL`` the estimate at each token::
 
         loss = mean over tokens of  -min(r A, clip(r, 1 - clip, 1 + clip_high) A) + kl_coef KL
 
     | variant | options |
     |---|---|
     | GRPO | the defaults |
-    | DAPO | ``normalization="token", clip_high=0.28, kl_coef=0, min_spread=0``, but for its resampling |
+    | DAPO | ``normalization="token", clip_high=0.28, kl_coef=0, min_spread=0``, without its resampling |
     | Dr. GRPO | ``scale="none", normalization="constant", length=<max_new_tokens>, kl_coef=0`` |
     | GSPO | ``ratio="sequence", clip=3e-4, clip_high=4e-4, kl_coef=0`` |
 
-    The paper subtracts the mean and divides by the deviation of the rewards of one question. Here it is returns, by
-    ``credit``, of one context.
+    The paper normalises the rewards of one question by their mean and deviation; here it is the returns (see
+    ``credit``) in one context.
 
     Args:
         system: scores probes under the tester and the baseline.
         scale: what advantages are divided by: the standard deviation of the ``"group"``, of the ``"batch"`` (all
             returns of an experience), or ``"none"``.
         normalization: ``"sequence"``, ``"token"`` or ``"constant"``: see :func:`mean_of`.
-        length: what ``"constant"`` divides by, such as the most tokens that a probe may have.
+        length: the divisor of ``"constant"``, such as the most tokens that a probe may have.
         ratio: ``"token"``, ``"sequence"`` or ``"whole"``: see :func:`ratio_of`.
         min_spread: a group is left out, and costs no update, unless its best and worst return differ by more than this
-            (DAPO's filter, https://arxiv.org/abs/2503.14476, section 3.2). None keeps all, of which those without a
-            difference still hold the tester to its baseline where ``kl_coef`` is in the loss.
+            (DAPO's filter, https://arxiv.org/abs/2503.14476, section 3.2). None keeps all groups; those without a
+            difference still hold the tester to its baseline if the KL is in the loss.
         clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, credit, discount, importance_cap: see
             :class:`~astra_accel.algorithms.policy.PolicyGradient`. In the reward, a probe's KL is the sum over its own
-            tokens alone.
+            tokens only.
     """
 
     leave_one_out = False
@@ -221,7 +219,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
         ]
 
     def choose(self, steps: Sequence[GRPOStep[StateT, ActionT]]) -> list[bool]:
-        """Those of groups whose returns differ by more than ``min_spread``, before any KL is taken off them."""
+        """Choose groups whose returns differ by more than ``min_spread``, before any KL is subtracted."""
         if self.min_spread is None:
             return [True] * len(steps)
         returns: dict[Hashable, list[float]] = {}
@@ -244,11 +242,11 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
         return GRPOBatch(**collate_probes(batch), advantages_B=torch.tensor([step.advantage for step in batch]))
 
     def weight(self, step: GRPOStep[StateT, ActionT]) -> float:
-        """Its tokens, where the loss is a mean over tokens; else 1."""
+        """The number of tokens if the loss is a mean over tokens, else 1."""
         return float(step.num_tokens) if self.normalization == "token" else 1.0
 
     def step(self, batch: GRPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of a batch, and means over its tokens, normalised alike."""
+        """The loss of a batch, and metrics averaged over its tokens in the same way."""
         logprobs_BT = self.system.get_tester_logprobs(batch.contexts, batch.probes)[:, : batch.mask_BT.shape[-1]]
         mask_BT, advantages_B1 = (
             batch.mask_BT.to(logprobs_BT.device),
@@ -269,7 +267,7 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
         return loss, {f"{name}/{key}": mean_of(value.detach(), mask_BT, how, None) for key, value in figures.items()}
 
     def check_sampler(self, sampler: Any) -> None:
-        """A probe needs others to be compared with."""
+        """Refuse trees in which a probe has no others to be compared with."""
         super().check_sampler(sampler)
         width, episodes = getattr(sampler, "tree_width", None), getattr(sampler, "episodes_per_prompt", 1)
         if width is not None and width < 2 and episodes < 2:
@@ -282,9 +280,9 @@ class GRPO(PolicyGradient[StateT, ActionT, GRPOStep, GRPOBatch]):
 class RLOO(GRPO[StateT, ActionT]):
     """REINFORCE leave-one-out (https://arxiv.org/abs/2402.14740) of the tester.
 
-    A probe's advantage is what it earned above the mean of the others of its group, and its ratio is that of its whole
-    probability; the KL to the baseline, log-ratios summed over its tokens, is taken off its reward. The paper makes one
-    update on a sample and so has no ratio; with several, it is clipped as in PPO.
+    A probe's advantage is its return minus the mean of the others in its group, and its ratio is that of the whole
+    probe's probabilities; the KL to the baseline, log-ratios summed over its tokens, is subtracted from its reward. The
+    paper makes one update per sample and so has no ratio; with several updates, it is clipped as in PPO.
 
     Args:
         system: scores probes under the tester and the baseline.

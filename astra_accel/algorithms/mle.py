@@ -1,4 +1,4 @@
-"""Maximum likelihood on what succeeded: expert iteration, and regression weighted by returns."""
+"""Maximum likelihood on successful probes: expert iteration, and return-weighted regression."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class MLEStep(Generic[StateT, ActionT]):
         context: the state in which it was written.
         probe: what the tester wrote.
         earned: its return.
-        num_tokens: how many tokens it has, once that is known.
-        fluency: its mean log-prob a token under the baseline; None without a baseline.
-        score: how unsafe the response to it was judged; None where nobody knows.
-        factor: what each of its tokens counts.
+        num_tokens: its number of tokens, once known.
+        fluency: its mean log-prob per token under the baseline; None without a baseline.
+        score: how unsafe the response to it was judged; None if unknown.
+        factor: the factor on the loss of each of its tokens.
     """
 
     context: StateT
@@ -44,7 +44,7 @@ class MLEStep(Generic[StateT, ActionT]):
 
 @dataclass(frozen=True)
 class MLEBatch(Generic[StateT, ActionT]):
-    """The fields of the steps of a batch, one entry a step; the tensors are ``[batch]``."""
+    """The fields of the steps of a batch, one entry per step; the tensors are ``[batch]``."""
 
     contexts: Sequence[StateT]
     probes: Sequence[ActionT]
@@ -53,30 +53,31 @@ class MLEBatch(Generic[StateT, ActionT]):
 
 
 class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
-    """The tester learns to write the probes that earned most, as a language model learns a text.
+    """Maximum likelihood on the probes that earned most.
 
-    The loss of a batch is the negative log-likelihood of its probes, a mean over tokens: transformers' own loss of a
-    causal language model with labels at the probes alone. With ``tau`` the tokens of a probe count in proportion to
-    ``exp(return / tau)``, with a mean of 1 over the probes that are learned of an experience: an update of poor ones
-    alone is a small one.
+    The loss of a batch is the negative log-likelihood of its probes, a mean over tokens: the same as transformers'
+    causal language modelling loss with labels only on the probes. With ``tau`` the tokens of a probe count in
+    proportion to ``exp(return / tau)``, with a mean of 1 over the probes of an experience that are trained on: an
+    update on poor probes only is a small one.
 
     - ``best`` below 1 is expert iteration (Anthony et al. 2017, https://arxiv.org/abs/1705.08439), for language models
       also known as RAFT (Dong et al. 2023, https://arxiv.org/abs/2304.06767): sample, keep the best, imitate them.
     - ``tau`` is reward-weighted regression (Peters and Schaal 2007, https://doi.org/10.1145/1273496.1273590).
 
-    Nothing holds the tester to its baseline but that it learns from samples. With ``training.replay`` what succeeded
-    once is imitated again, and ``max_overlap`` there keeps it from being one probe over and over.
+    Nothing holds the tester to its baseline except that it learns from its own samples. With ``training.replay``
+    earlier successes are imitated again, and ``max_overlap`` there keeps them from being one probe over and over.
 
     Args:
         system: scores probes under the tester; under the baseline too, if it has one, for the replay's fluency.
-        best: how much of the probes of an experience is learned: those that earned most. Of equals the earlier ones.
-        min_return: of those only the ones that earned more than this; None takes any.
-        tau: how fast a probe counts more as it earned more; None counts all alike.
-        credit, discount: what a probe earned: its reward at once, or also what followed it. See
+        best: the fraction of an experience's probes to train on, those with the highest returns; the earlier one wins
+            a tie.
+        min_return: leaves out probes that did not earn more than this; None leaves out none.
+        tau: the temperature of the weights ``exp(return / tau)``; None weights all probes alike.
+        credit, discount: what counts towards a probe's return: its own reward, or later ones too. See
             :class:`~astra_accel.algorithms.credit.Credit`.
     """
 
-    off_policy = True  # a likelihood doesn't ask who wrote the text
+    off_policy = True  # a likelihood does not depend on the policy that wrote the text
     step_types = (MLEStep,)
     adopted_types = (TBStep,)
 
@@ -103,7 +104,7 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         self.credit = Credit(credit, discount)
 
     def flatten(self, graph: Graph[StateT, ActionT]) -> list[MLEStep[StateT, ActionT]]:
-        """Every probe with what it earned, parents before children."""
+        """Every probe with its return, parents before children."""
         return [
             MLEStep(node.context, node.probe, earned, score=response_score(node))
             for siblings in self.credit.siblings(graph)
@@ -111,23 +112,23 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         ]
 
     def adopt(self, step: MLEStep[StateT, ActionT] | TBStep[StateT, ActionT]) -> list[MLEStep[StateT, ActionT]]:
-        """Its own, and each probe of a group of trajectory balance: those that earned more than ``min_return``.
+        """Take MLE's own examples, and each probe of a trajectory balance group, if it earned more than ``min_return``.
 
-        This makes maximum likelihood a second phase after trajectory balance, as in Lee et al. 2024,
-        https://arxiv.org/abs/2405.18540. ``tau`` says how fast a probe counts more as it earned more.
+        This allows maximum likelihood as a second phase after trajectory balance, as in Lee et al. 2024,
+        https://arxiv.org/abs/2405.18540. ``tau`` sets how strongly returns weight the probes.
         """
         adopted = [step] if isinstance(step, MLEStep) else _ungrouped(step)
         return [one for one in adopted if self._is_enough(one.earned)]
 
     def choose(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[bool]:
-        """Those that are among the best of all probes and earned more than ``min_return``."""
+        """Choose those that are among the best of all probes and earned more than ``min_return``."""
         ranked = sorted(range(len(steps)), key=lambda index: -steps[index].earned)
         best = set(ranked[: math.ceil(self.best * len(steps))])
         return [index in best and self._is_enough(step.earned) for index, step in enumerate(steps)]
 
     @torch.no_grad()
     def precompute(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[MLEStep[StateT, ActionT]]:
-        """Add how many tokens each probe has, and how fluent the baseline finds it."""
+        """Add each probe's number of tokens and its fluency under the baseline."""
         if not steps:
             return []
         contexts, probes = [step.context for step in steps], [step.probe for step in steps]
@@ -143,7 +144,7 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         ]
 
     def prepare(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> list[MLEStep[StateT, ActionT]]:
-        """Add what each probe counts."""
+        """Add the factor of each probe."""
         if self.tau is None or not steps:
             return list(steps)
         most = max(step.earned for step in steps)
@@ -161,27 +162,27 @@ class MLE(Algorithm[StateT, ActionT, MLEStep, MLEBatch]):
         )
 
     def weight(self, step: MLEStep[StateT, ActionT]) -> float:
-        """How many tokens the probe has. What they count is in the loss, so that it is no part of what is divided by.
+        """The number of tokens of the probe. ``factor`` is not part of it: it scales the loss, not the denominator.
 
         Raises:
-            ValueError: nobody has counted them yet.
+            ValueError: ``precompute`` has not counted the tokens yet.
         """
         if step.num_tokens is None:
             raise ValueError("an example has no number of tokens; call precompute on it first")
         return float(step.num_tokens)
 
     def num_tokens(self, steps: Sequence[MLEStep[StateT, ActionT]]) -> int | None:
-        """Distinct tokens of the probes in their contexts, where the system can count them."""
+        """The number of distinct tokens of the probes in their contexts, if the system can count them."""
         if not offers(self.system, CountsTokens):
             return None
         return self.system.num_tokens([step.context for step in steps], [step.probe for step in steps])
 
     def replay_entry(self, step: MLEStep[StateT, ActionT]) -> ReplayEntry:
-        """By what the probe earned."""
+        """Rank by the return of the probe."""
         return ReplayEntry(step.earned, (step.probe,), step.fluency, step.score)
 
     def step(self, batch: MLEBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of a batch: the mean over tokens of their negative log-probs, in nats, times what they count."""
+        """The loss of a batch: the mean over tokens of their negative log-probs, in nats, times the probe's factor."""
         logprobs_BT = self.system.get_tester_logprobs(batch.contexts, batch.probes)
         num_tokens_B = token_mask(self.system, batch.probes, logprobs_BT).sum(-1)
         total = num_tokens_B.sum().clamp(min=1)

@@ -1,19 +1,19 @@
 """Policy gradients on trees: what GRPO, RLOO and PPO share. Each probe of a tree is an example.
 
-A ratio compares a probe's probability under the tester as it is with that under the tester that wrote it. The latter is
-computed once an experience, before the first update, in the way of training. The log-probs that came along with
-sampling would save that pass, but they differ by rounding, and by more where a merged adapter or lower precision
-sampled: then the ratio would not be 1 where nothing was learned yet.
+The ratio divides a probe's probability under the current tester by that under the tester that wrote it. The latter is
+computed once per experience, before the first update, in the same way as in training. Reusing the log-probs from
+sampling would save that pass, but they differ by rounding, and by more if a merged adapter or lower precision sampled:
+then the ratio would not be 1 before the first update.
 
-So there are two policies of the same weights: the one that the ratio is of (``old``) and the one that sampled
-(``behaviour``). Where they differ, what is trained on is not what the old policy would have said, and the clipped loss
-of each token is weighted by ``min(old / behaviour, importance_cap)``: truncated importance sampling (Yao et al. 2025,
-"Your efficient RL framework secretly brings you off-policy RL training", https://fengyao.notion.site/off-policy-rl; to
-truncate bounds the variance, as in V-trace, Espeholt et al. 2018,
-https://arxiv.org/abs/1802.01561). In float32 the weights are 1 but for rounding.
+So there are two policies with the same weights: the denominator of the ratio (``old``) and the one that sampled
+(``behaviour``). Where they differ, the samples are not from the old policy, and the clipped loss of each token is
+weighted by ``min(old / behaviour, importance_cap)``: truncated importance sampling (Yao et al. 2025, "Your efficient RL
+framework secretly brings you off-policy RL training", https://fengyao.notion.site/off-policy-rl; truncation bounds the
+variance, as in V-trace, Espeholt et al. 2018, https://arxiv.org/abs/1802.01561). In float32 the weights are 1 up to
+rounding.
 
-All these log-probs are those of the whole distribution at temperature 1, whatever top-p, top-k or temperature chose the
-tokens.
+All these log-probs are of the full distribution at temperature 1, whatever top-p, top-k or temperature the tokens were
+sampled with.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from astra_accel.core.system import ActionT, StateT, System
 KL_ESTIMATORS = ("k1", "k2", "k3")
 KL_PLACES = ("loss", "reward")
 IMPORTANCE_CAP = 2.0
-"""That of Yao et al. (see above). Weights that come of rounding alone are mostly within a tenth of 1."""
+"""The cap of Yao et al. (see above). Weights due to rounding alone are mostly within a tenth of 1."""
 MAX_LOG_RATIO = 20.0
-"""Beyond it a log-ratio counts as this much (and has no gradient): its exponential must stay finite."""
+"""Log-ratios are clamped here (without gradient beyond it), so that their exponentials stay finite."""
 
 
 @dataclass(frozen=True)
 class ProbeStep(Generic[StateT, ActionT]):
-    """A probe in its context, and what it earned.
+    """A probe in its context, and its return.
 
     Attributes:
-        context, probe: what was written, and where.
+        context, probe: the context, and the probe that was written in it.
         reward: what it earned.
-        old_logprobs: of each of its tokens under the tester that wrote it, once they are known.
-        baseline_logprobs: the same under the baseline; None where no KL is asked for.
-        behaviour_logprobs: the same as they were when the probe was sampled; None where nobody knows.
+        old_logprobs: the log-prob of each of its tokens under the tester that wrote it, once known.
+        baseline_logprobs: the same under the baseline; None if no KL is needed.
+        behaviour_logprobs: the same as recorded when the probe was sampled; None if unknown.
     """
 
     context: StateT
@@ -60,10 +60,10 @@ class ProbeStep(Generic[StateT, ActionT]):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the probe.
+        """The number of tokens of the probe.
 
         Raises:
-            ValueError: nobody has computed their log-probs yet.
+            ValueError: ``precompute`` has not added their log-probs yet.
         """
         if self.old_logprobs is None:
             raise ValueError("an example has no log-probs of the tester that wrote it; call precompute on it first")
@@ -75,15 +75,15 @@ StepT = TypeVar("StepT", bound=ProbeStep)
 
 @dataclass(frozen=True)
 class ProbeBatch(Generic[StateT, ActionT]):
-    """Some probes with what is known of their tokens.
+    """A batch of probes with the log-probs of their tokens.
 
     Attributes:
-        contexts, probes: one entry an example.
-        mask_BT: which places hold a token.
+        contexts, probes: one entry per example.
+        mask_BT: which positions hold a token.
         old_BT: the log-probs of the tokens under the tester that wrote them, 0 elsewhere.
-        baseline_BT: the same under the baseline; None where no KL is asked for.
-        behaviour_BT: the same as they were when the probes were sampled, of a probe of which nobody knows ``old_BT``;
-            None where that goes for all.
+        baseline_BT: the same under the baseline; None if no KL is needed.
+        behaviour_BT: the same as recorded when the probes were sampled, or ``old_BT`` for a probe without a record;
+            None if no probe has one.
     """
 
     contexts: Sequence[StateT]
@@ -94,7 +94,7 @@ class ProbeBatch(Generic[StateT, ActionT]):
     behaviour_BT: torch.Tensor | None = field(default=None, kw_only=True)
 
     def to(self, device: torch.device) -> Self:
-        """The same with its tensors on a device."""
+        """Return the batch with its tensors on a device."""
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
@@ -104,15 +104,15 @@ class ProbeBatch(Generic[StateT, ActionT]):
 def clipped_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float) -> torch.Tensor:
     """``-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`` with ``r = exp(log_ratio)``, elementwise.
 
-    The clipped surrogate of PPO: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7, with a bound
-    for each side, as DAPO has it (clip-higher, https://arxiv.org/abs/2503.14476).
+    The clipped surrogate of PPO: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7, with a separate
+    bound for each side as in DAPO (clip-higher, https://arxiv.org/abs/2503.14476).
     """
     ratio = bounded_exp(log_ratio)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
 
 
 def bounded_exp(log_ratio: torch.Tensor) -> torch.Tensor:
-    """The ratio of a log-ratio, which counts as :data:`MAX_LOG_RATIO` at most either way."""
+    """The exponential of a log-ratio, which is clamped to :data:`MAX_LOG_RATIO` either way."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
@@ -125,11 +125,12 @@ def is_clipped(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_low: floa
 def kl_estimate(logprobs: torch.Tensor, baseline: torch.Tensor, estimator: str) -> torch.Tensor:
     """An estimate of ``KL(pi || ref)`` from tokens that ``pi`` sampled, elementwise.
 
-    With ``d = log pi - log ref``: ``k1 = d``, unbiased; ``k2 = d^2 / 2``, of little variance; ``k3 = exp(-d) - 1 + d``,
-    unbiased and never negative (J. Schulman 2020, http://joschu.net/blog/kl-approx.html). As a term of a loss it is
-    the gradients that count: that of k2 is, over samples of ``pi``, the gradient of the divergence; that of k3 the
-    gradient of the divergence the other way round, ``KL(ref || pi)``; that of k1 is 0. Times the ratio to the policy
-    that sampled, k1 and k3 have the gradient of the divergence too (DeepSeek-V3.2, https://arxiv.org/abs/2512.02556).
+    With ``d = log pi - log ref``: ``k1 = d``, unbiased; ``k2 = d^2 / 2``, of low variance; ``k3 = exp(-d) - 1 + d``,
+    unbiased and never negative (J. Schulman 2020, http://joschu.net/blog/kl-approx.html). In a loss, only the
+    gradients matter: in expectation over samples of ``pi``, that of k2 is the gradient of the divergence, that of k3
+    the gradient of the reverse divergence ``KL(ref || pi)``, and that of k1 is 0. Multiplied by the ratio to the
+    policy that sampled, k1 and k3 have the gradient of the divergence too (DeepSeek-V3.2,
+    https://arxiv.org/abs/2512.02556).
     """
     d = (logprobs - baseline).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":
@@ -142,16 +143,16 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
 
     Args:
         system: scores probes under the tester and the baseline.
-        clip: how far the ratio may go from 1 and still be rewarded for it.
-        clip_high: the same upwards; None is ``clip``.
-        kl_coef: how strongly the tester is held to the baseline; 0 asks for no baseline.
+        clip: how far the ratio may move from 1 before the loss stops rewarding it.
+        clip_high: the same for ratios above 1; None uses ``clip``.
+        kl_coef: how strongly the tester is held to the baseline; 0 needs no baseline.
         kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``: see :func:`kl_estimate`.
-        kl_in: ``"loss"``: the estimate is added to each token's loss; ``"reward"``: that of the tester that wrote the
-            probe is taken off its reward.
-        kl_weighted: multiply the estimate in the loss with the ratio of the probe's tokens.
-        credit, discount: what a probe earned, see :class:`~astra_accel.algorithms.credit.Credit`.
-        importance_cap: the most that a token's loss is weighted by where it was sampled in another precision than it is
-            trained in, at least 1; None weights nothing.
+        kl_in: ``"loss"``: the estimate is added to each token's loss; ``"reward"``: the estimate for the tester that
+            wrote the probe is subtracted from its reward.
+        kl_weighted: whether to multiply the estimate in the loss by the ratio of the probe's tokens.
+        credit, discount: how returns are computed, see :class:`~astra_accel.algorithms.credit.Credit`.
+        importance_cap: the largest importance weight of a token's loss, for sampling in another precision than
+            training; at least 1, or None for no weights.
     """
 
     def __init__(
@@ -193,17 +194,17 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         self.credit = Credit(credit, discount)
 
     def num_tokens(self, steps: Sequence[StepT]) -> int | None:
-        """Distinct tokens of the probes in their contexts, where the system can count them."""
+        """The number of distinct tokens of the probes in their contexts, if the system can count them."""
         if not offers(self.system, CountsTokens):
             return None
         return self.system.num_tokens([step.context for step in steps], [step.probe for step in steps])
 
     @torch.no_grad()
     def precompute(self, steps: Sequence[StepT]) -> list[StepT]:
-        """Add the log-probs of the tester as it is now, as it was when it sampled, and of the baseline.
+        """Add the log-probs under the current tester, as recorded in sampling, and under the baseline.
 
         Raises:
-            ValueError: the system has other numbers of log-probs of a probe for the two testers.
+            ValueError: for some probe, the system recorded another number of log-probs than it computes.
         """
         if not steps:
             return []
@@ -217,16 +218,16 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         return [replace(step, **{name: rows[name][row] for name in rows}) for row, step in enumerate(steps)]
 
     def ask_writer(self, contexts: Sequence[StateT], probes: Sequence[ActionT]) -> dict[str, torch.Tensor]:
-        """What the tester as it is says of each token, ``[batch, tokens]``, by the fields of a step."""
+        """What the current tester computes for each token, ``[batch, tokens]``, by the step field that holds it."""
         return {"old_logprobs": self.system.get_tester_logprobs(contexts, probes)}
 
     def _ask_sampler(self, probes: Sequence[ActionT], num_tokens: Sequence[int]) -> Sequence[tuple[float, ...] | None]:
-        """The log-probs of each probe's tokens as it was sampled; None where nobody knows."""
+        """The log-probs of each probe's tokens as recorded in sampling; None if unknown."""
         if not offers(self.system, RecordsLogprobs):
             return [None] * len(probes)
         rows = [None if row is None else tuple(row) for row in self.system.sampled_logprobs(probes)]
         if not offers(self.system, CountsProbeTokens):
-            # A last token that is certain is taken for padding: see `num_probe_tokens`.
+            # A last token that is certain counts as padding: see `num_probe_tokens`.
             rows = [row and row[:count] for row, count in zip(rows, num_tokens, strict=True)]
         for row, count, probe in zip(rows, num_tokens, probes, strict=True):
             if row is not None and len(row) != count:
@@ -237,9 +238,9 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         return rows
 
     def weigh(self, loss_BT: torch.Tensor, batch: ProbeBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The clipped loss of each token by its importance weight, ``min(exp(old - behaviour), importance_cap)``.
+        """Multiply each token's clipped loss by its importance weight, ``min(exp(old - behaviour), importance_cap)``.
 
-        Besides, how far the two policies are apart and what the weights are, for the logs.
+        Also returns how far apart the two policies are and the weights, for the logs.
         """
         if batch.behaviour_BT is None:
             return loss_BT, {}
@@ -253,7 +254,7 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
         return loss_BT * weight_BT, figures
 
     def check_sampler(self, sampler: Any) -> None:
-        """A KL needs a baseline."""
+        """Refuse a KL without a baseline."""
         system = getattr(sampler, "system", None)
         if self.kl_coef and system is not None and not offers(system, HasBaseline):
             raise ValueError(
@@ -262,7 +263,7 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
             )
 
     def kl_of(self, step: StepT) -> list[float]:
-        """The KL estimate of each token of a probe under the tester that wrote it; none without a baseline."""
+        """The KL estimate of each token of a probe under the tester that wrote it; 0 without a baseline."""
         if step.old_logprobs is None or step.baseline_logprobs is None:
             return [0.0] * step.num_tokens
         old, baseline = torch.tensor(step.old_logprobs), torch.tensor(step.baseline_logprobs)
@@ -271,7 +272,7 @@ class PolicyGradient(Algorithm[StateT, ActionT, StepT, Batch]):
     def add_kl(
         self, loss_BT: torch.Tensor, logprobs_BT: torch.Tensor, log_ratio_BT: torch.Tensor, batch: ProbeBatch
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of each token with its KL to the baseline, if that belongs there; and the KL, for the logs."""
+        """Add the KL to the baseline to each token's loss if ``kl_in`` is ``"loss"``; also return it for the logs."""
         if batch.baseline_BT is None:
             return loss_BT, {}
         kl_BT = kl_estimate(logprobs_BT, batch.baseline_BT, self.kl_estimator)
@@ -304,7 +305,7 @@ def _behaviour(steps: Sequence[ProbeStep]) -> torch.Tensor | None:
 
 
 def pad_rows(rows: Sequence[Sequence[float]]) -> torch.Tensor:
-    """Rows of numbers as float32 ``[rows, longest]``, 0 after their ends."""
+    """Stack rows of numbers as float32 ``[rows, longest]``, padded with 0."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.float32) for row in rows], batch_first=True)
 
 

@@ -1,4 +1,4 @@
-"""PPO on trees: a value head says what a probe's context was worth, and what the branches behind it are."""
+"""PPO on trees: a value head estimates the value of a probe's context and of the branches after it."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def advantages_on_trees(
     """The advantage of every action of every node.
 
     ``A_t = delta_t + discount * gae_lambda * A_(t+1)`` with ``delta_t = r_t + discount * V_(t+1) - V_t``: Schulman et
-    al. 2015, https://arxiv.org/abs/1506.02438, equation 16. A node's last action is followed by the first ones of its
-    successors, whose values and advantages are folded to one of each (the paper knows chains alone); nothing follows
-    where there are none.
+    al. 2015, https://arxiv.org/abs/1506.02438, equation 16. A node's last action is followed by the first actions of
+    its successors, whose values and advantages are each reduced to one number (the paper only has chains); without
+    successors, nothing follows.
 
-    A node of two actions before two nodes of one each, with discount and lambda 1, the mean, and every value 0.5::
+    A node of two actions before two nodes of one action, with discount and lambda 1, the mean, and all values 0.5::
 
         r  0, 1 ─┬─ 2        delta  0, 1 ─┬─ 1.5         A  1.5, 1.5 ─┬─ 1.5
                  └─ 0                     └─ -0.5                     └─ -0.5
@@ -50,12 +50,12 @@ def advantages_on_trees(
     The second action has ``delta = 1 + 0.5 - 0.5`` and ``A = 1 + (1.5 - 0.5) / 2``.
 
     Args:
-        rewards: of the actions of each node.
-        values: of the state before each action.
-        successors: for each node the places of those that come next, all after it.
-        discount: of the next action's value, for every action.
+        rewards: the rewards of the actions of each node.
+        values: the values of the state before each action.
+        successors: for each node the indices of the nodes that come next, all larger than its own.
+        discount: the factor on the next action's value, applied at every action.
         gae_lambda: 0 trusts the values, 1 the rewards.
-        reduce: one number for several branches.
+        reduce: combines the numbers of several branches into one.
     """
     advantages: list[list[float]] = [[] for _ in rewards]
     # The value and the advantage at the first action of each node.
@@ -73,7 +73,7 @@ def advantages_on_trees(
 
 ACTIONS = ("turn", "token")
 NO_SPREAD = 1e-8
-"""Added to a standard deviation before it divides."""
+"""Added to a standard deviation before dividing by it."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class PPOStep(ProbeStep[StateT, ActionT]):
     """A probe, and its place in the branches of its tree.
 
     Attributes:
-        successors: where the turns that follow it stand in the list of examples, counted from itself.
-        old_values: the value before each of its tokens under the tester that wrote it, once they are known.
-        advantages: of each token, once they are known.
-        returns: what the value before each token should have been.
+        successors: the offsets, in the list of examples, from this turn to those that follow it.
+        old_values: the value before each of its tokens under the tester that wrote it, once known.
+        advantages: the advantage of each token, once known.
+        returns: the target for the value before each token.
     """
 
     successors: tuple[int, ...] = ()
@@ -95,7 +95,7 @@ class PPOStep(ProbeStep[StateT, ActionT]):
 
 @dataclass(frozen=True)
 class PPOBatch(ProbeBatch[StateT, ActionT]):
-    """Some probes with what is known of their tokens, ``[batch, tokens]`` each, 0 where there is none."""
+    """A batch of probes with values, advantages and returns, ``[batch, tokens]`` each, 0 where there is no token."""
 
     old_values_BT: torch.Tensor
     advantages_BT: torch.Tensor
@@ -105,10 +105,10 @@ class PPOBatch(ProbeBatch[StateT, ActionT]):
 def value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float | None
 ) -> torch.Tensor:
-    """``max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) / 2``, elementwise; without a clip the first.
+    """``max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) / 2``, elementwise; only the first without a clip.
 
-    The clipped value loss of the first implementation of PPO (https://github.com/openai/baselines, ``ppo2``); it is not
-    in the paper.
+    The clipped value loss of the original PPO implementation (https://github.com/openai/baselines, ``ppo2``); it is
+    not in the paper.
     """
     error = (values - returns).square()
     if clip is not None:
@@ -120,30 +120,31 @@ def value_loss(
 class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
     """Proximal policy optimisation (https://arxiv.org/abs/1707.06347) of a tester with a value head.
 
-    With ``A`` the generalised advantages along the branches of a tree (:func:`advantages_on_trees`), ``r`` the ratio of
-    each token to the tester that wrote it, ``V`` the values and ``H`` the entropies::
+    With ``A`` the generalised advantages along the branches of a tree (:func:`advantages_on_trees`), ``r`` each token's
+    ratio to the tester that wrote it, ``V`` the values and ``H`` the entropies::
 
         loss = mean over tokens of  -min(r A, clip(r, 1 - clip, 1 + clip_high) A)
                                     + value_coef value_loss(V) - entropy_coef H  [+ kl_coef KL]
 
-    An action is a turn, whose one advantage all its tokens have, or a token. Of a turn, the value before its first
-    token counts for the advantage, and the values before all of its tokens are drawn to its return.
+    An action is a token, or a turn, whose tokens all share one advantage. For a turn, the value before its first token
+    is used for the advantage, and the values before all of its tokens are trained towards its return.
 
     Args:
         system: a tester with values (``HFASTValueFunctionSystem``), and the baseline.
-        actions: ``"turn"`` or ``"token"``. With tokens, ``discount`` and ``gae_lambda`` are a token's, and a probe is
-            rewarded at its last one.
+        actions: ``"turn"`` or ``"token"``. With tokens, ``discount`` and ``gae_lambda`` apply per token, and a probe
+            gets its reward at its last token.
         gae_lambda: 0 trusts the values, 1 the rewards.
-        credit, discount: over which branches a turn is followed on; ``"immediate"`` over none. See
+        credit, discount: which branches after a turn count; with ``"immediate"`` none do. See
             :class:`~astra_accel.algorithms.credit.Credit`.
-        normalize_advantages: bring their mean over all tokens of an experience to 0 and their deviation to 1.
-        value_coef, value_clip: of the values' loss; no clip is None.
-        entropy_coef: of the entropy bonus.
-        target_kl: no more updates on an experience after one whose tester is as far from the one that wrote it, in nats
-            a token; None is no limit. It is measured before the update, and by ``k3``.
+        normalize_advantages: whether to normalise advantages to mean 0 and deviation 1 over all tokens of an
+            experience.
+        value_coef, value_clip: the weight and the clip of the value loss; None does not clip.
+        entropy_coef: the weight of the entropy bonus.
+        target_kl: stop the updates on an experience after one whose tester was further than this from the one that
+            wrote it, in nats per token; None is no limit. Measured before that update, with ``k3``.
         clip, clip_high, kl_coef, kl_estimator, kl_in, kl_weighted, importance_cap: see
-            :class:`~astra_accel.algorithms.policy.PolicyGradient`. In the reward, a token's KL is taken off the
-            token's or the turn's reward, and so counts in the advantages of all before it.
+            :class:`~astra_accel.algorithms.policy.PolicyGradient`. In the reward, a token's KL is subtracted from the
+            token's or the turn's reward, and so counts in the advantages of all earlier actions.
     """
 
     needs_values = True
@@ -239,7 +240,7 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
             for pair in zip(advantages, values, strict=True)
         ]
         if not by_token:
-            # One action, all of whose tokens have the same.
+            # The probe is one action: all of its tokens share its advantage and return.
             advantages = [own * step.num_tokens for own, step in zip(advantages, steps, strict=True)]
             returns = [own * step.num_tokens for own, step in zip(returns, steps, strict=True)]
         if self.normalize_advantages:
@@ -260,11 +261,11 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
         )
 
     def weight(self, step: PPOStep[StateT, ActionT]) -> float:
-        """Its tokens: every mean is one over tokens."""
+        """The number of tokens: every mean is over tokens."""
         return float(step.num_tokens)
 
     def step(self, batch: PPOBatch[StateT, ActionT]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The mean loss over the tokens of a batch, and means over its tokens."""
+        """The mean loss over the tokens of a batch, and metrics averaged over its tokens."""
         names = ["logprobs", "values"] + ["entropies"] * (self.entropy_coef > 0)
         read = self._read(batch.contexts, batch.probes, names)
         read = {name: values_BT[:, : batch.mask_BT.shape[-1]] for name, values_BT in read.items()}
@@ -296,7 +297,7 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
         return self.target_kl is not None and metrics["ppo/update_kl"] > self.target_kl
 
     def check_sampler(self, sampler: Any) -> None:
-        """Advantages need values, and an entropy bonus entropies."""
+        """Refuse a system without values, or one without entropies if there is an entropy bonus."""
         super().check_sampler(sampler)
         system = getattr(sampler, "system", None)
         if system is None:
@@ -315,7 +316,7 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
     def _read(
         self, contexts: Sequence[StateT], probes: Sequence[ActionT], names: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        """What is asked for about each token of the probes, from one forward where the system can do that."""
+        """Read the named quantities of each token of the probes, in one forward if the system can."""
         if offers(self.system, ReadsTester):
             return self.system.read_tester(contexts, probes, names)
         return {
@@ -338,7 +339,7 @@ def _mean(values_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
 
 
 def _normalized(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Numbers brought to mean 0 and standard deviation 1 over all rows."""
+    """Normalise numbers to mean 0 and standard deviation 1 over all rows."""
     everything = [value for row in rows for value in row]
     if not everything:
         return [list(row) for row in rows]

@@ -1,4 +1,4 @@
-"""Trajectory balance on siblings: the tester comes to sample in proportion to a reward, so it keeps many modes."""
+"""Trajectory balance on siblings: the tester learns to sample in proportion to a reward, so it keeps many modes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from astra_accel.core.system import ActionT, StateT, System
 
 @dataclass(frozen=True)
 class TBStep(Generic[StateT, ActionT]):
-    """The probes of a context, with what each earned.
+    """The probes of a context, with their returns.
 
     Attributes:
-        context: in which all were written.
-        probes: two or more; the same one may be there twice.
-        returns: what each earned.
-        scores: how unsafe the response to each was judged; None where nobody knows.
-        baseline: the log-prob of each under the baseline, once it is known.
-        fluencies: the same a token.
+        context: the context in which all were written.
+        probes: two or more probes, possibly with repeats.
+        returns: the return of each probe.
+        scores: how unsafe the response to each was judged; None if unknown.
+        baseline: the log-prob of each probe under the baseline, once known.
+        fluencies: the same, as a mean per token.
     """
 
     context: StateT
@@ -39,13 +39,13 @@ class TBStep(Generic[StateT, ActionT]):
 
 @dataclass(frozen=True)
 class TBBatch(Generic[StateT, ActionT]):
-    """The probes of some groups, one group after the other.
+    """The probes of several groups, one group after another.
 
     Attributes:
-        contexts, probes: one entry a probe.
-        group: which group each probe is of, ``[probes]``.
-        returns: ``[probes]``.
-        baseline: log-probs under the baseline, ``[probes]``; None where they are not known yet.
+        contexts, probes: one entry per probe.
+        group: the index of each probe's group, ``[probes]``.
+        returns: the return of each probe, ``[probes]``.
+        baseline: log-probs under the baseline, ``[probes]``; None if not known yet.
     """
 
     contexts: Sequence[StateT]
@@ -59,39 +59,39 @@ def group_variance(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """The pooled variance of values within their groups: ``sum_i (v_i - mean of its group)^2 / sum_g (n_g - 1)``.
 
     Args:
-        values: ``[probes]``.
-        group: which group each is of, ``[probes]``, from 0 on; every group has two or more.
+        values: the value of each probe, ``[probes]``.
+        group: the index of each probe's group, ``[probes]``, from 0; every group has two or more probes.
     """
     num_groups = int(group.max()) + 1
     sizes = torch.bincount(group, minlength=num_groups).to(values)
-    # A product with ones and zeros, not an addition by index, whose order is open on a GPU.
+    # A product with ones and zeros: an indexed addition has no fixed order on a GPU.
     member = torch.nn.functional.one_hot(group, num_groups).to(values)
     means = member.T @ values / sizes
     return (values - member @ means).square().sum() / (sizes - 1).sum()
 
 
 class TB(Algorithm[StateT, ActionT, TBStep, TBBatch]):
-    """The tester comes to sample each probe with probability ``baseline(p | c) * exp(return / beta) / Z(c)``.
+    """The tester learns to sample each probe with probability ``baseline(p | c) * exp(return / beta) / Z(c)``.
 
-    A generative flow network is at its goal where ``log Z(c) + log pi(p | c)`` is
+    A generative flow network has converged when ``log Z(c) + log pi(p | c)`` equals
     ``log baseline(p | c) + return / beta`` for every probe: trajectory balance, Malkin et al. 2022,
     https://arxiv.org/abs/2201.13259; on language models Hu et al. 2023, https://arxiv.org/abs/2310.04363, and for red
-    teaming Lee et al. 2024, https://arxiv.org/abs/2405.18540. ``Z`` is the context's alone, so siblings tell it: with
-    ``d_i = log pi(p_i | c) - log baseline(p_i | c) - return_i / beta`` the loss is the variance of ``d`` among siblings
-    (VarGrad, Richter et al. 2020, https://arxiv.org/abs/2010.10436), pooled over the contexts of a batch. The mean of
-    siblings passes no gradient on in sum, since the deviations from it add up to 0.
+    teaming Lee et al. 2024, https://arxiv.org/abs/2405.18540. ``Z`` depends on the context alone, so siblings determine
+    it: with ``d_i = log pi(p_i | c) - log baseline(p_i | c) - return_i / beta`` the loss is the variance of ``d`` among
+    siblings (VarGrad, Richter et al. 2020, https://arxiv.org/abs/2010.10436), pooled over the contexts of a batch. The
+    siblings' mean contributes no gradient, since the deviations from it add up to 0.
 
-    It holds whoever wrote the probes, as long as they are various, so ``training.replay`` may bring earlier ones back.
-    Siblings that all earned the same teach too: how the baseline distributes them.
+    It holds for probes of any policy as long as they are diverse, so ``training.replay`` may bring back earlier ones.
+    Siblings with equal returns teach too: how the baseline distributes them.
 
     Args:
         system: scores probes under the tester and the baseline.
         beta: how strongly the tester is held to the baseline. Smaller is greedier.
-        credit, discount: what a probe earned: its reward at once, or also what followed it. See
+        credit, discount: what counts towards a probe's return: its own reward, or later ones too. See
             :class:`~astra_accel.algorithms.credit.Credit`.
     """
 
-    off_policy = True  # the balance is to hold at every probe, whoever wrote it
+    off_policy = True  # the balance must hold at every probe, whichever policy wrote it
     step_types = (TBStep,)
 
     def __init__(
@@ -132,7 +132,7 @@ class TB(Algorithm[StateT, ActionT, TBStep, TBBatch]):
 
     @staticmethod
     def collate_fn(batch: Sequence[TBStep[StateT, ActionT]]) -> TBBatch[StateT, ActionT]:
-        """The probes of all groups in a row."""
+        """Concatenate the probes of all groups."""
         known = [step.baseline for step in batch if step.baseline is not None]
         baseline = torch.tensor([value for values in known for value in values])
         return TBBatch(
@@ -144,18 +144,18 @@ class TB(Algorithm[StateT, ActionT, TBStep, TBBatch]):
         )
 
     def weight(self, step: TBStep[StateT, ActionT]) -> float:
-        """The degrees of freedom of a group's variance: its probes but one."""
+        """The degrees of freedom of a group's variance: its number of probes minus 1."""
         return len(step.probes) - 1.0
 
     def num_tokens(self, steps: Sequence[TBStep[StateT, ActionT]]) -> int | None:
-        """Distinct tokens of the probes in their contexts, where the system can count them."""
+        """The number of distinct tokens of the probes in their contexts, if the system can count them."""
         if not offers(self.system, CountsTokens):
             return None
         batch = self.collate_fn(steps)
         return self.system.num_tokens(batch.contexts, batch.probes)
 
     def replay_entry(self, step: TBStep[StateT, ActionT]) -> ReplayEntry:
-        """By the probe that earned most."""
+        """Rank by the probe with the highest return."""
         best = max(range(len(step.probes)), key=step.returns.__getitem__)
         fluency = None if step.fluencies is None else step.fluencies[best]
         return ReplayEntry(step.returns[best], (step.probes[best],), fluency, step.scores[best])
@@ -173,14 +173,14 @@ class TB(Algorithm[StateT, ActionT, TBStep, TBBatch]):
         loss = group_variance(log_ratio - wanted, group)
         with torch.no_grad():
             logs = {
-                # Both are what the loss is of: it is 0 where one is the other within each group.
+                # The loss is the variance of their difference, so it is 0 when the two agree within each group.
                 "tb/log_ratio_variance": group_variance(log_ratio, group),
                 "tb/return_variance": group_variance(wanted, group),
             }
         return loss, logs
 
     def check_sampler(self, sampler: Any) -> None:
-        """A group is siblings."""
+        """Refuse trees without siblings."""
         width = getattr(sampler, "tree_width", None)
         if width is not None and width < 2:
             raise ValueError(f"tree_width is {width}, but {type(self).__name__} compares siblings; expected at least 2")

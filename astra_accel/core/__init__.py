@@ -1,5 +1,5 @@
 """The contracts: what a system, a sampler, an algorithm, a scorer and an evaluator are.
 
-Nothing in this folder knows of transformers or of distribution. Training checks shape, not ancestry: a class
-that has the methods of a contract may be used without inheriting from it.
+Nothing in this folder depends on transformers or on distribution. Contracts are structural: a class with the
+right methods may be used without inheriting from ours.
 """

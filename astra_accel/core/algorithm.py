@@ -16,13 +16,13 @@ Batch = TypeVar("Batch")
 
 
 class ReplayEntry(NamedTuple):
-    """What a replay goes by of a training example that it may keep.
+    """What a replay uses to decide whether to keep a training example.
 
     Attributes:
         value: what the example earned; higher is better.
-        probes: what is compared of it with other examples: the probes that it teaches to write.
-        fluency: mean log-prob a token of those under the baseline; None where nobody knows.
-        score: how unsafe the response to them was judged, from 0 to 1; None where nobody knows.
+        probes: the probes that the example teaches; they are compared with those of other examples.
+        fluency: mean log-prob per token of those probes under the baseline; None if unknown.
+        score: how unsafe the response to them was judged, from 0 to 1; None if unknown.
     """
 
     value: float
@@ -32,57 +32,57 @@ class ReplayEntry(NamedTuple):
 
 
 class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
-    """From the graphs of an experience to training examples, and from a batch of examples to a loss.
+    """Turns the graphs of an experience into training examples, and a batch of examples into a loss.
 
-    In the order in which the trainer calls them::
+    The trainer calls the methods in this order::
 
         graphs ── flatten ──> steps ── choose ──> ── precompute ──> ── keep ──> ── prepare ──> steps
-                  a graph              everybody     each rank its     one by      everybody
-                                       the same,     share             one         the same, all
-                                       all
+                  one graph            all,          each rank its     one by      all, the same
+                                       the same on   own graphs'       one         on every rank
+                                       every rank
 
         steps ── collate_fn ──> batch ── step ──> loss
-                 a batch
+                 one batch
 
-    ``flatten``, ``collate_fn`` and ``step`` are required; the rest is optional, and a class that inherits from
-    none of ours may leave it out.
+    ``flatten``, ``collate_fn`` and ``step`` are required. The rest is optional: a class that does not inherit from
+    this one may leave it out.
     """
 
     needs_values = False
     """Whether the system has to be a :class:`~astra_accel.core.system.ValueFunctionSystem`."""
 
     off_policy = False
-    """Whether the loss holds for probes that others wrote: the tester with earlier weights (``training.replay``), or
-    after examples that it was shown (``rollout.few_shot``)."""
+    """Whether the loss is valid for off-policy probes: written with earlier weights (``training.replay``), or by a
+    tester that was shown examples (``rollout.few_shot``)."""
 
     step_types: ClassVar[Sequence[type]] = ()
-    """The data classes that examples are made of, besides those of states and probes: what a checkpoint brings back."""
+    """The data classes that examples are made of, besides those of states and probes; a checkpoint restores them."""
 
     adopted_types: ClassVar[Sequence[type]] = ()
-    """Data classes of other algorithms' examples of which ``adopt`` can make its own."""
+    """Data classes of other algorithms' examples that ``adopt`` can convert."""
 
     def __init__(self, system: System[StateT, ActionT]) -> None:
         self.system = system
 
     @abstractmethod
     def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[Step]:
-        """The training examples of one graph. Pure: no model runs here.
+        """Return the training examples of one graph. Pure: no model runs here.
 
-        Every node has a reward: a graph with a node that has none comes as the trees into which it falls without it
+        Every node has a reward: a graph in which some are missing has been split into trees without those nodes
         (:func:`~astra_accel.core.sampler.rewarded_trees`).
         """
 
     @staticmethod
     @abstractmethod
     def collate_fn(batch: Sequence[Step]) -> Batch:
-        """One batch of examples, as ``step`` takes it."""
+        """Collate examples into one batch for ``step``."""
 
     @abstractmethod
     def step(self, batch: Batch) -> tuple[torch.Tensor, Mapping[str, Any]]:
-        """The loss of a batch and what to log.
+        """Return the loss of a batch and the metrics to log.
 
         The loss is a scalar: the mean over the batch's examples, weighted by :meth:`weight`. The trainer relies
-        on that to normalise over all processes and accumulated batches. The logged numbers are means alike.
+        on that to normalise over all processes and accumulated batches. The metrics are means of the same kind.
         """
 
     def weight(self, step: Step) -> float:  # noqa: ARG002
@@ -93,67 +93,69 @@ class Algorithm(ABC, Generic[StateT, ActionT, Step, Batch]):
         return 1.0
 
     def num_tokens(self, steps: Sequence[Step]) -> int | None:  # noqa: ARG002
-        """Tokens that a step on these examples together reads, each distinct one once; None where it can't be told.
+        """How many distinct tokens a step on these examples together reads; None if unknown.
 
-        The trainer keeps what is stepped on at once within the system's ``token_budget``, if it has one.
+        The trainer keeps each micro-batch within the system's ``token_budget``, if it has one.
         """
         return None
 
     def choose(self, steps: Sequence[Step]) -> Sequence[bool]:
-        """Which examples of a whole experience are trained on: one answer an example.
+        """Which examples of a whole experience are trained on: one bool per example.
 
-        Asked before ``precompute``, so that models run on the chosen alone; examples of one graph that are left still
-        share what is read for them. Every rank gets all the examples in the same order and must return the same. Pure:
-        no model runs here.
+        Called before ``precompute``, so that models run only on the chosen examples; those of one graph still share
+        the tokens that are read for them. Every rank gets all the examples in the same order and must return the same.
+        Pure: no model runs here.
         """
         return [True] * len(steps)
 
     def precompute(self, steps: Sequence[Step]) -> Sequence[Step]:
-        """Add what models say of each example as they are now, once an experience (the baseline's log-probs).
+        """Add what models compute for each example before the updates, such as the baseline's log-probs.
 
-        Each rank gets the examples of the graphs that it rolled out, so those of other graphs must not matter here.
+        Called once per experience. Each rank gets the examples of the graphs that it rolled out, so the result must
+        not depend on other graphs.
         """
         return steps
 
     def keep(self, step: Step) -> bool:  # noqa: ARG002
-        """Whether an example is trained on, now that ``precompute`` has added what models say of it.
+        """Whether to train on an example, given what ``precompute`` added.
 
-        It goes by the example alone. Examples of one graph that are left still share what is read for them, which
-        they don't once ``prepare`` has dropped some.
+        Depends on the example alone. The examples of a graph that are kept still share the tokens that are read for
+        them; once ``prepare`` has dropped some, they don't.
         """
         return True
 
     def prepare(self, steps: Sequence[Step]) -> Sequence[Step]:
-        """Add what needs the whole experience (normalised advantages), once an experience.
+        """Add what needs the whole experience, such as normalised advantages.
 
-        Every rank gets all the examples in the same order and must return the same.
+        Called once per experience. Every rank gets all the examples in the same order and must return the same.
         """
         return steps
 
     def stop_early(self, metrics: Mapping[str, float]) -> bool:  # noqa: ARG002
-        """Whether the updates that are left for this experience are not made.
+        """Whether to skip the remaining updates on this experience.
 
-        Asked after each update, with what it logged: means over all processes, the same on each.
+        Called after each update with its metrics: means over all processes, the same on each.
         """
         return False
 
     def replay_entry(self, step: Step) -> ReplayEntry | None:  # noqa: ARG002
-        """What a replay goes by of an example, after ``prepare``; None keeps it out.
+        """What a replay judges an example by, after ``prepare``; None keeps the example out.
 
-        Asked where ``off_policy`` is set and a replay is configured, of which it is a part that can't be left out.
+        Called if ``off_policy`` is set and a replay is configured, which requires this method.
         """
         return None
 
     def adopt(self, step: Any) -> Sequence[Step]:
-        """Examples made of one that another run's replay holds (``training.replay.source``), before ``precompute``.
+        """Convert an example of another run's replay (``training.replay.source``), before ``precompute``.
 
-        Of the own :attr:`step_types` that one, as it is; an algorithm with ``adopted_types`` makes its own of those.
+        An example of this algorithm's own :attr:`step_types` is returned as it is; those of ``adopted_types`` are
+        converted.
         """
         return [step]
 
     def check_sampler(self, sampler: Any) -> None:
-        """Raise ``ValueError`` where the sampler's trees can't give this algorithm an example.
+        """Raise ``ValueError`` if the sampler's trees can't give this algorithm an example.
 
-        Before models load, the ``RolloutConfiguration`` stands in for a sampler: it has the attributes that say what
-        the trees are like, such as ``tree_width``. A sampler may lack them.
+        Before models load, the ``RolloutConfiguration`` stands in for a sampler: it has the attributes that describe
+        the trees, such as ``tree_width``. A sampler may lack them.
         """

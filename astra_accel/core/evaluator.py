@@ -17,8 +17,8 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
     """Rolls a sampler out on evaluation seeds and computes metrics of the graphs.
 
     Args:
-        sampler: its ``eval_rollout`` makes the graphs (``eval_rollout_many`` all at once, where it has one).
-        seeds: what ``eval_rollout`` is given, one an episode: ints, or prompts where the sampler takes them.
+        sampler: makes the graphs with ``eval_rollout``, or all at once with ``eval_rollout_many`` if it has that.
+        seeds: the argument of ``eval_rollout`` for each episode: ints, or prompts if the sampler takes them.
             None: ``evaluate`` counts from 0.
     """
 
@@ -31,15 +31,15 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         """The metrics of one episode."""
 
     def compute_metrics_many(self, graphs: Sequence[Graph[StateT, ActionT]]) -> Sequence[Mapping[str, Any]]:
-        """The metrics of each of some episodes. A trainer asks each process for its own part of an evaluation's."""
+        """The metrics of each episode. The trainer calls this on each process for its share of the evaluation."""
         return [self.compute_metrics(graph) for graph in graphs]
 
     @abstractmethod
     def aggregate_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """The metrics of a whole evaluation from those of its episodes."""
+        """Aggregate the metrics of episodes into those of the whole evaluation."""
 
     def select_seeds(self, num_episodes: int | None = None) -> list[Any]:
-        """The seeds of an evaluation of ``num_episodes`` (None: all the seeds that were given)."""
+        """The seeds of an evaluation of ``num_episodes`` (None: all given seeds)."""
         if self.seeds is None:
             if num_episodes is None:
                 raise ValueError("num_episodes is needed where the evaluator was given no seeds")
@@ -51,7 +51,7 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
     def evaluate(self, num_episodes: int | None = None) -> dict[str, float]:
         """Roll out on this process alone and return the aggregated metrics.
 
-        ``AccelTrainer.evaluate`` does the same spread over all processes.
+        ``AccelTrainer.evaluate`` spreads the same work over all processes.
         """
         graphs = eval_rollouts(self.sampler, self.select_seeds(num_episodes))
         return self.aggregate_metrics(self.compute_metrics_many(graphs))
@@ -63,7 +63,7 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
 
 
 def eval_rollouts(sampler: Sampler[StateT, ActionT], seeds: Sequence[Any]) -> Sequence[Graph[StateT, ActionT]]:
-    """An evaluation graph for each seed, all at once where the sampler can."""
+    """An evaluation graph for each seed, all at once if the sampler can."""
     if offers(sampler, EvaluatesMany):
         return sampler.eval_rollout_many(seeds)
     return [sampler.eval_rollout(seed) for seed in seeds]

@@ -1,7 +1,7 @@
 """What systems, samplers, algorithms and evaluators may offer besides their contracts.
 
-The trainer calls methods and never asks for a class of ours. :func:`offers` says whether an object has the methods of a
-protocol; each protocol says what is done without them.
+The trainer calls methods and never checks for a class of ours. :func:`offers` tells whether an object has the methods
+of a protocol; each protocol says what happens without them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ ProtocolT = TypeVar("ProtocolT")
 
 
 def offers(thing: Any, protocol: type[ProtocolT]) -> TypeGuard[ProtocolT]:
-    """Whether an object has the methods of a protocol, be it by a proxy; one that is None counts as none.
+    """Whether an object has the methods of a protocol, even through a proxy; an attribute that is None does not count.
 
-    ``isinstance`` asks the class alone, and so finds nothing behind ``__getattr__``.
+    ``isinstance`` looks at the class alone, so it misses what ``__getattr__`` provides.
     """
     return all(callable(getattr(thing, name, None)) for name in vars(protocol) if not name.startswith("_"))
 
@@ -30,51 +30,51 @@ def offers(thing: Any, protocol: type[ProtocolT]) -> TypeGuard[ProtocolT]:
 
 
 class CountsProbeTokens(Protocol):
-    """Without it, trailing zeros of log-probs are taken for padding (:func:`num_probe_tokens`)."""
+    """Without it, trailing zeros of log-probs count as padding (:func:`num_probe_tokens`)."""
 
     def num_probe_tokens(self, probe: Sequence[Any]) -> Sequence[int]:
-        """How many tokens of each probe the tester's and the baseline's log-probs are of."""
+        """How many tokens of each probe have log-probs under the tester and the baseline."""
 
 
 class RecordsLogprobs(Protocol):
-    """Without it, policy gradients take the tester in training's precision for the one that sampled."""
+    """Without it, policy gradients assume that the tester sampled in training's precision."""
 
     def sampled_logprobs(self, probe: Sequence[Any]) -> Sequence[Sequence[float] | None]:
         """The log-prob of each token of each probe as the tester sampled it; None for a probe of unknown origin.
 
-        They differ from ``get_tester_logprobs`` where the tester samples in another precision, or elsewhere, than it is
+        They differ from ``get_tester_logprobs`` if the tester samples in another precision, or elsewhere, than it is
         trained.
         """
 
 
 class CountsTokens(Protocol):
-    """Without it, batches are distributed and split by examples."""
+    """Without it, batches are distributed and split by number of examples."""
 
     def num_tokens(self, context: Sequence[Any], continuation: Sequence[Any]) -> int:
-        """How many distinct tokens a pass over these sequences reads."""
+        """The number of distinct tokens that a pass over these sequences reads."""
 
 
 class HasBaseline(Protocol):
-    """Without it, nothing that compares with the baseline is computed (a KL penalty, perplexity)."""
+    """Without it, nothing that needs the baseline is computed (a KL penalty, perplexity)."""
 
     def get_baseline_logprobs(self, context: Sequence[Any], continuation: Sequence[Any]) -> torch.Tensor:
         """See :class:`~astra_accel.core.system.System`."""
 
 
 class ReadsTester(Protocol):
-    """Without it, log-probs and values come from a pass each, and entropies from none."""
+    """Without it, log-probs and values take a pass each, and there are no entropies."""
 
     def read_tester(
         self, context: Sequence[Any], continuation: Sequence[Any], names: Sequence[str]
     ) -> dict[str, torch.Tensor]:
         """``{name: [batch, tokens]}`` from one pass over the tester, with gradient, 0 where a row has no token.
 
-        Names are ``logprobs``, ``values``, and ``entropies`` of the distributions that the tokens were drawn from.
+        Names are ``logprobs``, ``values``, and ``entropies`` (of the distributions that the tokens were drawn from).
         """
 
 
 class SavesTester(Protocol):
-    """Without it, the trained weights alone are written, as safetensors."""
+    """Without it, only the trained weights are written, as safetensors."""
 
     def save_pretrained(self, folder: Path, **options: Any) -> None:
         """Write the tester.
@@ -91,10 +91,10 @@ class ObservesExperiences(Protocol):
 
 
 class HasRolloutState(Protocol):
-    """What rollouts depend on besides the weights. Without it, a checkpoint holds nothing of the kind."""
+    """For systems whose rollouts depend on more than the weights. Without it, checkpoints hold no such state."""
 
     def rollout_state(self) -> Mapping[str, Any]:
-        """Strings, numbers, tensors, and lists and dicts of them."""
+        """The state: strings, numbers, tensors, and lists and dicts of them."""
 
     def load_rollout_state(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`rollout_state` returned."""
@@ -111,7 +111,7 @@ class KeepsCaches(Protocol):
     """Without it, nothing is kept between the levels of a rollout."""
 
     def rolling_out(self, num_turns: int) -> AbstractContextManager[Any]:
-        """A context in which conversations of this many turns are rolled out."""
+        """A context manager within which conversations of this many turns are rolled out."""
 
 
 class NamesRewardParts(Protocol):
@@ -120,11 +120,11 @@ class NamesRewardParts(Protocol):
     def reward_parts(
         self, context: Sequence[Any], probe: Sequence[Any], response: Sequence[Any]
     ) -> Sequence[dict[str, float | None]]:
-        """The reward of each turn as ``reward``, and its terms by name; None for what is missing."""
+        """The reward of each turn as ``reward``, and its terms by name; missing ones are None."""
 
 
 class ChecksPrompts(Protocol):
-    """Without it, a prompt that is too long is found when it is rolled out."""
+    """Without it, a prompt that is too long is only found when it is rolled out."""
 
     def check_prompts(self, prompts: Sequence[str], depth: int) -> None:
         """Raise ``ValueError`` for a prompt from which conversations of ``depth`` turns can't be rolled out."""
@@ -134,7 +134,7 @@ class ShowsExamples(Protocol):
     """Without it, ``rollout.few_shot`` is refused."""
 
     def preceded(self, context: Any, text: str) -> Any:
-        """A state that begins with a text which only the tester is shown."""
+        """The state with a text put before it that only the tester is shown."""
 
 
 # Samplers
@@ -144,7 +144,7 @@ class RollsOutMany(Protocol):
     """Without it, episodes are rolled out one after another, with seeded global generators."""
 
     def rollout_many(self, seeds: Sequence[int], prompt_seeds: Sequence[int] | None = None) -> Sequence[Graph]:
-        """A graph for each seed; ``prompt_seeds`` choose the prompts where several episodes share one."""
+        """A graph for each seed; ``prompt_seeds`` choose the prompts if several episodes share one."""
 
 
 class EvaluatesMany(Protocol):
@@ -155,13 +155,13 @@ class EvaluatesMany(Protocol):
 
 
 class CountsExperiences(Protocol):
-    """For samplers that roll out otherwise as training goes on."""
+    """For samplers whose rollouts change as training goes on."""
 
     def begin_experience(self, index: int) -> None:
         """Called on every process before an experience is rolled out."""
 
 
-# Algorithms: `astra_accel.core.algorithm.Algorithm` says what each method is for, and is without effect by default.
+# Algorithms: `astra_accel.core.algorithm.Algorithm` documents each method; its own versions have no effect.
 
 
 class ChecksSampler(Protocol):
@@ -229,10 +229,10 @@ class ComputesMany(Protocol):
 
 
 def num_probe_tokens(system: Any, probes: Sequence[Any], logprobs_BT: torch.Tensor) -> torch.Tensor:
-    """How many tokens each probe has, ``[batch]``: as the system says, or by the log-probs' padding of 0.
+    """How many tokens each probe has, ``[batch]``: as the system counts them, or by the log-probs' padding of 0.
 
-    The log-prob of a token that is certain is 0 too. At the end of a probe it is taken for padding where the system
-    does not count; its gradient, which is then left out, is 0.
+    The log-prob of a token that is certain is 0 too. At the end of a probe it counts as padding if the system does not
+    count tokens; the gradient that this leaves out is 0.
     """
     if offers(system, CountsProbeTokens):
         return torch.tensor(system.num_probe_tokens(probes), device=logprobs_BT.device)

@@ -1,4 +1,4 @@
-"""A sampler rolls a system out to trees of conversations."""
+"""A sampler rolls out a system into trees of conversations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Generic
 from astra_accel.core.system import ActionT, StateT, System
 
 NO_TERMS = ("reward", "probe_tokens", "response_tokens")
-"""Numbers in a node's ``info`` that are no terms of the reward."""
+"""Numbers in a node's ``info`` that are not terms of the reward."""
 
 
 @dataclass
@@ -24,11 +24,11 @@ class Node(Generic[StateT, ActionT]):
         context: the state in which the probe was written.
         probe: what the tester wrote.
         response: what the target answered.
-        reward: the immediate reward of the probe. None where it could not be had: such a node is written with the
-            rollouts, but algorithms get the :func:`rewarded_trees` alone, and so may count on a number.
+        reward: the immediate reward of the probe; None if missing. A node without a reward is written with the
+            rollouts, but algorithms only get the :func:`rewarded_trees`, so they may rely on a number.
         children: the turns that follow this one.
-        info: what else is known of the turn, by name: the parts of the reward (``reward/<name>`` in the metrics), and
-            ``probe_tokens`` and ``response_tokens``; where a model thought before it spoke, ``probe_thinking`` and
+        info: further facts about the turn, by name: the parts of the reward (``reward/<name>`` in the metrics),
+            ``probe_tokens`` and ``response_tokens``; if a model thought before it answered, ``probe_thinking`` and
             ``response_thinking``. Written with the rollouts.
     """
 
@@ -54,7 +54,7 @@ class Graph(Generic[StateT, ActionT]):
     Attributes:
         context: the prompt.
         children: the first turns.
-        seed: what is random about the episode follows from it; None where nobody knows.
+        seed: determines everything random about the episode; None if unknown.
     """
 
     context: StateT
@@ -63,10 +63,10 @@ class Graph(Generic[StateT, ActionT]):
 
 
 def walk(graph: Graph[StateT, ActionT]) -> Iterator[tuple[tuple[int, ...], Node[StateT, ActionT]]]:
-    """Every node of a graph with its path, parents before children.
+    """Yield every node of a graph with its path, parents before children.
 
-    A path holds the index among its siblings of every ancestor and of the node: ``(0, 1)`` is the second child
-    of the graph's first child.
+    A path holds the sibling index of every ancestor and of the node itself: ``(0, 1)`` is the second child of the
+    graph's first child.
     """
     pending: deque[tuple[tuple[int, ...], Node]] = deque(((index,), node) for index, node in enumerate(graph.children))
     while pending:
@@ -76,9 +76,9 @@ def walk(graph: Graph[StateT, ActionT]) -> Iterator[tuple[tuple[int, ...], Node[
 
 
 def rewarded_trees(graph: Graph[StateT, ActionT]) -> list[Graph[StateT, ActionT]]:
-    """A graph without the nodes that have no reward: itself, or the trees into which it falls.
+    """Split a graph at the nodes without a reward; return the graph itself if there are none.
 
-    What follows such a node is a tree of its own. Without ``p2``::
+    What follows such a node becomes a tree of its own. If ``p2`` has none::
 
         prompt ─┬─ p1 ─── p3      gives      prompt ─── p1 ─── p3
                 └─ p2 ─── p4                 prompt p2 r2 ─── p4
@@ -120,13 +120,13 @@ def _rewarded(
 
 
 def response_score(node: Node[StateT, ActionT]) -> float | None:
-    """How unsafe the response of a turn was judged, from 0 to 1; None where the reward did not tell."""
+    """How unsafe the response of a turn was judged, from 0 to 1; None if the reward did not report it."""
     score = getattr(node, "info", {}).get("response_score")
     return None if score is None else float(score)
 
 
 def term_values(nodes: Sequence[Node[StateT, ActionT]]) -> dict[str, list[float]]:
-    """The values of each term of the reward over the nodes that have it: the numbers in ``info``, but token counts."""
+    """The values of each reward term over the nodes that have it: the numbers in ``info`` except token counts."""
     terms: dict[str, list[float]] = {}
     for node in nodes:
         for name, value in getattr(node, "info", {}).items():
@@ -136,7 +136,7 @@ def term_values(nodes: Sequence[Node[StateT, ActionT]]) -> dict[str, list[float]
 
 
 def missing_terms(nodes: Sequence[Node[StateT, ActionT]]) -> list[str]:
-    """The terms of the reward that are missing at some node."""
+    """The names of the reward terms that are missing at any node."""
     infos = [getattr(node, "info", {}) for node in nodes]
     return list(
         dict.fromkeys(name for info in infos for name, value in info.items() if value is None and name not in NO_TERMS)
@@ -144,13 +144,13 @@ def missing_terms(nodes: Sequence[Node[StateT, ActionT]]) -> list[str]:
 
 
 class Sampler(ABC, Generic[StateT, ActionT]):
-    """Rolls a system out.
+    """Rolls out a system.
 
     A sampler may also offer ``rollout_many(seeds)`` and ``eval_rollout_many(seeds)``, which return a graph for
-    each seed and may do them at once; the graph of a seed must not depend on the other seeds. One with an attribute
-    ``episodes_per_prompt`` above 1 is called as ``rollout_many(seeds, prompt_seeds)``: its prompts follow from the
-    latter, which are equal for as many episodes in a row. One with a method ``begin_experience(number)`` is told which
-    training step begins, counted from 0, before its episodes are rolled out, on every process.
+    each seed and may roll them out together; the graph of a seed must not depend on the other seeds. If its attribute
+    ``episodes_per_prompt`` is above 1, it is called as ``rollout_many(seeds, prompt_seeds)``: prompts follow from
+    ``prompt_seeds``, which are equal for that many episodes in a row. If it has a method ``begin_experience(number)``,
+    that is called on every process before a training step's episodes are rolled out, with the step's number from 0.
     """
 
     def __init__(self, system: System[StateT, ActionT]) -> None:
@@ -158,12 +158,12 @@ class Sampler(ABC, Generic[StateT, ActionT]):
 
     @abstractmethod
     def rollout(self, seed: int | None = None) -> Graph[StateT, ActionT]:
-        """One episode. The same seed (0 is a seed too) gives the same graph; None draws one."""
+        """Roll out one episode. The same seed (0 is one too) gives the same graph; None draws a seed."""
 
     def eval_rollout(self, seed: Any = None) -> Graph[StateT, ActionT]:
-        """One episode for evaluation; by default a rollout like those of training.
+        """Roll out one episode for evaluation, by default as in training.
 
-        ``seed`` is an int or whatever else the sampler takes as a starting point (a prompt, say).
+        ``seed`` is an int or another starting point that the sampler takes, such as a prompt.
         """
         if seed is not None and not isinstance(seed, int):
             raise TypeError(

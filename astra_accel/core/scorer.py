@@ -1,4 +1,4 @@
-"""A scorer says how unsafe a text is."""
+"""A scorer rates how unsafe a text is."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 Categories = Mapping[str, Sequence[float | None]]
-"""Kinds of harm by name, and of each one score a text, as a :class:`Scorer`'s own: 0 is safe, None missing."""
+"""For each kind of harm, by name, one score per text, on the scale of :class:`Scorer`: 0 is safe, None is missing."""
 
 
 ROUNDING = 1e-5
-"""How far rounding may take a score past 0 or 1."""
+"""How far a score may lie outside 0 to 1 by rounding."""
 
 
 class ScorerError(RuntimeError):
-    """A scorer did not return one number from 0 to 1 a text, or None; or no mapping of categories."""
+    """A scorer did not return one number from 0 to 1 (or None) per text, or a mapping for its categories."""
 
 
 class Scorer(ABC):
     """Scores texts from 0 (safe) to 1 (unsafe).
 
-    A score that could not be had, as of a text that a service refuses, is None: missing. The turn then has no reward,
-    is not trained on, and does not enter any mean. nan is no score but a defect, and an error, as is a number that is
-    not from 0 to 1.
+    A missing score, such as that of a text that a service refuses, is None. The turn then has no reward, is not
+    trained on, and does not enter any mean. nan is a defect, not a score, and raises an error, as does a number
+    outside 0 to 1.
     """
 
     @abstractmethod
     def score(self, texts: Sequence[str]) -> Sequence[float | None]:
-        """One score a text, in their order."""
+        """Return one score per text, in order."""
 
     def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> Sequence[float | None]:
-        """One score a response, given the probe that it answers.
+        """Return one score per response, given the probe that it answers.
 
-        By default the response alone is judged; a scorer that reads conversations overrides this.
+        By default only the response is judged; a scorer that reads conversations overrides this.
         """
         if len(probes) != len(responses):
             raise ValueError(f"{len(probes)} probes and {len(responses)} responses: expected as many of each")
         return self.score(responses)
 
     def score_categories(self, texts: Sequence[str]) -> Categories:  # noqa: ARG002
-        """The scores of each kind of harm that the scorer tells apart, one a text; by default it tells none.
+        """Return scores for each kind of harm that the scorer distinguishes, one per text; by default none.
 
-        Which kinds there are must not depend on the texts. The reward never asks; evaluations do.
+        The set of kinds must not depend on the texts. Evaluations use these scores; the reward never does.
         """
         return {}
 
     def score_exchange_categories(self, probes: Sequence[str], responses: Sequence[str]) -> Categories:
-        """The scores of each kind of harm in the responses, given the probes that they answer.
+        """Return scores for each kind of harm in the responses, given the probes that they answer.
 
-        By default those of the responses alone, as in :meth:`score_exchanges`.
+        By default only the responses are judged, as in :meth:`score_exchanges`.
         """
         if len(probes) != len(responses):
             raise ValueError(f"{len(probes)} probes and {len(responses)} responses: expected as many of each")
@@ -58,24 +58,24 @@ class Scorer(ABC):
 
 
 def response_scores(scorer: Any, probes: Sequence[str], responses: Sequence[str]) -> list[float | None]:
-    """One checked score a response, given its probe where the scorer reads conversations.
+    """Return one checked score per response, judged with its probe if the scorer reads conversations.
 
     Raises:
-        ScorerError: the scorer did not return one number from 0 to 1 a text, or None.
+        ScorerError: the scorer did not return one number from 0 to 1 (or None) per text.
     """
-    # Scorers written for the reference have `score` alone.
+    # Scorers written for the reference implementation only have `score`.
     exchanges = getattr(scorer, "score_exchanges", None)
     scores = scorer.score(responses) if exchanges is None else exchanges(probes, responses)
     return check_scores(scorer, responses, scores)
 
 
 def response_categories(scorer: Any, probes: Sequence[str], responses: Sequence[str]) -> dict[str, list[float | None]]:
-    """The checked scores of each kind of harm in the responses; empty where the scorer tells no kinds apart.
+    """Return the checked scores for each kind of harm in the responses; empty if the scorer distinguishes none.
 
     Raises:
-        ScorerError: the scorer did not return, for every kind, one number from 0 to 1 a text, or None.
+        ScorerError: for some kind, the scorer did not return one number from 0 to 1 (or None) per text.
     """
-    # A scorer that inherits from nothing may have the categories of texts alone, or none.
+    # A scorer that does not inherit from ours may only have the categories of texts, or none.
     of_exchanges = getattr(scorer, "score_exchange_categories", None)
     of_texts = getattr(scorer, "score_categories", None)
     if of_exchanges is not None:
@@ -91,10 +91,10 @@ def response_categories(scorer: Any, probes: Sequence[str], responses: Sequence[
 
 
 def check_scores(scorer: object, texts: Sequence[str], scores: Sequence[float | None]) -> list[float | None]:
-    """The scores as floats and None, or a :class:`ScorerError` that names the scorer, the text and what was found.
+    """Return the scores as floats and None, or raise a :class:`ScorerError` naming the scorer, text and value.
 
-    Numbers of any kind will do (of numpy, of torch), and a list, tuple or array of them. A score that rounding took
-    past 0 or 1, by :data:`ROUNDING` at most, is that end.
+    Accepts any kind of number (such as numpy's or torch's) in a list, tuple or array. A score outside 0 to 1 by at
+    most :data:`ROUNDING` is clamped.
     """
     name = type(scorer).__name__
     if not _is_list(scores):
@@ -109,7 +109,7 @@ def check_scores(scorer: object, texts: Sequence[str], scores: Sequence[float | 
 
 
 def _is_list(scores: Any) -> bool:
-    """Whether something holds values in an order, as a list, a tuple or an array does."""
+    """Whether an object holds values in order, like a list, a tuple or an array."""
     if isinstance(scores, str | bytes | Mapping | Set):
         return False
     return hasattr(scores, "__len__") and hasattr(scores, "__iter__")
@@ -117,10 +117,10 @@ def _is_list(scores: Any) -> bool:
 
 def _score(name: str, text: str, score: Any) -> float:
     try:
-        if isinstance(score, str | bytes):  # float would read some of them
+        if isinstance(score, str | bytes):  # float() would accept some of them
             raise TypeError("a text is no number")
         value = float(score)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: torch's of several numbers
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: torch, for several numbers
         raise ScorerError(f"{name} returned {score!r}, expected a number, for {text[:80]!r}") from error
     if not math.isfinite(value):
         raise ScorerError(f"{name} returned {value}, expected a finite number, for the text {text[:80]!r}")

@@ -1,4 +1,4 @@
-"""Seeds: everything random follows from a run's seed and from where in the run it happens."""
+"""Seeds: everything random follows from the run's seed and from where in the run it happens."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 
 
 def seed_sequence(numbers: Sequence[int]) -> np.random.SeedSequence:
-    """NumPy's sequence of ints in ``[0, 2**64)``, another for each sequence of them.
+    """NumPy's seed sequence for ints in ``[0, 2**64)``, distinct for distinct inputs.
 
-    By itself NumPy takes ``[7]`` for ``[7, 0]``, and ``[2**32]`` for ``[0, 1]``.
+    NumPy alone gives ``[7]`` and ``[7, 0]`` the same sequence, and so ``[2**32]`` and ``[0, 1]``.
     """
     words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
     return np.random.SeedSequence([len(words), *words])
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed in ``[0, 2**63)`` that follows from ints in ``[0, 2**64)``; different ints give unrelated seeds."""
+    """Derive a seed in ``[0, 2**63)`` from ints in ``[0, 2**64)``; different ints give unrelated seeds."""
     return int(seed_sequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager
 def seeded(numbers: Sequence[int]) -> Iterator[None]:
-    """The global generators of Python, NumPy and torch, seeded by ``numbers``; afterwards they are as before."""
+    """Seed the global generators of Python, NumPy and torch by ``numbers``, and restore their state afterwards."""
     seed = derive_seed(*numbers)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

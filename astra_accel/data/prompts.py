@@ -1,7 +1,7 @@
 """Read prompts, the openings that conversations start from, and check every one of them.
 
-Whatever the source, reading goes through the same steps: all values of one column, the rows of the split
-that was asked for, then a check that each is a string with something in it.
+The steps are the same for every source: read all values of one column, take the rows of the requested split,
+then check that each is a non-blank string.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 USUAL_COLUMNS = ("text", "prompt")
 
 # How `datasets.Dataset` reads each kind of file. By default a CSV cell "NA" or "None" becomes a missing
-# value; where every CSV line has a comma too many, the first cells are taken for row names; and a parquet
-# batch is as long as the first row group, which fails when that has no rows.
+# value; if every CSV line has one comma too many, the first cells become row names; and a parquet batch is
+# as long as the first row group, which fails when that has no rows.
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("from_csv", {"keep_default_na": False, "index_col": False}),
     ".parquet": ("from_parquet", {"batch_size": 1000}),
@@ -39,29 +39,29 @@ def load_prompts(
     config_name: str | None = None,
     revision: str | None = None,
 ) -> list[str]:
-    """The prompts of one split, in their order, unchanged: nothing is stripped, duplicates are kept.
+    """Load the prompts of one split, in order and unchanged: nothing is stripped, duplicates are kept.
 
     Args:
         source: One of
 
-            - `"bundled"`: the neutral openings that come with this package, in the splits train, dev, test.
-            - A local file. `json`: a list of strings or of objects; `jsonl`: a string or an object a line;
-              `csv`: with a header line; `parquet`; `txt`: a prompt a line, where blank lines only separate
+            - `"bundled"`: this package's neutral openings, in the splits train, dev, test.
+            - A local file. `json`: a list of strings or of objects; `jsonl`: a string or an object per line;
+              `csv`: with a header line; `parquet`; `txt`: a prompt per line, where blank lines only separate
               and are skipped. A file has one split, "train", which is all of it. Nothing is cached.
-            - Whatever else `datasets.load_dataset` takes: the id of a data set on the Hugging Face hub, or a
-              local folder. These are cached where `datasets` caches.
-        split: The name of a split, or a slice of it as `datasets` writes them, such as `"train[:80%]"`.
+            - Anything else that `datasets.load_dataset` takes: the id of a data set on the Hugging Face hub, or a
+              local folder. These are cached in the cache of `datasets`.
+        split: The name of a split, or a slice in the syntax of `datasets`, such as `"train[:80%]"`.
         column: The column that holds the prompts. By default "text" if there is such a column, else "prompt",
             else the only column that holds strings.
-        config_name: For a hub data set or a folder: which of its configurations.
-        revision: For a hub data set: a branch, tag or commit.
+        config_name: The configuration of a hub data set or a folder.
+        revision: The branch, tag or commit of a hub data set.
 
     Raises:
         FileNotFoundError: There is no such file, folder or data set.
         ValueError: The file is empty, can't be read or has another suffix; a data set can't be reached; there is no
-            such split or column, or no telling which column is meant; the split has no rows; a prompt is not a
-            string, or is blank (the message gives its row, counted from 1, in the whole file or in the split of a
-            hub data set); `config_name` or `revision` is given for the bundled list or for a file, which have neither.
+            such split or column, or the column is ambiguous; the split has no rows; a prompt is not a string, or is
+            blank (the message gives its row, counted from 1, in the whole file or in the split of a hub data set);
+            `config_name` or `revision` is given for the bundled list or for a file, which have neither.
     """
     name = os.path.expanduser(os.fspath(source))
     if name != BUNDLED and not is_file_name(name):
@@ -77,7 +77,7 @@ def load_prompts(
 
 
 def check_disjoint(train: Iterable[str], held_out: Iterable[str], names: tuple[str, str]) -> None:
-    """Make sure that no held-out prompt is trained on.
+    """Check that no held-out prompt is trained on.
 
     Args:
         train: The prompts to train on.
@@ -85,10 +85,10 @@ def check_disjoint(train: Iterable[str], held_out: Iterable[str], names: tuple[s
         names: What to call the two in the message, such as `("train", "dev")`.
 
     Raises:
-        ValueError: Prompts stand in both: the message gives the first of them and how many do.
+        ValueError: Some prompts are in both; the message gives the first of them and their number.
     """
     seen = set(train)
-    # A dict, as sets have no order and the message names the first.
+    # A dict, because sets have no order and the message names the first.
     shared = list(dict.fromkeys(prompt for prompt in held_out if prompt in seen))
     if shared:
         raise ValueError(
@@ -98,7 +98,7 @@ def check_disjoint(train: Iterable[str], held_out: Iterable[str], names: tuple[s
 
 
 def is_file_name(name: str) -> bool:
-    """Whether `name` means a local file, there or missing, and not a folder or a data set on the hub."""
+    """Whether `name` refers to a local file, existing or not, rather than a folder or a data set on the hub."""
     path = Path(name)
     if path.is_dir():
         return False
@@ -131,10 +131,10 @@ def _file_column(path: Path, column: str | None) -> Sequence[Any]:
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON list or of JSON lines; a plain string is a row with that text.
+    """The rows of a JSON list or of JSON lines; a plain string becomes a row with that text.
 
-    Read here and not by `datasets`, which turns strings that look like dates into dates and does not say
-    on which line a file is broken.
+    Not read by `datasets`, which turns strings that look like dates into dates and does not say on which line
+    a file is broken.
     """
     rows = []
     for number, item in enumerate(_json_items(path), start=1):
@@ -153,10 +153,10 @@ def _json_items(path: Path) -> list[Any]:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(f"prompts {str(path)!r}, line {line}: not UTF-8 ({error.reason})") from error
-    # The first character tells a list from lines, whichever the suffix: both are found under both names.
+    # The first character tells a list from lines, not the suffix: both kinds occur with both suffixes.
     if text.lstrip().startswith("["):
         return _parsed_json(text, path, first_line=1)
-    # Not `splitlines`, which would also split at the separators that JSON strings may hold unescaped.
+    # Not `splitlines`, which also splits at separators that JSON strings may hold unescaped.
     lines = enumerate(text.split("\n"), start=1)
     return [_parsed_json(line, path, first_line=number) for number, line in lines if line.strip()]
 
@@ -184,21 +184,21 @@ def _column_of_rows(rows: Sequence[Mapping[str, Any]], column: str | None, name:
 
 
 def _datasets_file_column(path: Path, column: str | None) -> Sequence[Any]:
-    # Not `load_dataset`, which for a local file too asks a server to count the download.
+    # Not `load_dataset`, which asks a server to count the download even for a local file.
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
 
     reader, options = _READERS[path.suffix.lower()]
-    # `datasets` takes file names for patterns, so a name with brackets has to be escaped.
+    # `datasets` treats file names as patterns, so a name with brackets has to be escaped.
     pattern = glob.escape(str(path.resolve()))
-    # The cache would hold a copy of a file that is there already, so it goes once the rows are in memory.
+    # The cache would only duplicate the file, so it is deleted once the rows are in memory.
     with tempfile.TemporaryDirectory() as cache, _quiet_datasets(), warnings.catch_warnings():
-        # pandas only warns when it drops the cells that stand beyond the header.
+        # pandas only warns when it drops cells beyond the header.
         warnings.filterwarnings("error", message="Length of header or names does not match length of data")
         try:
             dataset = getattr(Dataset, reader)(pattern, cache_dir=cache, keep_in_memory=True, **options)
         except (DatasetsError, ValueError) as error:
-            if "corresponds to no data" in str(error):  # all that `datasets` says of a file without rows
+            if "corresponds to no data" in str(error):  # all that `datasets` reports for a file without rows
                 return []
             cause = str(error.__cause__ or error).strip()
             raise ValueError(f"prompts {str(path)!r}: can't be read as {path.suffix} ({cause})") from error
@@ -225,7 +225,7 @@ def _load_dataset_column(
             f"prompts {name!r}: {_line(error)}; {_why_unreachable()}, and it is not in the cache "
             f"{config.HF_DATASETS_CACHE}; expected {BUNDLED!r}, a file, a folder, or a data set that is there"
         ) from error
-    except Exception as error:  # of the hub, of a file's format, of an old data set that is a script
+    except Exception as error:  # from the hub, a file's format, or an old data set that is a script
         raise ValueError(f"prompts {name!r}, split {split!r}: {type(error).__name__}: {_line(error)}") from error
     return _column_of_dataset(dataset, column, name)
 
@@ -248,13 +248,13 @@ def _column_of_dataset(dataset: Any, column: str | None, name: str) -> Sequence[
 
 
 def _chosen_column(holds_strings: Mapping[str, bool], column: str | None, name: str) -> str:
-    """The column of the prompts, given which of the columns hold strings."""
+    """Choose the column of the prompts, given which columns hold strings."""
     found = ", ".join(map(repr, holds_strings)) or "none"
     if column is not None:
         if column not in holds_strings:
             raise ValueError(f"prompts {name!r}: no column {column!r}; columns found: {found}")
         return column
-    # The usual names come first, whatever they hold: were a broken "text" passed over for the only sound
+    # The usual names come first, whatever they hold: if a broken "text" were skipped in favour of the only sound
     # column, a run would start from that column's ids or labels.
     for usual in USUAL_COLUMNS:
         if usual in holds_strings:
@@ -270,7 +270,7 @@ def _chosen_column(holds_strings: Mapping[str, bool], column: str | None, name: 
 
 
 def _rows_of_split(columns: Mapping[str, Sequence[Any]], split: str, name: str) -> list[tuple[int, Any]]:
-    """The values that `split` asks for, each with its row number in its split."""
+    """The values that `split` selects, each with its row number in its split."""
     if split in columns:  # the usual case, which needs no import of `datasets`
         return list(enumerate(columns[split], start=1))
     from datasets import ReadInstruction
@@ -302,7 +302,7 @@ def _checked_prompts(rows: Iterable[tuple[int, Any]], split: str, name: str) -> 
 
 
 def _fault(value: Any) -> str | None:
-    """What `value` is that can't be a prompt, or `None` if it can."""
+    """Why `value` can't be a prompt, or `None` if it can."""
     if value is None:
         return "no value"
     if not isinstance(value, str):
@@ -312,7 +312,7 @@ def _fault(value: Any) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        # JSON can spell half a character, which tokenizers refuse without saying where it came from.
+        # JSON can hold half a character, which tokenizers reject without saying where it came from.
         return f"half a character (a lone surrogate) in {_short(value)}"
     return None
 
@@ -324,7 +324,7 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def _quiet_datasets() -> Iterator[None]:
-    """Without the progress bars of `datasets`, unless its environment variable asks for them."""
+    """Turn off the progress bars of `datasets`, unless its environment variable asks for them."""
     from datasets import config
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

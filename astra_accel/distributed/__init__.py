@@ -1,1 +1,1 @@
-"""What processes share, on a machine and between machines."""
+"""What processes share, on one machine and across machines."""

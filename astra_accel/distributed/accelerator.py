@@ -1,4 +1,4 @@
-"""The accelerator of a run, and whether its launch is one that trains what is configured."""
+"""Makes the accelerator of a run, and checks that its launch trains what is configured."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed.op_builds import build_for_cpu_processes
 
 MANY_CORES = 4
-"""For one process; with fewer, a single thread may well be what was meant."""
+"""From this many cores per process, a single thread is probably not intended."""
 
 
 EXTRAS = {"tensorboard": "trackers", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
-"""Which extra of the package installs a tracker."""
+"""The extra of the package that installs each tracker."""
 
 
 def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: bool = True) -> Accelerator:
@@ -35,8 +35,8 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
 
     Args:
         config: batch size, precision, accumulation and trackers.
-        find_unused_parameters: whether a loss may leave a trained parameter out (a value head, say). Under DDP that
-            takes a traversal of the graph each batch, and a loss that does so without it hangs or fails.
+        find_unused_parameters: whether a loss may leave a trained parameter out (e.g. a value head). Under DDP this
+            costs a traversal of the graph for each batch; without it, such a loss hangs or fails.
 
     Raises:
         ValueError, RuntimeError: see :func:`check_accelerator`; or a tracker is unknown, is not installed, or has no
@@ -45,7 +45,7 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
     check_trackers(config)
     timeout = timedelta(seconds=config.timeout)
     accelerator = new_accelerator(
-        # Without this a launch of several CPU processes trains each of them alone.
+        # Without this, a launch of several CPU processes would train each one independently.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -57,18 +57,18 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
             InitProcessGroupKwargs(timeout=timeout),
         ],
     )
-    if torch.distributed.is_initialized():  # a group that an earlier run made keeps that one's
+    if torch.distributed.is_initialized():  # a group from an earlier run keeps its own timeout
         torch.distributed.distributed_c10d._set_pg_timeout(timeout)
     check_accelerator(accelerator, config)
     return accelerator
 
 
 def new_accelerator(**options: Any) -> Accelerator:
-    """An accelerator that takes nothing over from an earlier one of this process, as a sweep in a notebook has them.
+    """An accelerator that inherits nothing from an earlier one of this process, as in a sweep in a notebook.
 
-    Accelerate keeps the settings of the first (precision, plugins, accumulation) in classes, for all that come later,
-    and says nothing where a later one leaves them to their defaults. So the classes get a memory of their own here;
-    earlier accelerators keep theirs, and continue as they were. The process group stays what it is.
+    Accelerate keeps the settings of the first one (precision, plugins, accumulation) in classes, for all later ones,
+    without a warning if a later one relies on the defaults. So the classes get fresh state here; earlier accelerators
+    keep theirs and continue unchanged. The process group stays the same.
     """
     for kind in (PartialState, AcceleratorState, GradientState):
         kind._shared_state = {}
@@ -80,10 +80,10 @@ def new_accelerator(**options: Any) -> Accelerator:
 
 
 def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -> None:
-    """Find launches that would train something else than configured.
+    """Reject launches that would train something other than configured.
 
     Raises:
-        RuntimeError: several processes were launched, but each is alone.
+        RuntimeError: several processes were launched, but they are not connected.
         ValueError: the global batch can't be split, the device lacks the precision, or the accelerator and the
             configuration disagree.
     """
@@ -138,7 +138,7 @@ def _check_sharding(accelerator: Accelerator, config: TrainingConfiguration) -> 
 
 
 def _check_inherited(accelerator: Accelerator, config: TrainingConfiguration) -> None:
-    """Find an accelerator of the caller's own that got its precision of an earlier run."""
+    """Reject a caller's accelerator that inherited its precision from an earlier run."""
     made_for = accelerator.state.__dict__.get("made_for")
     if made_for is None or made_for() is accelerator or config.mixed_precision is not None:
         return
@@ -163,7 +163,7 @@ def _check_precision(accelerator: Accelerator) -> None:
 
 
 def launch_advice(accelerator: Accelerator, config: TrainingConfiguration) -> list[str]:
-    """What a person would want to know of a launch that works as configured, but leaves a part of the machine idle."""
+    """Advice on a launch that works as configured but leaves a part of the machine idle."""
     advice = []
     num_processes, num_episodes = accelerator.num_processes, config.num_episodes_per_experience
     if num_processes > num_episodes:
@@ -181,12 +181,12 @@ def launch_advice(accelerator: Accelerator, config: TrainingConfiguration) -> li
 
 
 def _num_cores() -> int:
-    """Cores that this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_trackers(config: TrainingConfiguration) -> None:
-    """Find trackers that would write nothing. Accelerate drops one that is not installed and says nothing.
+    """Reject trackers that would write nothing. Accelerate silently drops one that is not installed.
 
     Raises:
         ValueError: one is unknown, is not installed, or has no folder to write to.

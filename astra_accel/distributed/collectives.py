@@ -1,4 +1,4 @@
-"""What processes exchange: everybody's results and errors, in one go."""
+"""Exchanges between processes: the results and errors of all in one exchange."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from accelerate.utils import gather_object as gather_over_default
 from astra_accel.files.run_lock import RunLock
 
 _made: dict[str, Any] = {}
-"""The group for exchanges, and the default group that it was made beside: a process may come to have another."""
+"""The group for exchanges, and the default group it was made for: a process may get another one later."""
 
 
 def gather_object(own: list[Any]) -> list[Any]:
-    """The items of everybody's list, in the order of ranks; all processes call it.
+    """The items of all processes' lists, in rank order. All processes must call it.
 
     Raises:
-        RuntimeError: a process is gone, or did not answer in the time of the default group; or no group over host
+        RuntimeError: a process is gone, or did not answer within the default group's timeout; or no group over host
             memory can be made.
     """
     group = _group_on_hosts()
@@ -37,7 +37,7 @@ def gather_object(own: list[Any]) -> list[Any]:
 
 
 def _group_on_hosts() -> Any:
-    """A gloo group of all processes, where the default group takes tensors of devices alone; made once."""
+    """A gloo group of all processes, if the default group takes only device tensors; made once."""
     if not dist.is_initialized():
         return None
     default = dist.group.WORLD
@@ -73,14 +73,14 @@ _waits: list[float] = []
 
 
 def pop_wait_seconds() -> float:
-    """Seconds since the last call that this process spent in exchanges: waiting for the slowest, but for little."""
+    """Seconds spent in exchanges since the last call: almost all of it waiting for the slowest process."""
     waited = math.fsum(_waits)
     _waits.clear()
     return waited
 
 
 def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
-    """Do something on each process and give all of them everybody's result, in the order of ranks.
+    """Do something on each process and return all processes' results on each, in rank order.
 
     If it fails on any process it fails on all of them, so that none is left waiting for the others: the process
     that failed raises its own error, the others a :class:`RankError`.
@@ -96,7 +96,7 @@ def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     started = time.perf_counter()
     try:
         outcomes: list[tuple[Any, str | None]] = gather_object([own])
-    except RuntimeError:  # the others are gone, which matters less than why this one failed
+    except RuntimeError:  # the others are gone, but why this one failed matters more
         if error is None:
             raise
     _waits.append(time.perf_counter() - started)
@@ -109,10 +109,10 @@ def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
 
 
 def end_together(accelerator: Accelerator) -> None:
-    """Take leave of the other processes, before a script ends.
+    """Wait for the other processes before a script ends.
 
-    gloo's threads need Python to let go of what was sent last. A script that ends right after an exchange keeps Python
-    to itself while it takes the process group down, and both wait for ever; waiting at a barrier lets them have it.
+    gloo's threads need Python's lock (GIL) to release what was sent last. A script that ends right after an exchange
+    holds it while it destroys the process group, so both wait forever; waiting at a barrier releases it.
     """
     accelerator.wait_for_everyone()
     accelerator.state.destroy_process_group()
@@ -120,15 +120,15 @@ def end_together(accelerator: Accelerator) -> None:
 
 @contextmanager
 def translate_collective_errors(timeout: float) -> Iterator[None]:
-    """Say in words when a process can't reach the others any more.
+    """Turn errors of the network into a readable error when a process can no longer reach the others.
 
-    So it is on CPUs, and with NCCL in exchanges (:mod:`astra_accel.distributed.collectives`), where processes wait for
-    the slowest rollout. What NCCL itself moves, gradients and gathered weights, ends otherwise: after ``timeout`` its
-    watchdog prints which collective it waited for and aborts the process (SIGABRT), before Python hears of it. The
-    last checkpoint is whole then too.
+    This covers CPUs and, with NCCL, exchanges (:mod:`astra_accel.distributed.collectives`), where processes wait for
+    the slowest rollout. NCCL's own transfers, gradients and gathered weights, fail differently: after ``timeout`` its
+    watchdog prints which collective it waited for and aborts the process (SIGABRT) before Python notices. The last
+    checkpoint is still whole.
 
     Raises:
-        RankError: one of them died, or did not answer for ``timeout`` seconds.
+        RankError: another process died, or did not answer for ``timeout`` seconds.
     """
     try:
         yield
@@ -142,12 +142,12 @@ def translate_collective_errors(timeout: float) -> Iterator[None]:
 
 
 def _is_of_the_network(error: RuntimeError) -> bool:
-    # NCCL's errors have classes; gloo's are plain, with the place in its sources where they come from.
+    # NCCL's errors have classes; gloo's are plain, but name their place in its sources.
     return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do something on the main process alone and give all its result; if it fails there, it fails everywhere."""
+    """Do something on the main process only and return its result on all; if it fails there, it fails everywhere."""
     part: Callable[[], Any] = work if accelerator.is_main_process else lambda: None
     result: T = gather_results(accelerator, part)[0]
     return result
@@ -155,12 +155,12 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
 
 @contextmanager
 def holding(accelerator: Accelerator, lock: RunLock) -> Iterator[RunLock]:
-    """A context in which the main process has the lock of a folder.
+    """A context in which the main process holds the lock of a folder.
 
-    All processes together, and while one watches another run's lock none waits long for it.
+    All processes must enter it; while the main one watches another run's lock, no other blocks for long.
 
     Raises:
-        FolderInUseError: another run writes to the folder; says which.
+        FolderInUseError: another run writes to the folder; names it.
         ConfigurationError: the folder can't be written to.
     """
     try:

@@ -1,7 +1,7 @@
-"""What a launch does differently: where gradients go, who holds which weights, and how to have them whole.
+"""What depends on the launch: where gradients go, which process holds which weights, and how to gather them.
 
-The trainer and the checkpoints talk to an engine alone. This one serves a single process and DDP, where every process
-holds all weights; ``fsdp.py`` and ``zero.py`` serve the launches that spread them.
+The trainer and the checkpoints only use an engine. This one serves a single process and DDP, where every process holds
+all weights; ``fsdp.py`` and ``zero.py`` serve the launches that spread them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UpdateCheck = Callable[[float], None]
 def make_engine(
     accelerator: Accelerator, module: StepModule, optimizer: torch.optim.Optimizer, config: TrainingConfiguration
 ) -> Engine:
-    """Prepare a module and its optimizer for the launch that there is.
+    """Prepare a module and its optimizer for the current launch.
 
     Raises:
         ValueError: the launch would cast weights of 4 bits.
@@ -41,11 +41,11 @@ def make_engine(
 
 
 def check_storage(accelerator: Accelerator, module: StepModule) -> None:
-    """Find weights of 4 bits, stored under a floating type, which are no numbers any more once they are cast."""
+    """Reject 4-bit weights stored under a floating type, since casting them would corrupt them."""
     kind, precision = accelerator.distributed_type, accelerator.mixed_precision
     if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         return
-    # DeepSpeed has all weights in one type, FSDP2 casts for a mixed precision alone.
+    # DeepSpeed keeps all weights in one type; FSDP2 casts only for mixed precision.
     cast_to = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     if cast_to is None and kind == DistributedType.DEEPSPEED:
         cast_to = torch.float32
@@ -59,7 +59,7 @@ def check_storage(accelerator: Accelerator, module: StepModule) -> None:
 
 
 def check_saving(system: Any) -> None:
-    """Find a system that can't write a tester whose weights it does not hold whole, before it is trained.
+    """Reject, before training, a system that can't write a tester unless it holds all of its weights.
 
     Raises:
         ValueError: its ``save_pretrained`` takes no ``state_dict``.
@@ -75,16 +75,16 @@ def check_saving(system: Any) -> None:
 
 
 class Engine:
-    """Steps on batches, and holds the weights and the optimizer's state.
+    """Computes the steps on batches, and holds the weights and the optimizer's state.
 
     Args:
-        accelerator: the processes.
-        module: whose forward is a step; stays reachable as it is.
-        optimizer: of its trained parameters.
-        config: batch size, accumulation and clipping, where a launch has to know them beforehand.
+        accelerator: connects the processes.
+        module: its forward is a step; stays reachable unwrapped.
+        optimizer: the optimizer of its trained parameters.
+        config: batch size, accumulation and clipping, if a launch must know them beforehand.
 
     Attributes:
-        sharded: whether a process holds no more than a part of the trained weights or of the optimizer's state.
+        sharded: whether a process holds only a part of the trained weights or of the optimizer's state.
     """
 
     sharded = False
@@ -101,9 +101,9 @@ class Engine:
         self.prepared, self.optimizer = accelerator.prepare(module, optimizer)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Compute the gradient of a weighted loss, within ``accelerator.accumulate``.
+        """Compute the gradient of a weighted loss, inside ``accelerator.accumulate``.
 
-        An update adds it up over micro-batches and processes. Accelerate divides by the number of micro-batches, and
+        An update sums it over micro-batches and processes. Accelerate divides by the number of micro-batches, and
         averages gradients over processes; both are undone here, since the weights of an update add up to 1.
         """
         accelerator = self.accelerator
@@ -129,16 +129,16 @@ class Engine:
         return float(self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm))
 
     def unsharded_weights(self) -> AbstractContextManager[None]:
-        """A context in which the module's layers run on this process alone. All processes enter and leave together."""
+        """A context in which the module's layers run without other processes. All processes must enter and leave it."""
         return nullcontext()
 
     def trained_state(self) -> Iterator[Named]:
-        """The trained weights and the buffers by name, each whole, one after the other. All processes together."""
+        """The trained weights and the buffers by name, each whole, one after the other. All processes must call it."""
         yield from self.module.trained_state().items()
 
     def gathered_state(self) -> dict[str, torch.Tensor]:
-        """All of them in memory of the main process; empty on the others. All processes together."""
-        # Each is dropped where it is not kept, so the others hold one of them at a time.
+        """All of them in the main process's memory; empty on the others. All processes must call it."""
+        # Processes that don't keep a tensor drop it, so they hold one at a time.
         return {
             name: tensor.detach().cpu().contiguous()
             for name, tensor in self.trained_state()
@@ -146,11 +146,11 @@ class Engine:
         }
 
     def shape(self, own: torch.Tensor) -> torch.Size:
-        """The shape of a trained weight where it is whole."""
+        """The unsharded shape of a trained weight."""
         return own.shape
 
     def load_trained_state(self, saved: Iterable[Named]) -> None:
-        """Take over trained weights and buffers, each whole and the same on every process. All processes together."""
+        """Load trained weights and buffers, each whole and the same on every process. All processes must call it."""
         own = self.module.trained_state()
         with torch.no_grad():
             for name, tensor in saved:
@@ -162,9 +162,9 @@ class Engine:
         return groups
 
     def optimizer_state(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The optimizer's state as in its ``state_dict``, each parameter's whole. All processes together."""
+        """The optimizer's state as in its ``state_dict``, whole for each parameter. All processes must call it."""
         yield from self.optimizer.state_dict()["state"].items()
 
     def load_optimizer(self, groups: list[dict[str, Any]], state: Mapping[int, dict[str, Any]]) -> None:
-        """Take over both, whole."""
+        """Load the optimizer's groups and its whole state."""
         self.optimizer.load_state_dict({"param_groups": groups, "state": dict(state)})

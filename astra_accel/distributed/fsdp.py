@@ -1,4 +1,4 @@
-"""The engine of FSDP2: every parameter is a ``DTensor`` of which each process holds a slice."""
+"""The engine of FSDP2: every parameter is a ``DTensor``, and each process holds a slice of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FSDPEngine(Engine):
     ) -> None:
         plugin = accelerator.state.fsdp_plugin
         if plugin.mixed_precision_policy is not None:
-            # Accelerate would send gradients, and hand out the loss, in the type of the forward: 8 bits of a number.
+            # Accelerate would reduce gradients, and return the loss, in the forward's type, with 8 bits of a number.
             plugin.mixed_precision_policy = replace(
                 plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
             )
@@ -43,7 +43,7 @@ class FSDPEngine(Engine):
 
     @contextmanager
     def unsharded_weights(self) -> Iterator[None]:
-        """See the base class. One all-gather a layer; then no forward waits for another process."""
+        """See the base class. One all-gather per layer; then no forward waits for another process."""
         shards = [module for module in self.prepared.modules() if isinstance(module, FSDPModule)]
         for shard in shards:
             shard.unshard()
@@ -81,10 +81,10 @@ class FSDPEngine(Engine):
 
 @contextmanager
 def without_hooks(module: torch.nn.Module) -> Iterator[None]:
-    """Run a module's layers without what is hooked on their forwards.
+    """Run a module's layers without the hooks on their forwards.
 
-    Sharding hooks gather a layer's weights, or count its forwards to gather the next ones early; either waits for
-    processes that run other forwards, or as many fewer.
+    Sharding hooks gather a layer's weights, or count its forwards to gather the next ones early; either would wait for
+    processes that run other forwards, or fewer of them.
     """
     kept = [(layer, layer._forward_pre_hooks, layer._forward_hooks) for layer in module.modules()]
     for layer, _, _ in kept:
@@ -101,8 +101,8 @@ def _to_full(value: Any) -> Any:
 
 
 def _shard_like(saved: Any, own: torch.Tensor) -> Any:
-    """A whole tensor, sliced as ``own`` is. A number, or a tensor of another shape (a count of steps), as it is."""
+    """A whole tensor, sliced like ``own``. A number, or a tensor of another shape (a count of steps), is unchanged."""
     if not isinstance(own, DTensor) or not isinstance(saved, torch.Tensor) or saved.shape != own.shape:
         return saved
-    # Every process has the whole tensor, so no source is named and nothing is sent. A slice keeps the whole alive.
+    # Every process has the whole tensor, so no source is named and nothing is sent. A view would keep the whole alive.
     return distribute_tensor(saved.to(own.device), own.device_mesh, own.placements, src_data_rank=None).clone()

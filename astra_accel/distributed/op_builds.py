@@ -1,8 +1,8 @@
-"""DeepSpeed's operations, which torch compiles at first use, under a lock that a killed build leaves behind.
+"""Builds DeepSpeed's operations, which torch compiles at first use under a lock that a killed build leaves behind.
 
-The lock is a file. torch waits for it to go, without a word and for ever, whoever made it. Here one process of a
-machine builds while the others wait for it; what is waited for is told; and a lock that surely nobody holds is removed.
-Where that can't be known, since another machine or container may hold it, a person has to decide.
+The lock is a file. torch waits for it to disappear, silently and forever, whichever process made it. Here one process
+per machine builds while the others wait for it; what they wait for is logged; and a lock that certainly no process
+holds is removed. If that can't be known, since another machine or container may hold it, the user must decide.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ logger = logging.getLogger(__name__)
 LOCK = "lock"
 """torch's lock, in the folder of the operation."""
 OWN_LOCK = "astra_accel.lock"
-"""Ours beside it, of the operating system, which drops it with the process that holds it."""
+"""Our lock beside it: one of the operating system, which releases it when its holder ends."""
 RECORD = "astra_accel.build"
-"""Which process builds; left beside torch's lock by a build that was killed."""
+"""Names the process that builds; a killed build leaves it beside torch's lock."""
 BUILDERS = {"adam": "CPUAdamBuilder", "adamw": "CPUAdamBuilder", "adagrad": "CPUAdagradBuilder"}
-"""DeepSpeed's builders of what steps optimizers on the host, by ``training.optimizer``."""
+"""DeepSpeed's builders of optimizers for the host, by ``training.optimizer``."""
 TELL_EVERY = 30.0
 PATIENCE = 1800.0
-"""Seconds to wait for a lock of which nobody knows who holds it; a build takes one to ten minutes."""
+"""Seconds to wait for a lock with an unknown holder; a build takes one to ten minutes."""
 
 COMPILERS = ("ninja", "c++", "g++", "gcc", "cc1", "clang", "nvcc", "cicc", "ptxas", "as", "ld", "collect2")
-"""How the names of processes begin that continue for a while when the build that started them was killed."""
+"""Prefixes of the names of processes that keep running for a while after the build that started them was killed."""
 LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay"}
 PRIVATE_FILE_SYSTEMS = {"overlay"}
-"""Those that a container has to itself."""
+"""File systems that belong to one container."""
 FIRST_PROCESS_TABLE = 0xEFFFFFFC
-"""The inode of the process table that has all processes of a machine (Linux' ``PROC_PID_INIT_INO``)."""
+"""The inode of the process table with all processes of a machine (Linux's ``PROC_PID_INIT_INO``)."""
 
 
 class BuildLockError(RuntimeError):
-    """A lock that doesn't go, and of which nobody knows who holds it."""
+    """A lock that doesn't disappear and whose holder is unknown."""
 
 
 @dataclass(frozen=True)
 class _Maker:
-    """A process that builds, or was killed while it did.
+    """A process that builds, or was killed while building.
 
     Attributes:
-        host: for people.
-        machine: its boot and its process table, within which a number is one process.
-        pid: its number.
+        host: the host's name, for messages.
+        machine: its boot and its process table, within which a process number is unique.
+        pid: the process number.
     """
 
     host: str
@@ -70,7 +70,7 @@ class _Maker:
 
     @classmethod
     def read(cls, file: Path) -> _Maker | None:
-        """The one that a file names; None where there is none, or it is cut off."""
+        """The process that a file names; None if there is no file, or it is cut off."""
         try:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -78,7 +78,7 @@ class _Maker:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it surely is: it ran here, and is no more."""
+        """Whether it has certainly ended: it ran on this machine and is gone."""
         return self.machine == machine() and not process_exists(self.pid)
 
 
@@ -87,11 +87,11 @@ class BuildLock:
     """torch's lock on the build of an operation.
 
     Attributes:
-        path: of the file.
-        seconds: since it was made.
-        holder: a process of this machine that builds; None where there is none.
-        abandoned: surely nobody holds it, on any machine.
-        maker: who made it, as far as that was noted.
+        path: the lock file.
+        seconds: the seconds since it was made.
+        holder: a process of this machine that builds; None if there is none.
+        abandoned: whether it is certain that no process on any machine holds it.
+        maker: the process that made it, if recorded.
     """
 
     path: Path
@@ -102,7 +102,7 @@ class BuildLock:
 
     @property
     def command(self) -> str:
-        """What removes it."""
+        """The shell command that removes it."""
         return f"rm '{self.path}'"
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class BuildLock:
 
 
 def find_lock(path: Path) -> BuildLock | None:
-    """A lock and who holds it; None where there is none."""
+    """A lock and its holder; None if there is no lock."""
     try:
         status = path.stat()
     except OSError:
@@ -130,7 +130,7 @@ def find_lock(path: Path) -> BuildLock | None:
 
 
 def find_locks() -> list[BuildLock]:
-    """The locks of all operations that were ever built here."""
+    """The locks of all operations ever built here."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
     files = Path(root).glob(f"*/{LOCK}") if root else cache.glob(f"*/*/{LOCK}")
@@ -138,16 +138,16 @@ def find_locks() -> list[BuildLock]:
 
 
 def build_for_offload(optimizer: str) -> None:
-    """Have what steps an optimizer on the host, before DeepSpeed asks for it.
+    """Build the operation that steps an optimizer on the host, before DeepSpeed needs it.
 
-    Every process calls it. One of a machine builds, which takes a minute or more the first time.
+    Every process must call it. One process per machine builds, which takes a minute or more the first time.
 
     Args:
         optimizer: one of :data:`BUILDERS`.
 
     Raises:
         BuildLockError: see :func:`wait_for_lock`.
-        RuntimeError: it can't be built: there is no compiler, ninja or header, or the compiler failed.
+        RuntimeError: it can't be built: a compiler, ninja or a header is missing, or the compiler failed.
     """
     from deepspeed.ops import op_builder
 
@@ -155,9 +155,9 @@ def build_for_offload(optimizer: str) -> None:
 
 
 def build_for_cpu_processes() -> None:
-    """Have what processes on CPUs exchange tensors by, before DeepSpeed asks for it as they meet. Every one calls it.
+    """Build the operation by which CPU processes exchange tensors, before DeepSpeed needs it. All must call it.
 
-    Raises: as :func:`build_for_offload`.
+    Raises the errors of :func:`build_for_offload`.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.ops import __compatible_ops__
@@ -177,7 +177,7 @@ def _build(builder: Any) -> None:
 
 
 def build_alone(name: str, folder: Path, load: Callable[[], Any]) -> None:
-    """Load an operation, which builds it where it has to, while no other process does.
+    """Load an operation, building it if necessary, while no other process does.
 
     Raises:
         BuildLockError: see :func:`wait_for_lock`.
@@ -194,10 +194,10 @@ def build_alone(name: str, folder: Path, load: Callable[[], Any]) -> None:
 
 
 def wait_for_lock(name: str, path: Path, patience: float = PATIENCE) -> None:
-    """Wait while somebody builds; remove the lock of a build that is surely dead.
+    """Wait while another process builds; remove the lock of a build that is certainly dead.
 
     Raises:
-        BuildLockError: the lock is still there after ``patience`` seconds, and nobody is known to hold it.
+        BuildLockError: the lock is still there after ``patience`` seconds, and no process is known to hold it.
     """
     started, told = time.monotonic(), -TELL_EVERY
     while (lock := find_lock(path)) is not None:
@@ -219,7 +219,7 @@ def wait_for_lock(name: str, path: Path, patience: float = PATIENCE) -> None:
 
 @contextmanager
 def _recorded(folder: Path) -> Iterator[None]:
-    """Note who builds, for those that find its lock when it was killed."""
+    """Record which process builds, for processes that find its lock if it is killed."""
     file = folder / RECORD
     with suppress(OSError):  # torch can't write there either
         file.write_text(json.dumps(asdict(_Maker.here())), encoding="utf-8")
@@ -232,7 +232,7 @@ def _recorded(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _own_lock(name: str, folder: Path) -> Iterator[None]:
-    """Let one process at a time into the block, of those that come this way."""
+    """Let one process at a time into the block, among those that use this lock."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / OWN_LOCK)
@@ -242,7 +242,7 @@ def _own_lock(name: str, folder: Path) -> Iterator[None]:
         except Timeout:
             with _telling(f"waiting for another process that builds {name} in {folder}"):
                 lock.acquire(poll_interval=0.2)
-    except (OSError, NotImplementedError) as error:  # a file system without locks: torch's own has to do
+    except (OSError, NotImplementedError) as error:  # a file system without locks: torch's lock must do
         logger.info("%s can't be locked (%s)", folder, error)
     try:
         yield
@@ -252,7 +252,7 @@ def _own_lock(name: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _telling(text: str) -> Iterator[None]:
-    """Say something every half a minute that the block takes."""
+    """Log a text every half minute that the block takes."""
     ended = threading.Event()
 
     def tell() -> None:
@@ -275,7 +275,7 @@ def _builder(path: Path, status: os.stat_result) -> int | None:
         try:
             if _has_open(process, status) or _compiles_in(process, path.parent):
                 return int(process.name)
-        except OSError:  # it ended, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
     return None
 
@@ -294,7 +294,7 @@ def _compiles_in(process: Path, folder: Path) -> bool:
 
 
 def _all_is_seen(path: Path) -> bool:
-    """Whether every process that could use the file is one that can be seen here."""
+    """Whether every process that could use the file is visible here."""
     kind = _file_system(path.resolve())
     if kind in PRIVATE_FILE_SYSTEMS:
         return True
@@ -302,7 +302,7 @@ def _all_is_seen(path: Path) -> bool:
 
 
 def _file_system(path: Path) -> str:
-    """The kind of file system that a path is on."""
+    """The type of the file system that a path is on."""
     best, kind = "", ""
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         fields, _, rest = line.partition(" - ")

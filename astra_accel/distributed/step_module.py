@@ -11,11 +11,11 @@ import torch
 class StepModule(torch.nn.Module):
     """Holds the system's trained modules; ``forward(batch)`` is ``algorithm.step(batch)``.
 
-    So the hooks of DDP, the sharding of FSDP2 and the engine of DeepSpeed see exactly one forward a batch, whatever
+    So the hooks of DDP, the sharding of FSDP2 and the engine of DeepSpeed see exactly one forward per batch, whatever
     the algorithm does inside, and the modules stay reachable, unwrapped, for rollouts.
 
-    The modules are those of the system's attributes (an attribute may also be a list, tuple or dict of them, or a
-    parameter) that own the parameters which ``system.parameters()`` yields. The system itself need not be a module.
+    The modules are the system's attributes (an attribute may also be a list, tuple or dict of modules, or a parameter)
+    that own the parameters yielded by ``system.parameters()``. The system itself need not be a module.
 
     Raises:
         ValueError: ``system.parameters()`` yields nothing that can be trained, or a parameter that no attribute owns.
@@ -23,7 +23,7 @@ class StepModule(torch.nn.Module):
 
     def __init__(self, system: Any, algorithm: Any) -> None:
         super().__init__()
-        # The method and not the algorithm: an algorithm that is a module would register its system's frozen parts.
+        # The method, not the algorithm: an algorithm that is a module would register its system's frozen parts.
         self._step = algorithm.step
         wanted = [parameter for parameter in system.parameters() if parameter.requires_grad]
         if not wanted:
@@ -36,7 +36,7 @@ class StepModule(torch.nn.Module):
                 setattr(self, self._free_name(name.replace(".", "_")), owner)
                 for parameter in owned:
                     missing.pop(id(parameter), None)
-        # By this name FSDP looks for the layers to shard one by one.
+        # FSDP finds the layers to shard one by one under this name.
         self._no_split_modules = sorted(_layer_classes(self))
         for index, parameter in enumerate(wanted):
             if id(parameter) in missing:
@@ -50,7 +50,7 @@ class StepModule(torch.nn.Module):
         return self._step(batch)
 
     def _free_name(self, name: str) -> str:
-        """The name, with underscores after it where the module has an attribute of it already."""
+        """The name, with underscores appended if the module already has such an attribute."""
         while hasattr(self, name):
             name += "_"
         return name
@@ -63,7 +63,7 @@ class StepModule(torch.nn.Module):
 
 
 def _layer_classes(module: torch.nn.Module) -> set[str]:
-    """The names of the classes that the models within name as their layers, of those that they have."""
+    """The layer classes, by name, that the models inside declare and contain."""
     named = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     return named & {type(part).__name__ for part in module.modules()}
 
@@ -71,7 +71,7 @@ def _layer_classes(module: torch.nn.Module) -> set[str]:
 def _owners(system: Any) -> Iterator[tuple[str, torch.nn.Module | torch.nn.Parameter]]:
     attributes = dict(vars(system))
     if isinstance(system, torch.nn.Module):
-        for name in vars(torch.nn.Module()):  # its registers, which hold the children under other names
+        for name in vars(torch.nn.Module()):  # its registries, which hold the children under other names
             attributes.pop(name, None)
         attributes |= dict(system.named_children()) | dict(system.named_parameters(recurse=False))
     for name, value in attributes.items():

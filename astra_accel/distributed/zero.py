@@ -1,4 +1,5 @@
-"""The engine of DeepSpeed's ZeRO: each process has a flat piece of the optimizer's state, at stage 3 of the weights."""
+"""The engine of DeepSpeed's ZeRO: each process has a flat piece of the optimizer's state, at stage 3 also of the
+weights."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from astra_accel.distributed.op_builds import build_for_offload
 from astra_accel.distributed.step_module import StepModule
 
 OFFLOADED_OPTIMIZERS = ("adam", "adamw", "adagrad")
-"""Those that DeepSpeed has for the host."""
+"""The optimizers that DeepSpeed can run on the host."""
 
 
 class ZeROEngine(Engine):
@@ -52,23 +53,25 @@ class ZeROEngine(Engine):
         self._zero = self.prepared.optimizer
         self._whole_on_each = self.prepared.zero_optimization_stage() < 3
         if getattr(self._zero, "cpu_offload", False):
-            # An update has as many steps as its tokens need, and DeepSpeed adds up only where it expects several.
+            # The number of steps of an update depends on its tokens, and DeepSpeed accumulates only if it expects
+            # several.
             self._zero.gradient_accumulation_steps = max(2, config.gradient_accumulation_steps)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """See the base class. In an update's last one, Accelerate has DeepSpeed step as well."""
+        """See the base class. In the last backward of an update, Accelerate has DeepSpeed step as well."""
         for own, scheduled in zip(self._zero.optimizer.param_groups, self._scheduled, strict=True):
             own["lr"] = scheduled["lr"]
-        # Only the average over processes is undone: this loss is not divided by the number of micro-batches.
+        # Only the average over processes is undone: the loss is not divided by the number of micro-batches.
         self.accelerator.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
 
     def step(self, max_norm: float | None, check: UpdateCheck) -> float:  # noqa: ARG002
         """See the base class.
 
-        DeepSpeed has stepped already, unless the norm was not finite; it clips to ``max_norm`` by its configuration.
+        DeepSpeed has already stepped, unless the norm was not finite; its own configuration makes it clip to
+        ``max_norm``.
         """
         norm = float(self.prepared.get_global_grad_norm())
-        if not self.prepared.fp16_enabled():  # whose overflows are the loss scale's business
+        if not self.prepared.fp16_enabled():  # the loss scaler handles overflows
             check(norm)
         return norm
 
@@ -86,7 +89,7 @@ class ZeROEngine(Engine):
         return getattr(own, "ds_shape", own.shape)
 
     def trained_state(self) -> Iterator[Named]:
-        """See the base class. Float32 whatever type the forward has."""
+        """See the base class. Float32, whatever the type of the forward."""
         for name, tensor in self.module.trained_state().items():
             yield name, safe_get_full_fp32_param(tensor) if tensor.requires_grad else tensor
 
@@ -114,7 +117,7 @@ class ZeROEngine(Engine):
         return groups
 
     def optimizer_state(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """See the base class. What is no tensor of a parameter's size, a count of steps, is the same for all."""
+        """See the base class. Values without a parameter's size, such as a count of steps, are the same for all."""
         states = self._zero.optimizer.state
         if not states:
             return
@@ -122,7 +125,7 @@ class ZeROEngine(Engine):
         names = [name for name, value in state.items() if _is_per_parameter(value)]
         common = {name: value for name, value in state.items() if name not in names}
         for index, parameter in enumerate(self._parameters):
-            # Not one tensor for all: a file keeps what is one as one, and each parameter would count it on.
+            # Copied for each: a tensor shared in a file is loaded as shared, and each parameter would increment it.
             yield index, _copied(common) | {name: safe_get_full_optimizer_state(parameter, name) for name in names}
 
     def load_optimizer(self, groups: list[dict[str, Any]], state: Mapping[int, dict[str, Any]]) -> None:
@@ -143,7 +146,7 @@ class ZeROEngine(Engine):
                     safe_set_local_optimizer_state(parameter, self._piece(value, parameter), name)
 
     def _make_states(self, example: Mapping[str, Any]) -> list[str]:
-        """Give each flat piece a state, which it else has from its first step on; the names that are to be filled."""
+        """Give each flat piece a state before its first step; returns the names of the entries to fill."""
         names = [name for name, value in example.items() if _is_per_parameter(value)]
         common = {name: value for name, value in example.items() if name not in names}
         if "step" in common:
@@ -162,12 +165,12 @@ class ZeROEngine(Engine):
 
     def _pieces(self) -> Sequence[torch.Tensor]:
         """The float32 tensors that the optimizer steps on."""
-        # By stage 1 and 2; by stage 1 where the forward is in bf16 and gradients are added up in float32; by stage 3.
+        # Of stages 1 and 2; of stage 1 if the forward is in bf16 and gradients are summed in float32; of stage 3.
         names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
         return next(getattr(self._zero, name) for name in names if hasattr(self._zero, name))
 
     def _piece(self, whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        """This process's piece of a parameter at stage 3: equal runs of its numbers, the last one padded."""
+        """This process's piece of a parameter at stage 3: the parameter is cut into equal runs, the last one padded."""
         length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         padded = whole.new_zeros(length * self.accelerator.num_processes)
         padded[: whole.numel()] = whole.flatten()
@@ -175,10 +178,10 @@ class ZeROEngine(Engine):
 
 
 def check_deepspeed(accelerator: Accelerator, config: TrainingConfiguration) -> None:
-    """Find what a DeepSpeed configuration leaves open, or says otherwise than the run's.
+    """Reject a DeepSpeed configuration that leaves entries open, or contradicts the run's.
 
     Raises:
-        ValueError: names the entry.
+        ValueError: an entry is missing or differs; names it.
     """
     plugin = accelerator.state.deepspeed_plugin
     settings = plugin.deepspeed_config
@@ -211,7 +214,7 @@ def check_deepspeed(accelerator: Accelerator, config: TrainingConfiguration) -> 
 
 
 def _offload_device(settings: Mapping[str, Any]) -> str:
-    """Where the optimizer steps; ``none`` is where the weights are."""
+    """The device on which the optimizer steps; ``none`` is that of the weights."""
     return (settings.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none")
 
 
@@ -227,11 +230,11 @@ def _filled(config: TrainingConfiguration, num_processes: int) -> dict[str, Any]
 
 
 def add_gradients_in_float32(settings: dict[str, Any]) -> None:
-    """Have gradients added up in float32, over processes and over steps, where a configuration does not say otherwise.
+    """Sum gradients in float32, over processes and over steps, unless a configuration says otherwise.
 
-    DeepSpeed would do it in the type of the forward, and a bf16 number of 8 bits loses what is 1/256 of it. Where it
-    keeps the optimizer on the host at stage 1 or 2, it adds the steps of an update up in buffers of the forward's type
-    whatever the configuration says; there the sum over processes alone is in float32.
+    DeepSpeed would use the type of the forward, and a bf16 number with its 8 bits loses what is 1/256 of it. With the
+    optimizer on the host at stage 1 or 2, it sums the steps of an update in buffers of the forward's type whatever the
+    configuration says; there, only the sum over processes is in float32.
     """
     if settings.get("communication_data_type") is None:
         settings["communication_data_type"] = "fp32"
@@ -256,5 +259,5 @@ def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_per_parameter(value: Any) -> bool:
-    """Whether a value of an optimizer's state has a number for each of a parameter's; a count of steps is one alone."""
+    """Whether a value of an optimizer's state has one number per element of the parameter, unlike a count of steps."""
     return isinstance(value, torch.Tensor) and value.dim() > 0

@@ -1,1 +1,1 @@
-"""Collecting experiences (``collect``), giving out their micro-batches (``loader``), and the ``replay``."""
+"""Collects experiences (``collect``), splits them into micro-batches (``loader``), and keeps the ``replay``."""

@@ -1,4 +1,4 @@
-"""Examples as JSON and back: the same to the bit, and reading runs nothing that a file names."""
+"""Encodes examples as JSON and back: bit for bit, and decoding runs no code that a file names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 PLAIN = (type(None), bool, int, float, str)
-"""What JSON holds as it is. Python writes the shortest digits that give the same float again, and nan and inf too."""
+"""Types that JSON holds directly. Python writes the shortest digits that give back the same float; also nan and inf."""
 TENSORS = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -27,7 +27,8 @@ class Codec:
         Step((1, 2.5))      {"class": "Step", "fields": {"ids": {"tuple": [1, 2.5]}}}
 
     Args:
-        classes: data classes and named tuples by whose names objects are written. No other class is ever made.
+        classes: data classes and named tuples to support; objects are written with the class name. No other class is
+            ever instantiated.
     """
 
     def __init__(self, classes: Iterable[type] = ()) -> None:
@@ -35,14 +36,14 @@ class Codec:
 
     @property
     def classes(self) -> list[type]:
-        """Those that it was given."""
+        """The classes that this codec was given."""
         return list(self._classes.values())
 
     def encode(self, value: Any) -> Any:
-        """A value as what ``json`` writes.
+        """Encode a value for ``json``.
 
         Raises:
-            TypeError: it holds an object of another class; names it.
+            TypeError: the value holds an object of another class; the message names the class.
         """
         kind = type(value)
         if kind in PLAIN:
@@ -62,11 +63,11 @@ class Codec:
         raise TypeError(f"{kind.__module__}.{kind.__qualname__}")
 
     def decode(self, value: Any) -> Any:
-        """What :meth:`encode` was given.
+        """Return the value that :meth:`encode` was given.
 
         Raises:
-            ValueError: an object of a class that is not among those given, or whose fields have changed; or nothing
-                that ``encode`` returns.
+            ValueError: the class of an object is not among those given, or its fields have changed; or the value is
+                not one that ``encode`` returns.
         """
         if type(value) in PLAIN:
             return value

@@ -1,4 +1,4 @@
-"""Collects experiences: rollouts spread over the processes, examples the same on all of them."""
+"""Collects experiences: rollouts are spread over the processes, examples are the same on all of them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ EPISODE_STREAM = 0
 
 @contextmanager
 def naming_step(when: str) -> Iterator[None]:
-    """Say when a model computed what is not finite.
+    """Add to the error the point of the run at which a model computed nan or inf.
 
     Raises:
-        NonFiniteError: in place of a ``FloatingPointError``, which systems raise then.
+        NonFiniteError: replaces the ``FloatingPointError`` that systems raise in that case.
     """
     try:
         yield
@@ -47,8 +47,8 @@ def naming_step(when: str) -> Iterator[None]:
 class Harness:
     """The part of training below the loop: experiences in, losses out.
 
-    With an accelerator it works together with the other processes; without, alone, as a loop of one's own on a
-    single device needs it::
+    With an accelerator it works together with the other processes. Without one it runs alone, for a custom loop on
+    a single device::
 
         harness = Harness(sampler, algorithm, num_episodes_per_experience=8, batch_size=4)
         for batch in harness.experience():
@@ -56,12 +56,12 @@ class Harness:
 
     Args:
         sampler: rolls episodes out.
-        algorithm: makes examples and losses of them.
-        num_episodes_per_experience: counted over all processes.
-        batch_size: examples of a batch of :meth:`experience`.
+        algorithm: turns episodes into examples and losses.
+        num_episodes_per_experience: the number of episodes, over all processes.
+        batch_size: the number of examples in a batch of :meth:`experience`.
         seed: episode ``i`` of experience ``n`` has the same seed on any number of processes.
         accelerator: the processes to share the work with.
-        replay: examples of earlier experiences, some of which are trained on again; None trains on new ones alone.
+        replay: examples of earlier experiences, some of which are trained on again; None trains on new ones only.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class Harness:
         self._next_experience = 0
 
     def collect(self, index: int) -> Experience:
-        """Experience number ``index``. All processes together; each gets the whole of it.
+        """Collect experience number ``index``. A collective call; every process gets all of it.
 
-        An error on one process is an error on all of them.
+        An error on one process is raised on all of them.
 
         Raises:
             NonFiniteError: a model computed nan or inf.
@@ -113,15 +113,15 @@ class Harness:
         trees = [number for number, steps in enumerate(by_graph) for _ in steps]
         if offers(self.algorithm, Prepares):
             steps = list(self.algorithm.prepare(steps))
-        # Whoever drops examples in `prepare` leaves nobody to say which tree the others are of.
+        # If `prepare` drops examples, it is unknown which trees the others belong to.
         experience = Experience(index, graphs, steps, trees if len(trees) == len(steps) else range(len(steps)))
         return experience if self.replay is None else _with_replayed(experience, self.replay)
 
     def begin_replay(self, text: str) -> int:
-        """Fill the replay with examples of another run. All processes together; how many it keeps.
+        """Fill the replay with examples of another run; return how many it keeps. A collective call.
 
         Raises:
-            ValueError: the text is no replay, or of another algorithm.
+            ValueError: the text is not a replay, or it is from another algorithm.
         """
         if self.replay is None:
             raise ValueError("there is no replay to fill; expected a Harness with one")
@@ -134,11 +134,11 @@ class Harness:
         return len(self.replay)
 
     def evaluate(self, seeds: Sequence[Any]) -> list[Graph]:
-        """An evaluation rollout for each seed, spread over the processes; each gets all of them."""
+        """Roll out an evaluation episode for each seed, spread over the processes; each process gets all of them."""
         return self.spread(seeds, self._eval_rollouts)
 
     def experience(self, seed: int | None = None) -> Iterator[Any]:
-        """Collect the next experience and yield its batches (``seed``: collect that number's instead)."""
+        """Collect the next experience, or the one with number ``seed``, and yield its batches."""
         if seed is None:
             seed, self._next_experience = self._next_experience, self._next_experience + 1
         steps = self.collect(seed).steps
@@ -146,11 +146,11 @@ class Harness:
             yield self.algorithm.collate_fn(steps[start : start + self.batch_size])
 
     def step(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
-        """The loss of a batch and what to log."""
+        """The loss of a batch and the metrics to log."""
         return self.algorithm.step(batch)
 
     def _observe(self, graphs: Sequence[Graph], index: int) -> None:
-        """Tell the system of an experience; each process its own, and if one fails, all do."""
+        """Pass an experience to the system on each process; if one fails, all do."""
         system = getattr(self.sampler, "system", None)
         if not offers(system, ObservesExperiences):
             return
@@ -160,9 +160,9 @@ class Harness:
             gather_results(self.accelerator, lambda: system.observe(graphs, index))
 
     def spread(self, items: Sequence[Any], work: Any) -> list[Any]:
-        """The results of ``work``, one an item, in order. All processes together; each gets all of them.
+        """Return the results of ``work``, one per item, in order. A collective call; every process gets all results.
 
-        Process ``i % num_processes`` works on item ``i``, with its other items in the same call.
+        Process ``i % num_processes`` works on item ``i``, in one call with its other items.
         """
         if self.accelerator is None:
             return _one_each(items, work)
@@ -171,23 +171,23 @@ class Harness:
         return [parts[index % world][index // world] for index in range(len(items))]
 
     def _chosen(self, by_graph: list[list[Any]]) -> list[list[Any]]:
-        """The examples that are trained on, by graph. No process asks another: all decide alike."""
+        """The examples to train on, by graph. Needs no communication: all processes choose the same."""
         if not offers(self.algorithm, ChoosesExamples):
             return by_graph
         answers = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.choose))
         return [[step for step in steps if next(answers)] for steps in by_graph]
 
     def _precompute(self, by_graph: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """All examples of this process in one call, given back by graph.
+        """Precompute all examples of this process in one call; return them by graph.
 
-        In the precision of updates, so that what is computed here can be compared with what they compute.
+        Runs in the precision of updates, so that results can be compared with those of updates.
         """
         with nullcontext() if self.accelerator is None else self.accelerator.autocast():
             done = iter(_one_each([step for steps in by_graph for step in steps], self.algorithm.precompute))
         return [[next(done) for _ in steps] for steps in by_graph]
 
     def _episodes(self, index: int) -> list[tuple[int, int]]:
-        """The seed of each episode of an experience, and that of its prompt: the first one's with that prompt."""
+        """The seed of each episode of an experience, and its prompt's: that of the first episode with the prompt."""
         count, per_prompt = self.num_episodes_per_experience, self._episodes_per_prompt
         if count % per_prompt:
             raise ValueError(
@@ -211,7 +211,7 @@ class Harness:
             return many(seeds) if self._episodes_per_prompt == 1 else many(seeds, prompt_seeds)
         graphs = []
         for seed in seeds:
-            # A sampler that draws from the global generators is as reproducible as one that uses its seed.
+            # So that a sampler that draws from the global generators is reproducible too.
             with seeded([seed]):
                 graphs.append(self.sampler.rollout(seed))
         return graphs
@@ -231,7 +231,7 @@ class Harness:
 
 
 def _with_replayed(experience: Experience, replay: Replay) -> Experience:
-    """An experience with examples of earlier ones; its own are taken in."""
+    """Add examples of earlier experiences to an experience; its own go into the replay."""
     drawn, figures = replay.exchange(experience.index, experience.steps)
     first = max(experience.trees, default=-1) + 1
     return replace(

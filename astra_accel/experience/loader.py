@@ -22,7 +22,7 @@ Cost = Callable[[Sequence[int]], int]
 
 
 def contiguous_shards(batch: Sequence[int], num_shards: int) -> list[list[int]]:
-    """A batch cut into runs of equal length; the first ones are longer by 1 if it does not divide evenly."""
+    """Cut a batch into runs of equal length; if it does not divide evenly, the first ones are longer by 1."""
     length, longer = divmod(len(batch), num_shards)
     starts = [shard * length + min(shard, longer) for shard in range(num_shards + 1)]
     return [list(batch[start:end]) for start, end in pairwise(starts)]
@@ -31,17 +31,17 @@ def contiguous_shards(batch: Sequence[int], num_shards: int) -> list[list[int]]:
 def balanced_shards(
     batch: Sequence[int], trees: Sequence[int], num_shards: int, largest: int, cost: Cost
 ) -> list[list[int]]:
-    """A batch sharded so that the costliest shard costs little.
+    """Shard a batch so that the costliest shard costs little.
 
-    Trees stay whole: the costliest goes first, each to the shard that costs least so far and has room. If contiguous
-    shards are better, as for one large tree, they are returned instead, so this is never worse.
+    Trees stay whole: from the costliest on, each goes to the cheapest shard so far that has room. If contiguous shards
+    are better, as for one large tree, they are returned instead, so this is never worse.
 
     Args:
-        batch: the examples, those of a tree next to one another.
+        batch: the examples, with those of a tree next to one another.
         trees: the tree of each example of the experience.
         num_shards: the number of shards, some of which may stay empty.
-        largest: the most examples of a shard; there is room for all.
-        cost: of examples that are computed together.
+        largest: the maximum number of examples in a shard; there is room for all.
+        cost: gives the cost of examples that are computed together.
     """
     contiguous = contiguous_shards(batch, num_shards)
     whole = _whole_trees(batch, trees, num_shards, largest, cost)
@@ -53,7 +53,7 @@ def balanced_shards(
 def _whole_trees(
     batch: Sequence[int], trees: Sequence[int], num_shards: int, largest: int, cost: Cost
 ) -> list[list[int]] | None:
-    """The trees of a batch, each in one shard; None if they don't fit."""
+    """Shard a batch by whole trees; None if they don't fit."""
     groups = [list(members) for _, members in groupby(batch, key=trees.__getitem__)]
     costs = [cost(group) for group in groups]
     shards: list[list[int]] = [[] for _ in range(num_shards)]
@@ -79,7 +79,7 @@ class Experience:
 
     Attributes:
         index: number of the training step, from 0.
-        graphs: one an episode, in order.
+        graphs: one graph per episode, in order.
         steps: the training examples of all graphs, in order, followed by those of a replay.
         trees: for each example the number of its graph; one from a replay has a number of its own. Examples of a tree
             share most of what a model reads for them, so they stay together.
@@ -94,7 +94,7 @@ class Experience:
 
 
 class Example(NamedTuple):
-    """A training example and its weight in the update's mean; without a step it is padding of a batch."""
+    """A training example and its weight in the update's mean; without a step it pads a batch."""
 
     step: Any
     loss_weight: float
@@ -104,10 +104,10 @@ class MicroBatch(NamedTuple):
     """What one process computes at once: its shard of a batch, or a part of that.
 
     Attributes:
-        batch: what ``Algorithm.step`` takes.
+        batch: the argument of ``Algorithm.step``.
         loss_weight: the weight of its loss in the mean over the whole update. The weights of all processes and all
-            micro-batches of an update add up to 1. It is 0 on a process without an example, which computes one all the
-            same, to take part in the collectives of the backward pass.
+            micro-batches of an update add up to 1. It is 0 on a process without an example, which still computes one,
+            to take part in the collectives of the backward pass.
         is_last: whether the optimizer steps after it.
     """
 
@@ -117,11 +117,11 @@ class MicroBatch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How examples are computed.
+    """The order in which examples are computed.
 
     Attributes:
-        micro_steps: in each, every process computes once. The indices of its examples, process by process, filled up
-            with ``PAD`` to the size of a batch.
+        micro_steps: the example indices of each micro-step, in which every process computes once: process by process,
+            padded with ``PAD`` to the size of a batch.
         loss_weights: each example's weight in its update.
         is_last: for each micro-step, whether the optimizer steps after it.
     """
@@ -146,7 +146,7 @@ def plan_micro_steps(
     shard: Callable[[Sequence[int], int], Sequence[Sequence[int]]] = contiguous_shards,
     split: Callable[[Sequence[int]], Sequence[Sequence[int]]] = lambda examples: [examples],
 ) -> Plan:
-    """Which process computes what, and with which weight.
+    """Plan which process computes which examples, and with which weight.
 
     A batch is sharded over the processes, and a process may split its shard. Five examples in the order 0 1 2 3 4, in
     batches of 4 on 2 processes, without accumulation; then the same with shards split into single examples::
@@ -156,13 +156,13 @@ def plan_micro_steps(
         is_last        [True, True]                           [False, True, True]
 
     Args:
-        weights: of each example in the mean that the algorithm's step takes.
+        weights: the weight of each example in the mean that the algorithm's step takes.
         order: the examples' indices in the order of training.
-        batch_size: examples of a batch over all processes, a multiple of ``num_processes``.
-        accumulation: batches an update.
-        num_processes: over which a batch is sharded.
-        shard: gives the shards of a batch, none larger than that of a full one.
-        split: parts of a process's shard that are computed one after the other.
+        batch_size: the number of examples in a batch over all processes, a multiple of ``num_processes``.
+        accumulation: the number of batches per update.
+        num_processes: the number of processes that a batch is sharded over.
+        shard: shards a batch; no shard may be larger than that of a full batch.
+        split: splits a process's shard into parts that are computed one after another.
     """
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     per_rank = batch_size // num_processes
@@ -185,15 +185,16 @@ def plan_micro_steps(
 class ExperienceLoader:
     """Micro-batches of an experience, through one DataLoader that Accelerate prepares once and shards.
 
-    It tells Accelerate how many micro-batches each update has, since that depends on the examples and their tokens. So
-    ``accelerator.accumulate`` synchronises gradients, and lets the optimizer step, in the last one of each update.
+    It sets the number of micro-batches of each update in Accelerate, since that depends on the examples and their
+    tokens. So ``accelerator.accumulate`` synchronises gradients, and lets the optimizer step, in the last micro-batch
+    of each update.
 
     Args:
         accelerator: prepares the loader.
-        algorithm: collates examples; its ``weight`` is that of each in a mean.
-        batch_size: examples of a batch over all processes.
-        accumulation: batches an update.
-        seed: of the order of examples.
+        algorithm: collates examples; its ``weight`` gives the weight of each in a mean.
+        batch_size: the number of examples in a batch over all processes.
+        accumulation: the number of batches per update.
+        seed: determines the order of examples.
     """
 
     def __init__(self, accelerator: Accelerator, algorithm: Any, batch_size: int, accumulation: int, seed: int) -> None:
@@ -208,9 +209,9 @@ class ExperienceLoader:
         self.prepared = accelerator.prepare(loader)
 
     def of(self, experience: Experience, epoch: int) -> Iterator[MicroBatch]:
-        """This process's micro-batches of one pass over an experience, in an order given by seed, index and epoch.
+        """Yield this process's micro-batches of one pass over an experience, in an order set by seed, index and epoch.
 
-        Trees come in random order; the examples of each stay together, in their own order.
+        Trees are shuffled; the examples of each tree stay together and in order.
         """
         weigh = self._algorithm.weight if offers(self._algorithm, WeighsExamples) else _one
         generator = torch.Generator().manual_seed(derive_seed(self._seed, SHUFFLE_STREAM, experience.index, epoch))
@@ -239,7 +240,7 @@ class ExperienceLoader:
             self._accelerator.gradient_accumulation_steps = configured
 
     def _sharded(self, batch: Sequence[int], num_shards: int, experience: Experience) -> list[list[int]]:
-        """The shards of a batch, balanced by what each process will read if the algorithm can tell that."""
+        """Shard a batch, balanced by the tokens that each process reads if the algorithm can count them."""
         if num_shards == 1 or self._num_tokens(batch, experience) is None:
             return contiguous_shards(batch, num_shards)
         room = self._batches.batch_size_of_all // num_shards
@@ -248,9 +249,9 @@ class ExperienceLoader:
         )
 
     def _within_budget(self, shard: Sequence[int], experience: Experience) -> list[list[int]]:
-        """A shard in parts that each read no more tokens than the system's budget.
+        """Split a shard into parts that each read no more tokens than the system's budget.
 
-        A tree is cut only if it exceeds the budget by itself, and an example never.
+        A tree is cut only if it exceeds the budget by itself, an example never.
         """
         budget = getattr(getattr(self._algorithm, "system", None), "token_budget", None)
         if budget is None:
@@ -261,7 +262,7 @@ class ExperienceLoader:
             return num_tokens is None or num_tokens <= budget
 
         parts: list[list[int]] = [[]]
-        pending = [list(shard)]  # the whole shard, then its trees, then the examples of one: the last is next
+        pending = [list(shard)]  # a stack: the whole shard, then its trees, then the examples of one tree
         while pending:
             piece = pending.pop()
             if (len(piece) == 1 and not parts[-1]) or fits(parts[-1] + piece):
@@ -274,9 +275,9 @@ class ExperienceLoader:
         return parts
 
     def _longest_first(self, parts: list[list[int]], experience: Experience) -> list[list[int]]:
-        """The parts by how much each reads, if the algorithm can tell that.
+        """Sort the parts by the tokens that each reads, longest first, if the algorithm can count them.
 
-        What a part leaves to the allocator then has room for the next one, and processes compute parts of similar
+        The memory that a part returns to the allocator then fits the next one, and processes compute parts of similar
         length at the same time.
         """
         if len(parts) == 1:
@@ -284,7 +285,7 @@ class ExperienceLoader:
         return sorted(parts, key=lambda part: self._num_tokens(part, experience) or 0, reverse=True)
 
     def _num_tokens(self, examples: Sequence[int], experience: Experience) -> int | None:
-        """How much a step on some examples reads; None if the algorithm can't tell."""
+        """The number of tokens that a step on these examples reads; None if the algorithm can't count them."""
         if not offers(self._algorithm, CountsStepTokens):
             return None
         return self._algorithm.num_tokens([experience.steps[index] for index in examples])
@@ -295,7 +296,7 @@ class ExperienceLoader:
 
 
 def _shuffled(trees: Sequence[int], generator: torch.Generator) -> list[int]:
-    """The indices of examples, tree after tree in random order."""
+    """The indices of examples, tree by tree, with the trees in random order."""
     members: dict[int, list[int]] = {}
     for index, tree in enumerate(trees):
         members.setdefault(tree, []).append(index)
@@ -304,13 +305,13 @@ def _shuffled(trees: Sequence[int], generator: torch.Generator) -> list[int]:
 
 
 def _cut(run: Sequence[int], trees: Sequence[int]) -> list[list[int]]:
-    """A run of examples in its trees, or a tree in its examples."""
+    """Cut a run of examples into its trees, or a single tree into its examples."""
     by_tree = [list(members) for _, members in groupby(run, key=trees.__getitem__)]
     return by_tree if len(by_tree) > 1 else [[index] for index in run]
 
 
 class _Examples(Dataset[Example]):
-    """The examples of the experience that is trained on."""
+    """The examples of the current experience."""
 
     def __init__(self) -> None:
         self.items: list[Example] = []
@@ -323,7 +324,7 @@ class _Examples(Dataset[Example]):
 
 
 class _Batches(Sampler[list[int]]):
-    """The planned batches: whole if Accelerate splits each over the processes, otherwise rank by rank in turn."""
+    """The planned batches: whole if Accelerate splits each over the processes, otherwise one rank's part at a time."""
 
     def __init__(self, batch_size: int, num_processes: int, whole: bool) -> None:
         self.batch_size_of_all = batch_size

@@ -1,4 +1,4 @@
-"""Whether an algorithm can learn from what a sampler and a replay bring."""
+"""Checks whether an algorithm can learn from the examples of a sampler and a replay."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from astra_accel.lazy import load
 
 
 def check_algorithm(algorithm: Any, sampler: Any, replay: ReplayConfiguration | None) -> None:
-    """Find what an algorithm can't learn from.
+    """Check that an algorithm can learn from a sampler and a replay.
 
     Args:
-        algorithm: ours, or one that follows the contract by shape.
-        sampler: or, before models load, the ``RolloutConfiguration`` in its stead.
-        replay: None is none.
+        algorithm: an ``Algorithm``, or an object with its methods.
+        sampler: the sampler, or the ``RolloutConfiguration`` before models load.
+        replay: the configuration of the replay; None if there is none.
 
     Raises:
-        ValueError: trees that give no example, or whatever else ``check_sampler`` finds.
-        ConfigurationError: it learns on-policy, and there is a replay, or the tester is shown examples; or it does not
-            tell what a replay goes by.
+        ValueError: the trees give no example, or ``check_sampler`` finds another fault.
+        ConfigurationError: the algorithm is on-policy, but there is a replay or the tester is shown examples; or it
+            lacks ``replay_entry``, which a replay needs.
     """
     if offers(algorithm, ChecksSampler):
         algorithm.check_sampler(sampler)
@@ -34,10 +34,10 @@ def check_algorithm(algorithm: Any, sampler: Any, replay: ReplayConfiguration | 
 
 
 def check_replay(algorithm: Any) -> None:
-    """Find an algorithm that can't have a replay.
+    """Check that an algorithm can use a replay.
 
     Raises:
-        ConfigurationError: says why, and which can.
+        ConfigurationError: it can't; the message says why, and which algorithms can.
     """
     _check_off_policy(algorithm, "training.replay")
     if getattr(type(algorithm), "replay_entry", Algorithm.replay_entry) is Algorithm.replay_entry:

@@ -23,22 +23,22 @@ FORMAT = 1
 
 
 class Replay:
-    """Examples of earlier experiences, ``config.size`` at most.
+    """Examples of earlier experiences, at most ``config.size``.
 
-    Every process has its own, and all are the same: what goes in is, and what is drawn follows from the seed and the
-    number of the training step. With a share of 0.25 and 12 new examples, 4 are drawn; then the 12 are taken in::
+    Every process has its own copy, and all are equal: the same examples go in, and draws follow from the seed and the
+    number of the training step. With a share of 0.25 and 12 new examples, 4 are drawn; then the 12 are added::
 
         experience 0    12 new,  0 drawn    the replay was empty
-        experience 1    12 new,  4 drawn    of experience 0
+        experience 1    12 new,  4 drawn    from experience 0
 
     Args:
-        config: how many are kept, which, and how many are drawn.
-        algorithm: tells what it may train on again, and what an example earned (``replay_entry``).
-        seed: of what is drawn.
+        config: how many examples are kept, which, and how many are drawn.
+        algorithm: says what an example earned and whether it may be trained on again (``replay_entry``).
+        seed: determines the draws.
         threshold: a response with at least this score is a success.
 
     Raises:
-        ConfigurationError: the algorithm may not be trained on earlier examples.
+        ConfigurationError: the algorithm cannot be trained on earlier examples.
     """
 
     def __init__(self, config: ReplayConfiguration, algorithm: Any, seed: int = 0, threshold: float = 0.5) -> None:
@@ -58,14 +58,14 @@ class Replay:
 
     @property
     def steps(self) -> list[Any]:
-        """The examples that are kept, the oldest first."""
+        """The kept examples, oldest first."""
         return [example.step for example in self._kept]
 
     def exchange(self, index: int, steps: Sequence[Any]) -> tuple[list[Any], dict[str, float]]:
-        """Examples to train on beside those of training step ``index``, which are then taken in; and figures.
+        """Draw examples to add to those of training step ``index``, then keep the latter; also return metrics.
 
         Raises:
-            ConfigurationError: an example can't be kept.
+            ConfigurationError: a checkpoint could not hold an example, or one lacks what ``config`` selects by.
         """
         drawn = self._draw(index, len(steps))
         again = {id(example) for example in drawn}
@@ -77,7 +77,7 @@ class Replay:
         return [example.step for example in drawn], {"replay/drawn": len(drawn), **self._figures(index)}
 
     def dump(self) -> str:
-        """All of it as lines of JSON."""
+        """The whole replay as lines of JSON."""
         lines: list[Any] = [{"format": FORMAT}]
         lines += [
             {"collected": kept.collected, "draws": kept.draws, "step": self._codec.encode(kept.step)}
@@ -86,10 +86,10 @@ class Replay:
         return "".join(f"{json.dumps(line)}\n" for line in lines)
 
     def load(self, text: str) -> None:
-        """Bring back what :meth:`dump` returned; what the configuration allows now, if it has changed.
+        """Restore what :meth:`dump` returned, as far as the configuration, which may have changed, allows.
 
         Raises:
-            ValueError: it is of another algorithm, system or version.
+            ValueError: the text is from another algorithm, system or version.
         """
         kept = [
             self._as_kept(self._codec.decode(line["step"]), line["collected"], line.get("draws", 0))
@@ -98,10 +98,10 @@ class Replay:
         self._kept = select([], [example for example in kept if example is not None], self.config)
 
     def adopted(self, text: str) -> list[Any]:
-        """Examples made of what another run's :meth:`dump` returned, of which ``precompute`` is still to be asked.
+        """Convert another run's :meth:`dump` to examples, on which ``precompute`` has yet to run.
 
         Raises:
-            ValueError: as :meth:`load`.
+            ValueError: as for :meth:`load`.
         """
         theirs = [self._adopted.decode(line["step"]) for line in _lines(text)]
         if not offers(self._algorithm, AdoptsExamples):
@@ -109,7 +109,7 @@ class Replay:
         return [step for example in theirs for step in self._algorithm.adopt(example)]
 
     def begin_with(self, steps: Sequence[Any]) -> None:
-        """Keep examples from before the first training step."""
+        """Start with examples from before the first training step."""
         kept = [self._as_kept(step, -1) for step in steps]
         self._kept = select([], [example for example in kept if example is not None], self.config)
 
@@ -134,7 +134,7 @@ class Replay:
         return Kept(step, index, entry, words_of(entry.probes), draws)
 
     def _check_kind(self, step: Any) -> None:
-        """Find what no checkpoint could hold when it comes, not hours later."""
+        """Refuse examples that a checkpoint can't hold when they arrive, not hours later."""
         try:
             self._codec.encode(step)
         except TypeError as error:
@@ -145,7 +145,7 @@ class Replay:
             ) from error
 
     def _figures(self, index: int) -> dict[str, float]:
-        """Of what is kept."""
+        """Metrics of the kept examples."""
         kept, figures = self._kept, {"replay/size": float(len(self._kept))}
         if kept:
             figures["replay/age"] = fmean(index - example.collected for example in kept)
@@ -158,7 +158,7 @@ class Replay:
 
 
 def _lines(text: str) -> list[dict[str, Any]]:
-    """What was written of each example."""
+    """Parse the line of each example."""
     head, *lines = map(json.loads, text.splitlines())
     if head != {"format": FORMAT}:
         raise ValueError(f"found {head}, expected the format {FORMAT}")

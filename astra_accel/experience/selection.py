@@ -1,4 +1,4 @@
-"""Which examples a replay keeps, and which it gives back. Pure: the same on every process."""
+"""Chooses which examples a replay keeps and which it draws. Pure: the same on every process."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from astra_accel.core.algorithm import ReplayEntry
 
 Words = frozenset[str]
 NUM_COMPARED = 128
-"""Texts at most that :func:`mean_overlap` compares with one another, so that it takes some milliseconds at any size."""
+"""The most texts that :func:`mean_overlap` compares with one another, so that it takes a few milliseconds at any size."""
 
 
 def words_of(texts: Iterable[object]) -> Words:
-    """The words of some texts, in lower case, each once."""
+    """The set of words in some texts, in lower case."""
     return frozenset(word for text in texts for word in str(text).lower().split())
 
 
 def overlap(one: Words, other: Words) -> float:
-    """The share of the words of ``one`` that ``other`` has too. Not symmetric; without words, both are the same text.
+    """The fraction of the words of ``one`` that ``other`` has too. Not symmetric; an empty ``one`` only equals an empty ``other``.
 
-    ``you are so rude`` has three of the four words of ``you are rude today my friend``: 0.75, and 0.5 the other way.
+    ``you are so rude`` shares three of its four words with ``you are rude today my friend``: 0.75, and 0.5 the other
+    way round.
     """
     if not one:
         return float(not other)
@@ -33,9 +34,9 @@ def overlap(one: Words, other: Words) -> float:
 
 
 def mean_overlap(texts: Sequence[Words]) -> float | None:
-    """The mean over texts of the overlap with the most alike of the others; None for fewer than two texts.
+    """The mean over texts of the overlap with the most similar other text; None for fewer than two texts.
 
-    Of more than :data:`NUM_COMPARED` some are taken, at even distances.
+    Of more than :data:`NUM_COMPARED` texts, an evenly spaced subset is compared.
     """
     count = min(len(texts), NUM_COMPARED)
     if count < 2:
@@ -47,12 +48,12 @@ def mean_overlap(texts: Sequence[Words]) -> float | None:
 
 
 DIGITS = 5
-"""Decimals to which values are compared. What differs by less, as by the rounding of models, is a tie."""
+"""Decimals to which values are compared. A smaller difference, such as from models' rounding, is a tie."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """An example, the training step that collected it, what it is chosen by, and how often it was drawn."""
+    """An example, the training step that collected it, its ``ReplayEntry`` and words, and how often it was drawn."""
 
     step: Any
     collected: int
@@ -62,22 +63,22 @@ class Kept:
 
     @property
     def value(self) -> float:
-        """What it earned, without the digits that are rounding."""
+        """What it earned, rounded to :data:`DIGITS` decimals."""
         return round(self.entry.value, DIGITS)
 
 
 def select(kept: Sequence[Kept], new: Sequence[Kept], config: ReplayConfiguration) -> list[Kept]:
-    """What stays of the kept and the new examples, the oldest first.
+    """Select which of the kept and the new examples stay, oldest first.
 
-    Those below ``min_fluency`` go. From the best to the worst, so do those that share more of their words than
-    ``max_overlap`` with one that stays. Of what is then too much, the worst go for the priority ``return``, else the
-    oldest. Of equal ones the newer is the better, of those of one training step the later: of the pairs of a chosen
-    probe the one furthest apart.
+    Examples below ``min_fluency`` are dropped. Then, from best to worst, so is each that shares more than
+    ``max_overlap`` of its words with one that stays. If more than ``size`` are left, the worst are dropped with the
+    priority ``return``, else the oldest. Among equals the newer one is better, within a training step the later one:
+    of the pairs of a chosen probe, the one furthest apart.
 
     Args:
-        kept: of which no two are too alike.
-        new: of later training steps.
-        config: says what may stay.
+        kept: earlier examples, no two of which are too similar.
+        new: examples of later training steps.
+        config: the configuration of the replay.
     """
     pool = [example for example in (*kept, *new) if _fluent(example, config.min_fluency)]
     is_new = {id(example) for example in new}
@@ -97,7 +98,7 @@ def _fluent(example: Kept, floor: float | None) -> bool:
 
 
 def _unlike(best_first: Sequence[Kept], is_new: set[int], limit: float) -> list[Kept]:
-    """The examples without those that are too alike a better one which stays; two old ones have been compared."""
+    """Drop examples that are too similar to a better one that stays; old ones have been compared with each other."""
     staying: list[Kept] = []
     for example in best_first:
         rivals = staying if id(example) in is_new else [other for other in staying if id(other) in is_new]
@@ -107,24 +108,24 @@ def _unlike(best_first: Sequence[Kept], is_new: set[int], limit: float) -> list[
 
 
 def draw(kept: Sequence[Kept], number: int, priority: str, uniforms: np.ndarray) -> list[Kept]:
-    """Some of the kept examples, none twice, in the order of ``kept``.
+    """Draw kept examples without replacement; return them in the order of ``kept``.
 
-    Each draw takes one with a probability in proportion to 1 / rank (Schaul et al. 2016,
-    https://arxiv.org/abs/1511.05952, section 3.3 with alpha 1), by value or by recency; equal ones have the same rank.
-    With the priority ``uniform`` all are alike. That is done at once, by Efraimidis and Spirakis 2006: a weight ``w``
-    and a uniform number ``u`` give the key ``-log(u) / w``, and the smallest keys are drawn.
+    Each draw has probabilities proportional to 1 / rank (Schaul et al. 2016, https://arxiv.org/abs/1511.05952,
+    section 3.3 with alpha 1), by value or by recency; equal examples have the same rank. With the priority ``uniform``
+    all are equally likely. All draws are done at once, following Efraimidis and Spirakis 2006: a weight ``w`` and a
+    uniform number ``u`` give the key ``-log(u) / w``, and the smallest keys are drawn.
 
     Args:
-        kept: to draw from.
-        number: how many at most.
+        kept: the examples to draw from.
+        number: the maximum number of examples.
         priority: ``return``, ``recency`` or ``uniform``.
-        uniforms: a number in [0, 1) for each.
+        uniforms: a number in [0, 1) for each example.
     """
     standing = [
         example.value if priority == "return" else example.collected if priority == "recency" else 0 for example in kept
     ]
     ascending = np.sort(standing)
-    # One more than there are better ones.
+    # One plus the number of better ones.
     ranks = len(kept) - np.searchsorted(ascending, standing, side="right") + 1
     keys = -np.log1p(-uniforms) * ranks
     drawn = np.sort(np.argsort(keys, kind="stable")[:number])

@@ -1,1 +1,1 @@
-"""What is on disk, whoever writes or reads it."""
+"""Files on disk, for all rooms that write or read them."""

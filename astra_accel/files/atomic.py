@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, and what proves it."""
+"""Writes files and folders that are complete or absent, and hashes files to prove it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from astra_accel.errors import SharingError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
+    """Write a file so that a reader sees the old or the new content, never a part."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -27,10 +27,10 @@ def sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
+    """Wait until a file, or a folder's list of names, is on disk."""
     if path.is_dir() and os.name == "nt":  # Windows can't open folders
         return
-    # Windows syncs only what was opened for writing, and folders open only for reading.
+    # Windows syncs only files opened for writing, and folders can only be opened for reading.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -43,10 +43,10 @@ README = "README.md"
 
 @contextmanager
 def complete_or_absent(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the name that it is to have when all is written.
+    """A context with a temporary folder to write to, which gets its final name when all is written.
 
     Raises:
-        SharingError: there is something of that name already.
+        SharingError: something with that name already exists.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SharingError(f"{folder} is there already and not empty; expected a new folder")
@@ -54,7 +54,7 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp's own are for nobody else
+        temporary.chmod(0o755)  # mkdtemp's are private to the user
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Folders: whether one can be written to, and deleting what a run wrote."""
+"""Checks that folders can be written to, and deletes what a run wrote."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from astra_accel.errors import ConfigurationError
 
 PROBE_BYTES = 4096
-"""What is written to find a full disk: a block."""
+"""What is written to detect a full disk: one block."""
 
 
 def check_writable(folder: Path, field: str, parts: Sequence[str] = ()) -> None:
-    """Make sure that files can be written to a folder and those of its parts that are there. Nothing is left behind.
+    """Check that files can be written to a folder and its existing parts. Leaves nothing behind.
 
     Args:
-        folder: may not be there yet; whether it can be made is found out too.
-        field: how a person named it, for the message.
-        parts: names of folders in it that a run writes to.
+        folder: the folder; if it doesn't exist yet, check that it can be made.
+        field: the setting that named it, for the message.
+        parts: the names of subfolders that a run writes to.
 
     Raises:
         ConfigurationError: it can't be written to; names the field, the folder and why.
@@ -42,10 +42,10 @@ def check_writable(folder: Path, field: str, parts: Sequence[str] = ()) -> None:
 
 
 def check_file_writable(file: Path, field: str) -> None:
-    """Make sure that a file can be written, or written again, where a person wants it. Nothing is left behind.
+    """Check that a file can be written or overwritten. Leaves nothing behind.
 
     Raises:
-        ConfigurationError: as :func:`check_writable`; or it is a folder.
+        ConfigurationError: as in :func:`check_writable`; or it is a folder.
     """
     if file.is_dir():
         raise ConfigurationError(f"{field} {file} is a folder; expected the name of a file")
@@ -55,7 +55,7 @@ def check_file_writable(file: Path, field: str) -> None:
 
 
 def made_folders(folder: Path) -> list[Path]:
-    """Make a folder with all above it; those that were not there before, the outermost first.
+    """Make a folder and its parents; returns the new ones, outermost first.
 
     Raises:
         OSError: it can't be made, or is a file.
@@ -66,7 +66,7 @@ def made_folders(folder: Path) -> list[Path]:
 
 
 def unwritable(folder: Path, field: str, error: OSError) -> ConfigurationError:
-    """The error of a folder that can't be written to."""
+    """The error for a folder that can't be written to."""
     file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if file is not None:
         what = "which is a file" if file == folder else f"but {file} is a file"
@@ -84,12 +84,12 @@ def _write_to(folder: Path) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # somebody else has begun to write there
+    with suppress(OSError):  # another program has begun to write there
         folder.rmdir()
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there. Of a link the link alone."""
+    """Delete a file or a folder, if it exists. Of a link, delete only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -97,12 +97,14 @@ def remove(path: Path) -> None:
 
 
 def empty(path: Path, patterns: tuple[str, ...] = ("*",)) -> None:
-    """Delete a part of a run. Where it is a link to a folder, that was somebody's choice of a disk: the link stays, and
-    of what is in the folder goes what a run writes there.
+    """Delete a part of a run.
+
+    If it is a link to a folder, a user chose that disk: the link stays, and only what a run writes is deleted from the
+    folder.
 
     Args:
-        path: the part; need not be there.
-        patterns: of the names that a run writes in it, for ``Path.glob``.
+        path: the part; need not exist.
+        patterns: ``Path.glob`` patterns of the names that a run writes in it.
     """
     if path.is_symlink() and path.is_dir():
         for pattern in patterns:

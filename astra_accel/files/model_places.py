@@ -1,4 +1,4 @@
-"""Where a model's files are: in a folder, in the hub's cache, or nowhere yet."""
+"""Where a model's files are: in a folder, in the hub's cache, or not here yet."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LOCAL = ("/", "./", "../", "~", "\\")
 
 
 def check_place(source: str, field: str, expected: str) -> None:
-    """Find a path that leads nowhere, or to a file.
+    """Reject a path that doesn't exist or is a file.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: names the field.
+        FileNotFoundError, NotADirectoryError: the path is such a path; names the field.
     """
     path = Path(source)
     if path.is_dir():
@@ -38,17 +38,17 @@ def check_place(source: str, field: str, expected: str) -> None:
 
 
 def local_folder(source: str, revision: str | None, config_name: str) -> Path | None:
-    """The folder of a model's files: its own, or where nothing can be fetched that of the hub's cache.
+    """The folder of a model's files: its own, or the hub cache's if nothing can be downloaded.
 
     Args:
         source: a folder or a hub id.
-        revision: of a hub model.
-        config_name: the file that every such folder has.
+        revision: a hub model's revision.
+        config_name: the file that every such folder contains.
     """
     if Path(source).is_dir():
         return Path(source)
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        return None  # what is not cached yet will be fetched
+        return None  # files not cached yet will be downloaded
     try:
         cached = huggingface_hub.try_to_load_from_cache(
             source, config_name, revision=revision, cache_dir=huggingface_hub.constants.HF_HUB_CACHE
@@ -59,7 +59,7 @@ def local_folder(source: str, revision: str | None, config_name: str) -> Path | 
 
 
 def why_not_had(error: BaseException, source: str) -> str:
-    """Why the hub did not give something, in one line."""
+    """Why the hub did not provide something, in one line."""
     causes, cause = [], error
     while cause is not None and cause not in causes:
         causes.append(cause)

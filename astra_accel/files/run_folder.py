@@ -15,8 +15,8 @@ from astra_accel.files.run_lock import check_nesting
 PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datasets", "numpy")
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
 PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
-# What a run may leave besides: batches of an update that was not made, evaluations and a report of it, TensorBoard's
-# files, whether it continues.
+# What else a run may leave: batches of an update that was not made, evaluations, a report, TensorBoard's files, its
+# status.
 EVALUATIONS = ("evaluation", "evaluation_untrained")
 EXTRAS = ("non_finite", *EVALUATIONS, "report.html", "report.md", "astra_accel", "status.json")
 WRITTEN = {
@@ -25,7 +25,7 @@ WRITTEN = {
     "non_finite": ("*.pt",),
     "astra_accel": ("events.out.tfevents.*", "[0-9]*"),
 }
-"""Names that a run writes in those of its folders in which, behind a link, there may be other files too."""
+"""The names that a run writes in those of its folders that may be links to folders with other files."""
 FIELD = "training.output_dir"
 
 
@@ -34,7 +34,7 @@ class OutputFolderError(FileExistsError):
 
 
 def new_output_dir() -> Path:
-    """Make a folder for a run that was given none. Of runs that begin in the same second each gets its own.
+    """Make a folder for a run that was given none. Runs that start in the same second each get their own.
 
     Raises:
         ConfigurationError: it can't be made.
@@ -46,7 +46,7 @@ def new_output_dir() -> Path:
         name.parent.mkdir(parents=True, exist_ok=True)
         path = name if number == 1 else name.with_name(f"{name.name}-{number}")
         try:
-            path.mkdir()  # what is there already is another run's, also where both ask at the same moment
+            path.mkdir()  # an existing one is another run's, even if both try at the same moment
         except FileExistsError:
             number += 1
         except FileNotFoundError:
@@ -56,10 +56,10 @@ def new_output_dir() -> Path:
 
 
 def check_place(config: TrainingConfiguration) -> None:
-    """Find an output folder that can't be written to, or in whose place another run writes.
+    """Reject an output folder that can't be written to, or that another run is using.
 
     Raises:
-        FolderInUseError, ConfigurationError: names the field, and what is wrong with it.
+        FolderInUseError, ConfigurationError: there is such a problem; names the field and the problem.
     """
     if config.output_dir is None:
         check_writable(Path("runs"), f"{FIELD} is null, and the folder for new runs")
@@ -69,13 +69,13 @@ def check_place(config: TrainingConfiguration) -> None:
 
 
 def check_output_dir(config: TrainingConfiguration, resuming: bool, restarting: bool = False) -> None:
-    """Find out whether the output folder is free.
+    """Check that the output folder is free.
 
     Args:
-        config: names the folder.
-        resuming: the run continues from a checkpoint, so the folder may hold anything.
-        restarting: the run starts anew where it may have been before, and was stopped before it had a checkpoint. The
-            folder may hold what it left, but no tester: that is the result of a run that ended.
+        config: the configuration that names the folder.
+        resuming: whether the run continues from a checkpoint, so that the folder may hold anything.
+        restarting: whether the run starts again after possibly being stopped before its first checkpoint. The folder
+            may hold what it left, but no tester: that is the result of a run that ended.
 
     Raises:
         OutputFolderError: it holds a run; says how to resume or to overwrite it.
@@ -97,7 +97,7 @@ def check_output_dir(config: TrainingConfiguration, resuming: bool, restarting: 
 
 
 def environment() -> list[str]:
-    """Versions, and the git revision where the working folder has one, a line each."""
+    """Versions, and the working folder's git revision if it has one, one per line."""
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
     for package in PACKAGES:
         try:
@@ -110,5 +110,5 @@ def environment() -> list[str]:
         ).stdout.strip()
         lines.append(f"git revision {revision}")
     except (OSError, subprocess.SubprocessError):
-        pass  # no git, or no repository: the line is for where there is one
+        pass  # no git or no repository: the line is left out
     return lines

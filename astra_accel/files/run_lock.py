@@ -1,15 +1,15 @@
-"""One writer at a time in a folder, also where several hosts share the file system.
+"""One writer at a time in a folder, even if several hosts share the file system.
 
-The lock is a file in the folder, created exclusively. It names its holder, and a thread of the holder counts a number
-in it up, its heartbeat. Whether a holder lives is judged without comparing clocks:
+The lock is a file in the folder, created exclusively. It names its holder, and a thread of the holder increments a
+number in it, its heartbeat. Whether a holder is alive is judged without comparing clocks:
 
-- Of this machine (same boot, same process table): whether the process is still there. One that is stopped still is.
-- Of another machine: whether the heartbeat changes while one looks on for ``stale_seconds``.
+- On this machine (same boot, same process table): whether the process exists. A stopped one still does.
+- On another machine: whether the heartbeat changes while it is watched for ``stale_seconds``.
 
-A lock whose holder is gone is renamed away, so that of several runs that find it so only one succeeds. A holder that
-was taken for dead (a machine that was suspended) finds that the file is not its own any more, and stops writing:
-:meth:`RunLock.verify`. We use no lock of the operating system, since those are missing, or local to one host, on many
-file systems of clusters (Lustre without ``flock``, NFS without ``lockd``).
+A lock whose holder is gone is renamed away, so that of several runs that try this only one succeeds. A holder wrongly
+considered dead (e.g. on a suspended machine) finds that the file is no longer its own, and stops writing:
+:meth:`RunLock.verify`. We don't use locks of the operating system, since on many cluster file systems they are missing
+or local to one host (Lustre without ``flock``, NFS without ``lockd``).
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ logger = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 90.0
-"""Between two heartbeats; without one, until a run of another machine counts as dead."""
+"""Seconds between two heartbeats; seconds without one after which a run on another machine counts as dead."""
 MISSING_SECONDS = 1.0
-"""How long a lock file may be missing before its holder believes it: a file server answers late at times."""
+"""How long a lock file may be missing before its holder considers it gone: file servers are sometimes slow."""
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "JOB_ID")
-"""Where schedulers say which job this is."""
+"""The environment variables in which schedulers name the job."""
 
 
 class FolderInUseError(ConfigurationError):
-    """Another run writes to the folder; says which."""
+    """Another run writes to the folder; the message names it."""
 
 
 class LockLostError(RuntimeError):
@@ -53,13 +53,13 @@ class LockLostError(RuntimeError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock.
+    """The holder of a lock.
 
     Attributes:
-        token: of this one time that it is held.
-        machine: boot and process table, within which a process number means one process.
-        started: when the process began, seconds since the epoch by its machine's clock.
-        since: when it took the lock, for people to read.
+        token: identifies this acquisition of the lock.
+        machine: boot and process table, within which a process number is unique.
+        started: when the process started, in seconds since the epoch by its machine's clock.
+        since: when it acquired the lock, as readable text.
     """
 
     token: str
@@ -88,7 +88,7 @@ class Holder:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process is there. Known on its own machine alone."""
+        """Whether the process exists. Known only on its own machine."""
         return process_is_alive(self.pid, self.started)
 
     def __str__(self) -> str:
@@ -97,13 +97,13 @@ class Holder:
 
 
 class RunLock:
-    """The lock of a folder. Of several processes of a run one alone takes it.
+    """The lock of a folder. Only one of a run's processes takes it.
 
     Args:
-        folder: that is written to; it is made if it is not there.
-        field: how a person named it, for messages.
-        beat_seconds: between two heartbeats.
-        stale_seconds: how long a heartbeat of another machine is watched before its run counts as dead.
+        folder: the folder to write to; it is made if it doesn't exist.
+        field: the setting that named it, for messages.
+        beat_seconds: the seconds between two heartbeats.
+        stale_seconds: how long another machine's heartbeat is watched before its run counts as dead.
     """
 
     def __init__(
@@ -127,19 +127,19 @@ class RunLock:
         return self._holder is not None
 
     def acquire(self) -> None:
-        """Take the lock. Waits where a run of another machine held it, to see whether that lives.
+        """Take the lock. If a run on another machine held it, waits to see whether that run is alive.
 
         Raises:
-            FolderInUseError: another run holds it; says which.
+            FolderInUseError: another run holds it; names the run.
             ConfigurationError: the folder can't be written to; names the field.
         """
         while (wait := self.attempt()) is not None:
             time.sleep(wait)
 
     def attempt(self) -> float | None:
-        """Take the lock if that can be decided by now (None); else the seconds after which to try again.
+        """Take the lock if that can be decided now (returns None); else return the seconds after which to try again.
 
-        Raises: as :meth:`acquire`.
+        Raises the errors of :meth:`acquire`.
         """
         try:
             return None if self._create() else self._judge()
@@ -147,17 +147,17 @@ class RunLock:
             raise unwritable(self.folder, self._field, error) from error
 
     def check_free(self) -> None:
-        """Find a run that certainly writes to the folder now, without waiting.
+        """Check, without waiting, that no run is certain to be writing to the folder now.
 
         Raises:
-            FolderInUseError: there is one, on this machine.
+            FolderInUseError: there is such a run, on this machine.
         """
         holder = _parsed(_read(self.path) or "")
         if holder is not None and holder.machine == machine() and holder.is_alive:
             raise self._in_use(str(holder))
 
     def verify(self) -> None:
-        """Make sure that the lock is still this object's, before something is written. Does nothing if it never was.
+        """Check that the lock is still this object's, before writing. Does nothing if it never was.
 
         Raises:
             LockLostError: another run has taken it over, or the file is gone.
@@ -176,7 +176,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Give the lock back, and remove the folder again if it was made for the lock and is empty."""
+        """Release the lock, and remove the folder if it was made for the lock and is empty."""
         if self._holder is None or self._holder.pid != os.getpid():
             return
         self._ended.set()
@@ -189,10 +189,10 @@ class RunLock:
             for folder in reversed(self._made):
                 folder.rmdir()
         except OSError:
-            pass  # Something else was written there, or the disk is gone: nobody waits for this lock for ever.
+            pass  # Something else was written there, or the disk is gone: no run waits for this lock forever.
 
     def _create(self) -> bool:
-        """Whether the lock file could be made, which is this object's from then on."""
+        """Try to make the lock file, which then belongs to this object; returns whether that worked."""
         made = made_folders(self.folder)
         try:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -203,7 +203,7 @@ class RunLock:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(_content(holder))
                 file.flush()
-                os.fsync(file.fileno())  # a full disk, or an exceeded quota, says so no later than here
+                os.fsync(file.fileno())  # a full disk or an exceeded quota fails here at the latest
         except OSError:
             self.path.unlink(missing_ok=True)
             raise
@@ -214,10 +214,10 @@ class RunLock:
         return True
 
     def _judge(self) -> float:
-        """Seconds until the next attempt at a lock that another run has, or had.
+        """The seconds until the next attempt at a lock that another run has, or had.
 
         Raises:
-            FolderInUseError: that run lives.
+            FolderInUseError: that run is alive.
         """
         looked = time.monotonic()  # before reading: what is read is at least as new
         content = _read(self.path)
@@ -252,7 +252,7 @@ class RunLock:
         )
 
     def _take_away(self, content: str) -> None:
-        """Rename a dead run's lock out of the way. One of another run, which was quicker, is put back."""
+        """Rename a dead run's lock out of the way. If a faster run has replaced it, put that run's lock back."""
         aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex}")
         try:
             os.rename(self.path, aside)
@@ -268,7 +268,7 @@ class RunLock:
         aside.unlink(missing_ok=True)
 
     def _beat(self, holder: Holder, ended: threading.Event) -> None:
-        """Count up in the file, as long as it is this holder's. Talks to no other process."""
+        """Increment the heartbeat in the file while it is this holder's. Communicates with no other process."""
         count = 0
         while not ended.wait(self._beat_seconds):
             count += 1
@@ -276,7 +276,7 @@ class RunLock:
                 with self.path.open("r+b") as file:
                     found = _parsed(file.read().decode("utf-8", "replace"))
                     if found is None or found.token != holder.token:
-                        return  # `verify` tells the run
+                        return  # `verify` reports it
                     file.seek(len(BEAT_BEFORE))
                     file.write(_digits(count))
             except OSError:
@@ -284,7 +284,7 @@ class RunLock:
 
 
 class _Watched:
-    """What was seen of another machine's lock, and for how many seconds it has stayed the same."""
+    """The last content of another machine's lock, and for how many seconds it has been unchanged."""
 
     def __init__(self) -> None:
         self.seconds, self.is_new = 0.0, True
@@ -292,10 +292,10 @@ class _Watched:
         self._last = 0.0
 
     def changes(self, content: str, looked: float, beat_seconds: float) -> bool:
-        """Note what the lock says now; whether it said something else before.
+        """Record the lock's content; returns whether it has changed.
 
         A gap between two looks counts as one heartbeat at most: if this process was stopped meanwhile, or the file
-        server did not answer, nobody watched.
+        server did not answer, the lock was not watched.
         """
         if self._content is None:
             self._content, self._last = content, time.monotonic()
@@ -307,22 +307,22 @@ class _Watched:
 
 
 def check_nesting(folder: Path, field: str, parts: tuple[str, ...] = ()) -> None:
-    """Find a run that writes around this folder, or inside one of its parts, and would be mixed with it.
+    """Reject a folder if another run writes around it, or inside one of its parts, and would be mixed with it.
 
     Args:
         folder: an output folder.
-        field: how a person named it.
-        parts: names within it that a new run may delete.
+        field: the setting that named it.
+        parts: the names in it that a new run may delete.
 
     Raises:
-        FolderInUseError: there is one; says where.
+        FolderInUseError: there is such a run; says where.
     """
     resolved = Path(os.path.realpath(folder))
     for other in (*resolved.parents, *(resolved / part for part in parts)):
         try:
             content = _read(other / LOCK)
         except OSError:
-            continue  # a folder that we may not look into
+            continue  # a folder that we may not read
         holder = _parsed(content or "")
         if content is None or (holder is not None and holder.machine == machine() and not holder.is_alive):
             continue
@@ -333,7 +333,7 @@ def check_nesting(folder: Path, field: str, parts: tuple[str, ...] = ()) -> None
 
 
 BEAT_BEFORE, BEAT_DIGITS = b'{"beat": "', 12
-"""The heartbeat stands at a fixed place in a fixed width, so that it is written over without touching the rest."""
+"""The heartbeat has a fixed place and width, so that it can be overwritten without touching the rest."""
 
 
 def _content(holder: Holder) -> bytes:
@@ -346,19 +346,19 @@ def _digits(count: int) -> bytes:
 
 
 def _read(path: Path) -> str | None:
-    """What a lock file says; None where there is none."""
+    """The content of a lock file; None if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno == errno.ESTALE:  # of NFS: it was replaced while we looked
+        if error.errno == errno.ESTALE:  # NFS: it was replaced while we read it
             return None
         raise
 
 
 def _parsed(content: str) -> Holder | None:
-    """The holder that a lock file names; None where it says nothing that one can read (yet)."""
+    """The holder that a lock file names; None if its content is not readable (yet)."""
     try:
         values = json.loads(content)
         return Holder(**{name: values[name] for name in Holder.__dataclass_fields__})
@@ -369,5 +369,5 @@ def _parsed(content: str) -> Holder | None:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user without a name
+    except (KeyError, OSError, ImportError):  # a container user without a name
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"

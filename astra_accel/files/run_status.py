@@ -1,7 +1,7 @@
-"""What a run says of itself in ``status.json``, so that others can tell whether it continues.
+"""A run's status in ``status.json``, so that other programs can tell whether it continues.
 
-A process that is killed can't say that it ends. So the file names the process, and who reads it on the same machine
-looks whether that is still there.
+A killed process can't report its end. So the file names the process, and readers on the same machine check whether it
+still exists.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MAX_DETAIL = 2000
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is.
+    """A run's status.
 
     Attributes:
         state: ``running``, ``ended`` (as it was meant to), ``stopped`` (by a signal or Ctrl-C), ``failed``, or
-            ``gone``: its process is not there any more and never said why.
+            ``gone``: its process has ended without reporting why.
         detail: where it continues, or why it failed; may be empty.
     """
 
@@ -40,18 +40,18 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """Whether the run writes nothing more."""
+        """Whether the run has finished writing."""
         return self.state != RUNNING
 
 
 @contextmanager
 def telling_status(folder: Path, here: bool, verify: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Write that a run continues, and afterwards how it ended.
+    """Write that a run is running, and afterwards how it ended.
 
     Args:
-        folder: of the run; it is there.
-        here: whether this process is the one that writes.
-        verify: raises where the folder is another run's by now, whose status is then left alone.
+        folder: the run's folder, which exists.
+        here: whether this process writes the status.
+        verify: raises if the folder now belongs to another run, whose status is then left alone.
     """
     if not here:
         yield
@@ -60,7 +60,7 @@ def telling_status(folder: Path, here: bool, verify: Callable[[], None] = lambda
     try:
         yield
     except BaseException as error:
-        # What ended the run matters more than that a full disk can't take its name.
+        # What ended the run matters more than failing to record it on a full disk.
         with suppress(OSError, LockLostError):
             verify()
             _write(folder, _status_of(error))
@@ -70,10 +70,10 @@ def telling_status(folder: Path, here: bool, verify: Callable[[], None] = lambda
 
 
 def read_status(folder: Path) -> Status | None:
-    """What is known of a run; None where it never said anything.
+    """A run's status; None if it never wrote one.
 
     Raises:
-        ConfigurationError: the file is not one that a run wrote.
+        ConfigurationError: the file was not written by a run.
     """
     path = folder / STATUS
     try:
@@ -107,5 +107,5 @@ def _status_of(error: BaseException) -> Status:
 
 
 def _is_gone(host: str, pid: int, started: float) -> bool:
-    """Whether a process is not there any more. Of another machine's that can't be known."""
+    """Whether a process is known to have ended. That can't be known of another machine's."""
     return host == platform.node() and not process_is_alive(pid, started)

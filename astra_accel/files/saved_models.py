@@ -1,7 +1,7 @@
-"""Whether the files of a saved model are whole: from their first and last bytes, never from the weights between.
+"""Checks that a saved model's files are whole, from their first and last bytes, never the weights in between.
 
-A repository that was cloned without Git LFS holds pointers in place of weights; a download that broke off leaves a file
-cut off; a proxy's page of error is saved under the file's name. Loaders then fail late, in words about bytes.
+A repository that was cloned without Git LFS holds pointers in place of weights; an interrupted download leaves a
+truncated file; a proxy's error page is saved under the file's name. Loaders then fail late, with messages about bytes.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ OTHER_TOKENIZER_FILES = ("*.model", "merges.txt", "vocab.txt", "*.tiktoken", "ch
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _ANNEX = b"/annex/objects/"
 _PAGES = (b"<!doctype", b"<html", b"<?xml")
-_LARGEST_HEADER = 100_000_000  # as safetensors has it
+_LARGEST_HEADER = 100_000_000  # safetensors' own limit
 AGAIN = "download it again"
 
 
 def damage_of(file: Path) -> str | None:
-    """What is wrong with a file of weights or of JSON, as a sentence that begins with its name; None: it is whole.
+    """What is wrong with a weights or JSON file, as a sentence that begins with its name; None if it is whole.
 
     Args:
-        file: of any other kind is only looked at for being a pointer, a page or empty.
+        file: the file; other kinds are only checked for being a pointer, a page or empty.
     """
     fault = _fault_of(file)
     return None if fault is None else f"{file.name} {fault}"
@@ -45,8 +45,8 @@ def damage_of_weights(folder: Path, names: Collection[str] = MODEL_WEIGHTS) -> s
     """What is wrong with the weights that a loader would take from a folder, shards included.
 
     Args:
-        folder: of a model or an adapter.
-        names: that the loader looks for, in its order.
+        folder: the folder of a model or an adapter.
+        names: the names that the loader looks for, in its order.
     """
     found = next((folder / name for name in names if _is_there(folder / name)), None)
     if found is None:
@@ -91,7 +91,7 @@ def _damage_of_shards(index: Path) -> str | None:
 
 
 def _unnamed(index: Path, weight_map: Mapping[str, str], shards: Mapping[str, Path]) -> str | None:
-    """Weights that an index looks for in a file that does not have them."""
+    """Describes weights that an index expects in a file that does not have them."""
     for name, shard in shards.items():
         if shard.suffix == ".safetensors":
             held = tensors_of(shard)
@@ -122,7 +122,7 @@ def _fault_of(file: Path) -> str | None:
 
 
 def _no_content(start: bytes, size: int, suffix: str) -> str | None:
-    """What stands there in place of a file, whatever its kind."""
+    """What is there instead of the file's content, whatever its kind."""
     if not start:
         return f"is empty; {AGAIN}"
     if start.startswith(_POINTER) or (_ANNEX in start and size <= len(start)):
@@ -133,7 +133,7 @@ def _no_content(start: bytes, size: int, suffix: str) -> str | None:
 
 
 def _safetensors_fault(length: bytes, stream: Any, size: int) -> str | None:
-    """The layout: 8 bytes with the header's length, the header as JSON, and then the tensors, to the last byte."""
+    """Check the layout: 8 bytes with the header's length, the header as JSON, then the tensors, up to the last byte."""
     try:
         header = _safetensors_header(length, stream)
         begin = 8 + struct.unpack("<Q", length)[0]
@@ -160,7 +160,7 @@ def _entries(header: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _torch_fault(file: Path, start: bytes) -> str | None:
-    """A zip archive, whose table of contents is at its end; or, of old, a pickle."""
+    """Check a zip archive, whose table of contents is at its end, or an old-format pickle."""
     if start.startswith(b"PK"):
         try:
             zipfile.ZipFile(file).close()

@@ -15,7 +15,7 @@ from astra_accel.files.text import valid_text
 
 
 def rollout_rows(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:
-    """One row a node: episode, path (child indices from the root), turn, texts, reward and what is known of it."""
+    """One row per node: episode, path (child indices from the root), turn, texts, reward and what else is known."""
     for episode, graph in enumerate(graphs):
         for path, node in walk(graph):
             info = {name: value for name, value in getattr(node, "info", {}).items() if name != "reward"}
@@ -32,15 +32,15 @@ def rollout_rows(graphs: Sequence[Graph]) -> Iterator[dict[str, Any]]:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to a parquet file, complete or not at all; a row without a column has null there."""
+    """Write rows to a parquet file, completely or not at all; a column missing from a row becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would look at the first row alone
+    names = dict.fromkeys(name for row in rows for name in row)  # pyarrow would use only the first row's
     columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
     pq.write_table(pa.table({name: _typed(column) for name, column in columns.items()}), temporary)
     os.replace(temporary, path)
 
 
 def _typed(column: pa.Array) -> pa.Array:
-    """A column without any value as numbers, which it has in other steps: all scores of this one were missing."""
+    """A column without values gets the type of numbers, as in other steps: all scores of this one were missing."""
     return column.cast(pa.float64()) if pa.types.is_null(column.type) else column

@@ -1,7 +1,7 @@
-"""Text of models and users, so that it is looked at and nothing else.
+"""Makes text of models and users safe to display.
 
-A text may hold what a terminal, a browser or a renderer acts on: escape sequences, marks that turn the direction of
-what follows, half characters. They are shown by name here; markup is escaped where the text is put.
+A text may contain what a terminal, a browser or a renderer acts on: escape sequences, marks that change the text
+direction, lone surrogates. They are shown by name here; markup is escaped where the text is inserted.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not i
 _NAMED = [
     *range(0x80, 0xA0),  # more controls
     0x061C,
-    *range(0x200B, 0x2010),  # no width; left-to-right and right-to-left marks
-    *range(0x2028, 0x202F),  # separators of lines; embeddings and overrides of direction
+    *range(0x200B, 0x2010),  # zero width; left-to-right and right-to-left marks
+    *range(0x2028, 0x202F),  # line separators; direction embeddings and overrides
     *range(0x2066, 0x206A),  # isolates
     0xFEFF,
-    *range(0xD800, 0xE000),  # half characters
+    *range(0xD800, 0xE000),  # lone surrogates
 ]
 _SHOWN_AS = {chr(code): text for code, text in _PICTURES.items()} | {chr(code): f"[U+{code:04X}]" for code in _NAMED}
 _ACTING = re.compile(f"[{re.escape(''.join(_SHOWN_AS))}]")
 
 
 def visible(text: str) -> str:
-    """The text with everything that would act shown by a picture or its name (``␛``, ``[U+202E]``)."""
-    return _ACTING.sub(lambda found: _SHOWN_AS[found[0]], text)  # most texts have none, which a search sees at once
+    """The text with every active character shown as a symbol or its name (``␛``, ``[U+202E]``)."""
+    return _ACTING.sub(lambda found: _SHOWN_AS[found[0]], text)  # most texts have none, which a search finds quickly
 
 
 def shortened(text: str, limit: int) -> str:
-    """The text, or its beginning and how much more there is."""
+    """The text, or its beginning and how much was cut."""
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
 
 
 def embedded_json(value: Any) -> str:
-    """JSON for a script element: plain ASCII without a character that ends the element or begins a comment."""
+    """JSON for a script element: plain ASCII without characters that could end the element or begin a comment."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def markdown_line(text: str) -> str:
-    """The text on one line of Markdown, with every mark escaped that could begin markup or a link."""
+    """The text as one line of Markdown, with every character escaped that could begin markup or a link."""
     return re.sub(r"([\\`*_{}\[\]<>#+!|~&:@])", r"\\\1", " ".join(visible(text).split()))
 
 
 def markdown_block(text: str) -> str:
-    """The text as a code block of Markdown by indentation, which nothing in it can end."""
+    """The text as an indented Markdown code block, which nothing in it can end."""
     return "\n".join(f"    {line}" for line in visible(text).split("\n"))
 
 

@@ -2,4 +2,4 @@
 
 from astra_accel.models.kernel_notice import keep_back
 
-keep_back()  # ahead of every module here that imports PEFT
+keep_back()  # before any module here imports PEFT

@@ -1,7 +1,7 @@
-"""A line of bitsandbytes that concerns models of 4 bits alone, kept back until there is one.
+"""Hold back a bitsandbytes warning that only concerns 4-bit models until one is loaded.
 
-PEFT imports bitsandbytes wherever it is installed, and on CPUs with AVX512-BF16 bitsandbytes then warns that it lacks
-the package ``kernels``, which is for weights of 4 bits on a CPU. Everyone would read it, most of them to no purpose.
+PEFT imports bitsandbytes wherever it is installed, and on CPUs with AVX512-BF16 bitsandbytes then warns that the
+package ``kernels`` is missing, which only 4-bit weights on a CPU use. Most users do not need that warning.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ BEGINNING = "Failed to load CPU gemm_4bit_forward"
 
 
 class KernelNotice(logging.Filter):
-    """Keeps that one line back; whatever else is logged passes."""
+    """Holds back that one line; all other records pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class KernelNotice(logging.Filter):
         return False
 
     def tell(self) -> None:
-        """Log what was kept, once, and keep nothing from now on."""
+        """Log the held-back records once, and hold back nothing from now on."""
         logger = logging.getLogger(LOGGER)
         logger.removeFilter(self)
         kept, self._kept = self._kept, []
@@ -39,5 +39,5 @@ NOTICE = KernelNotice()
 
 
 def keep_back() -> None:
-    """Before bitsandbytes is imported. Called again, it changes nothing."""
+    """Install the filter, before bitsandbytes is imported. Further calls change nothing."""
     logging.getLogger(LOGGER).addFilter(NOTICE)

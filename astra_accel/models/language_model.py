@@ -26,13 +26,13 @@ class LanguageModel:
     """One role: a causal language model, its tokenizer, and the switch that turns shared weights into this role.
 
     Attributes:
-        model: the transformers model, with adapter layers inside where there are any.
+        model: the transformers model, including any adapter layers.
         files: its tokenizer, limits and end-of-turn tokens.
-        switch: a context in which ``model`` is this role.
-        compute: how it is run.
-        recall: log-probs that are known already, for a role whose weights stay as they are.
-        num_ids: the number of ids that it samples from, counted from 0, if another role reads them and has fewer
-            embeddings; else None.
+        switch: returns a context in which ``model`` is this role.
+        compute: how the model is run.
+        recall: log-probs that are already known, for a role whose weights are frozen; else None.
+        num_ids: the number of ids to sample from, counted from 0, if another role reads them and has fewer embeddings;
+            else None.
         generator: continues contexts; by default the model itself, in this process.
     """
 
@@ -50,8 +50,8 @@ class LanguageModel:
     def logprobs(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[torch.Tensor]:
         """The log-prob of every token of each continuation.
 
-        See :func:`~astra_accel.models.logprobs.sequence_logprobs`. What a frozen role said during the rollout in the
-        precision of now is looked up; after the rollout, if that was full precision.
+        See :func:`~astra_accel.models.logprobs.sequence_logprobs`. Log-probs that a frozen role gave during the rollout
+        in the current precision are looked up; after the rollout, only those in full precision.
         """
         found = self._recalled(contexts, continuations)
         missing = [index for index, values in enumerate(found) if values is None]
@@ -90,7 +90,7 @@ class LanguageModel:
         return generated
 
     def keep(self, context: Ids, continuation: Ids, logprobs: tuple[float, ...]) -> None:
-        """Store log-probs that were computed just now, if the role's weights stay as they are."""
+        """Store log-probs that were just computed, if the role's weights are frozen."""
         if self.recall is not None:
             self.recall.keep(context, continuation, logprobs, Precision.of(self.model))
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of token sequences: every distinct token of a batch read once."""
+"""Log-probabilities of token sequences; every distinct token of a batch is read once."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from astra_accel.models.loading.embedding_rows import check_token_ids
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether processes gather a model's weights together, layer by layer as it runs (FSDP2, ZeRO-3).
+    """Whether processes jointly gather a model's weights, layer by layer as it runs (FSDP2, ZeRO-3).
 
-    They then have to make as many forwards, whatever each of them has to read.
+    They must then all run the same number of forwards, whatever each of them has to read.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
@@ -54,18 +54,18 @@ def is_sharded(model: Any) -> bool:
 Packing = Literal["auto", "prefix_tree", "none"]
 Switch = Callable[[], AbstractContextManager[None]]
 Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""What is wanted at scored positions, ``[tokens, ...]``: of the body's output ``[rows, hidden]``, and for each token of
-the row that predicts it and the token itself. ``Head.logprobs`` is one."""
+"""Computes what is wanted at scored positions, ``[tokens, ...]``, from the body's output ``[rows, hidden]`` and, for
+each token, the row that predicts it and the token itself. ``Head.logprobs`` is one."""
 
 ReadGiven = Callable[[GivenLogits, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""The same of the logits that the model makes of those rows, for models whose head can't be run apart."""
+"""The same with the model's own logits of those rows, for models whose head can't be run separately."""
 
 ReadRows = Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[torch.Tensor]]
-"""What is wanted of each continuation, given contexts and continuations of one batch."""
+"""Computes what is wanted of each continuation, from the contexts and continuations of one batch."""
 
 TOKEN_BUDGET = 1024
 UNASKED = -1
-"""In place of a sequence's number, where a forward is made for other processes' sake."""
+"""Replaces a sequence's number where a forward runs only because other processes run one."""
 
 
 def sequence_logprobs(
@@ -80,25 +80,25 @@ def sequence_logprobs(
     """The log-prob of every token of each continuation, given its context and the tokens before it.
 
     Args:
-        model: a causal language model of transformers.
-        contexts: token ids, at least one each.
-        continuations: token ids, none at all allowed.
+        model: a transformers causal language model.
+        contexts: the token ids of each context, at least one each.
+        continuations: the token ids of each continuation, which may be empty.
         packing: ``"prefix_tree"`` reads each distinct prefix once (:mod:`~astra_accel.models.forward.prefix_tree`);
-            ``"none"`` reads every sequence, padded; ``"auto"`` packs where a first comparison of the two showed the
-            model to give the same both ways. The values are the same either way, but for rounding.
-        token_budget: distinct tokens of one packed forward; without packing, tokens with padding of one forward
-            where gradients are off. Several packs with gradients keep the activations of one alone, and compute
-            those of the others again in the backward pass. Weights that are sharded over processes are read in one
-            forward where gradients are on, since all processes have to make as many.
-        activation_checkpointing: keep the layers' inputs alone for the backward pass, and compute the rest again.
+            ``"none"`` reads every sequence, padded; ``"auto"`` packs if a first comparison showed that the model gives
+            the same both ways. The values are the same either way, up to rounding.
+        token_budget: the most distinct tokens of one packed forward; without packing and gradients, the most tokens of
+            one forward, padding included. With gradients, several packs keep only one pack's activations and recompute
+            the others' in the backward pass. With gradients and weights sharded over processes there is one forward,
+            since all processes must run the same number.
+        activation_checkpointing: keep only the layers' inputs for the backward pass, and recompute the rest.
 
     Returns:
-        A float32 vector for each continuation, on the model's device, with gradient where the model's parameters
-        want one and gradients are on.
+        A float32 vector for each continuation, on the model's device, with gradients if they are on and the model's
+        parameters require them.
 
     Raises:
-        ValueError: the lists differ in length, or a context is empty, or a token has no embedding, or the model can't
-            be packed as asked.
+        ValueError: the lists differ in length, a context is empty, a token has no embedding, or the model can't be
+            packed as asked.
     """
     return sequence_readings(
         model,
@@ -122,11 +122,11 @@ def sequence_readings(
     token_budget: int = TOKEN_BUDGET,
     activation_checkpointing: bool = False,
 ) -> list[torch.Tensor]:
-    """What ``read`` makes of every token of each continuation (None: its log-prob), ``[tokens, ...]`` each.
+    """What ``read`` computes for every token of each continuation (None: its log-prob), ``[tokens, ...]`` each.
 
-    Where ``read_given`` is there it is asked instead: the model then makes its logits itself, unpacked, and what it
-    makes them of comes along. See :func:`sequence_logprobs` for the rest. A continuation without a token gives a vector
-    of none.
+    If ``read_given`` is given it is used instead: the model then computes its logits itself, unpacked, and the states
+    that they are computed from are passed too. See :func:`sequence_logprobs` for the rest. An empty continuation gives
+    an empty vector.
     """
     if len(contexts) != len(continuations):
         raise ValueError(f"{len(contexts)} contexts and {len(continuations)} continuations: expected as many of each")
@@ -139,7 +139,7 @@ def sequence_readings(
     if not any(len(continuation) > 0 for continuation in continuations):
         if not (contexts and torch.is_grad_enabled()):
             return results
-        # Processes wait for one another's gradients, and layers: a step that scores nothing depends on the weights too.
+        # Processes wait for one another's gradients and layers, so a step that scores nothing must use the weights too.
         (one_token,) = sequence_readings(
             model, contexts[:1], [contexts[0][-1:]], read, read_given=read_given, packing=packing
         )
@@ -156,7 +156,7 @@ def sequence_readings(
                 f"{type(model).__name__} takes no padding, so each process has a forward for every length, and would "
                 f"wait for others where they share sharded weights; expected a launch by DDP or ZeRO-2"
             )
-    # A pack that is computed again in the backward pass must keep as little the second time, so the switch is inside.
+    # A pack that is recomputed in the backward pass must keep as little the second time, so the switch is inside.
     switch = partial(checkpointed, model) if activation_checkpointing and torch.is_grad_enabled() else nullcontext
     if packed:
         of_pack = partial(_pack_readings, model, read or head_of(model).logprobs, switch)
@@ -171,12 +171,12 @@ def sequence_readings(
 
 
 def pad_logprobs(logprobs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Vectors as rows of ``[batch, longest]``, 0 where a row has no token (what the systems return)."""
+    """Stack vectors as rows of ``[batch, longest]``, 0 where a row has no token (what the systems return)."""
     return torch.nn.utils.rnn.pad_sequence(list(logprobs), batch_first=True)
 
 
 def can_pack(model: Any, *, required: bool = False) -> bool:
-    """Whether a transformers model gives the same log-probs packed as plain; found out once.
+    """Whether a transformers model gives the same log-probs packed as in the plain way; checked once.
 
     Raises:
         UnsupportedModelError: it does not, and ``required`` is set.
@@ -194,10 +194,10 @@ def _check_packing(model: Any) -> None:
 
 
 def check_readings(model: Any) -> None:
-    """Find a transformers model that gives no right log-probs beside the states that values are read from.
+    """Check that a transformers model gives correct log-probs along with the states that values are read from.
 
     Raises:
-        UnsupportedModelError: says what is wrong.
+        UnsupportedModelError: it does not; the message says what is wrong.
     """
     supports(model, "log-probs and values from one forward", _check_readings, "", required=True)
 
@@ -220,14 +220,14 @@ def _check_readings(model: Any) -> None:
 
 
 Readings = dict[int, list[torch.Tensor]]
-"""By sequence what was read of its pieces, in order."""
+"""For each sequence, what was read of its pieces, in order."""
 
 
 def _as_many_for_all(model: Any, groups: list[list[Piece]]) -> list[list[Piece]]:
-    """Groups for as many forwards as every process makes, whatever lengths it has.
+    """Groups for the number of forwards that every process runs, whatever lengths it has.
 
     Raises:
-        UnsupportedModelError: nobody can say how many those are.
+        UnsupportedModelError: that number is unknown.
     """
     count = length_regimes(model).count
     if count is None:
@@ -243,7 +243,7 @@ def _as_many_for_all(model: Any, groups: list[list[Piece]]) -> list[list[Piece]]
 
 
 def _packed(forward: Callable[[Pack], torch.Tensor], groups: Sequence[Sequence[Piece]], token_budget: int) -> Readings:
-    """The readings of pieces that may share a pack where they share a group, a forward for each pack."""
+    """The readings of pieces, one forward a pack; only pieces of one group share a pack."""
     all_packs = [
         (pieces, pack)
         for pieces in groups
@@ -270,7 +270,7 @@ def pack_logprobs(model: Any, pack: Pack) -> torch.Tensor:
 
 
 def _pack_readings(model: Any, read: Read, switch: Switch, pack: Pack) -> torch.Tensor:
-    """What is read at each edge of a pack, in one forward within a context."""
+    """What is read at each edge of a pack, in one forward within the switch."""
     with switch():
         hidden_NH = packed_hidden(model, pack, tree_layout(model, pack))
     rows_E, tokens_E = torch.tensor(pack.edges, device=model.device).unbind(-1)
@@ -285,8 +285,7 @@ def _padded(
 ) -> Readings:
     """The readings of pieces from padded batches of whole sequences, which share a batch only within their group.
 
-    With gradients a group takes one forward, where the model takes padding: the graphs of several would be kept all
-    the same.
+    With gradients a group takes one forward if the model takes padding: with several, all graphs would be kept anyway.
     """
     results: Readings = {}
     for pieces in groups:
@@ -313,7 +312,7 @@ def _rows_reader(model: Any, read: Read | None, read_given: ReadGiven | None, sw
 def _padded_logprobs(
     model: Any, switch: Switch, contexts: Sequence[Tokens], continuations: Sequence[Tokens]
 ) -> list[torch.Tensor]:
-    """One forward for all rows. Left padding lines the scored positions up at the end, where the head runs."""
+    """Run one forward for all rows. Left padding aligns the scored positions at the end, where the head runs."""
     num_scored = max(map(len, continuations))
     inputs = _padded_inputs(model, contexts, continuations)
     with switch():
@@ -326,7 +325,7 @@ def _padded_logprobs(
 def _padded_readings(
     model: Any, read: Read, switch: Switch, contexts: Sequence[Tokens], continuations: Sequence[Tokens]
 ) -> Sequence[torch.Tensor]:
-    """One forward of the body for all rows, padded likewise; what is read, at the real positions alone."""
+    """Run one forward of the body for all rows, also left-padded, and read only at the real positions."""
     inputs = _padded_inputs(model, contexts, continuations)
     with switch():
         hidden_BTH = forward_hidden(model, **inputs)
@@ -338,7 +337,8 @@ def _padded_readings(
 def _given_readings(
     model: Any, read: ReadGiven, switch: Switch, contexts: Sequence[Tokens], continuations: Sequence[Tokens]
 ) -> Sequence[torch.Tensor]:
-    """One forward of the whole model likewise; what is read of its own logits, and of what it made them of."""
+    """Run one forward of the whole model, also left-padded, and read its logits and the states they are computed
+    from."""
     inputs = _padded_inputs(model, contexts, continuations)
     lengths = list(map(len, continuations))
     got = LayerInput()
@@ -354,12 +354,12 @@ def _given_readings(
 
 
 def _predicting(values_BTX: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """What stands where each row's tokens are predicted, all rows one after the other."""
+    """The values at the positions that predict each row's tokens, all rows concatenated."""
     return torch.cat([row[-length:] for row, length in zip(values_BTX, lengths, strict=True)])
 
 
 def _rows_and_tokens(model: Any, continuations: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens of all continuations one after the other, and a row for each."""
+    """A row for each token of all continuations, and those tokens, concatenated."""
     tokens_R = torch.tensor([token for continuation in continuations for token in continuation], device=model.device)
     return torch.arange(len(tokens_R), device=model.device), tokens_R
 

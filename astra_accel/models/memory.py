@@ -1,4 +1,4 @@
-"""Memory: how much is free, giving back what was freed, and sending to a device without waiting."""
+"""Memory: query what is free, return what was freed, and copy to a device without waiting."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import torch
 
 
 def uploaded(values: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """Integers as an int64 tensor on a device, see :func:`sent`."""
+    """Copy integers to a device as an int64 tensor; see :func:`sent`."""
     return sent(torch.tensor(values, dtype=torch.long), device)
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on a device, without waiting until all that was asked of a CUDA device is done.
+    """Copy a host tensor to a device, without waiting for pending work of a CUDA device.
 
-    Memory that is not pinned has been copied when the call returns, so that the host's tensor may go at once
+    Memory that is not pinned has been copied when the call returns, so the host tensor may be freed at once
     (https://docs.nvidia.com/cuda/cuda-runtime-api/api-sync-behavior.html).
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def return_freed_memory(device: torch.device) -> None:
-    """Hand back what the C allocator keeps of freed tensors on a CPU, where it can (glibc); else do nothing.
+    """Return memory of freed CPU tensors from the C allocator to the system, if it can (glibc); else do nothing.
 
-    Parts of an update differ in length and turns of a rollout in rows, so what one leaves does not fit what the next
-    needs, and the process grows to far more than it uses: a rollout that meets the holes of an update came to 3.5 GB
-    on a run of SmolLM2-135M whose peak is 2.96 with this before each rollout and each update.
+    Parts of an update differ in length and turns of a rollout in rows, so what one frees does not fit what the next
+    needs, and the process grows far beyond what it uses: in a run of SmolLM2-135M a rollout after an update reached 3.5
+    GB. With this call before each rollout and each update the peak is 2.96 GB.
 
-    What is handed back has to be got anew, page by page, which took a sixth of an update's time where it was done
-    after each of its parts, on a virtual machine with slow page faults; the peak was 2.91. Parts that come in the
-    order of their length, the longest first, need it less. Only before the first update on an experience: 3.06.
+    Returned memory must be allocated again page by page. With this call after each part of an update, that took a sixth
+    of the update's time on a virtual machine with slow page faults; the peak was 2.91 GB. Parts sorted by length,
+    longest first, need it less. With the call only before the first update on an experience, the peak was 3.06 GB.
     """
     trim = _malloc_trim() if device.type == "cpu" else None
     if trim is not None:
@@ -43,7 +43,7 @@ def return_freed_memory(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on a device; on a CPU its part of what all processes of the host may."""
+    """Bytes that this process may still allocate on a device; on a CPU its share of the host's available memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -53,5 +53,5 @@ def free_memory(device: torch.device) -> int:
 def _malloc_trim() -> Callable[[int], int] | None:
     try:
         return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library, or none to be looked up
+    except (AttributeError, OSError, TypeError):  # another C library, or none that can be looked up
         return None

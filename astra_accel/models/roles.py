@@ -38,10 +38,11 @@ class Roles:
     """The three roles, and the module that is trained.
 
     Attributes:
-        trained: a PEFT model, or the tester itself.
+        trained: the module that is trained: a PEFT model, or the tester itself.
         merges: whether the tester's adapter is merged for rollouts.
-        in_rollout: whether there is a rollout at the moment.
-        at_rest: makes the tester's weights that are frozen since no text reaches them, by their names in ``trained``.
+        in_rollout: whether a rollout is running.
+        at_rest: returns the tester's weights that are frozen because no text reaches them, by their names in
+            ``trained``.
     """
 
     tester: LanguageModel
@@ -55,12 +56,12 @@ class Roles:
 
     @contextmanager
     def rolling_out(self, num_turns: int | None = None) -> Iterator[None]:
-        """A rollout, during which no weights move: the contexts of each turn extend those of the turn before.
+        """Run a rollout within, during which no weights change: each turn's contexts extend those of the turn before.
 
         Log-probs of frozen roles are stored until the next rollout.
 
         Args:
-            num_turns: of the rollout; None if that is not known.
+            num_turns: the number of turns of the rollout; None if unknown.
         """
         caches = [role.recall for role in (self.target, self.baseline) if role.recall is not None]
         for cache in caches:
@@ -110,10 +111,10 @@ def find_roles(
     """Find the models of all roles and check that they fit one another, before any weights load.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`~astra_accel.models.loading.model_files.find_model`; or the baseline
-            does not share the tester's tokenizer, or can't read how the tester ends its turns; or LoRA's targets match
-            nothing; or an adapter is one that can't be switched off and on; or a tester of 4 bits is to be trained in
-            full, or was quantised before.
+        FileNotFoundError, ValueError: as in :func:`~astra_accel.models.loading.model_files.find_model`; or the baseline
+            does not share the tester's tokenizer, or can't read the tester's end-of-turn token; or LoRA's targets match
+            nothing; or an adapter can't be switched off and on; or a 4-bit tester is to be trained in full; or a model
+            to be quantised already is.
         ImportError: a model is to be quantised, and bitsandbytes is not installed.
     """
     baseline = tester if baseline is None else baseline
@@ -150,7 +151,7 @@ def find_roles(
 
 
 def _check_ends(tester: ModelFiles, baseline: ModelFiles) -> None:
-    """A tester that can't sample what the baseline can't read must still be able to end its turn."""
+    """Check that the tester can still end its turn when it samples only ids that the baseline can read."""
     rows = configured_rows(baseline.config)
     if rows is not None and tester.end_ids and min(tester.end_ids) >= rows:
         raise ValueError(
@@ -161,10 +162,10 @@ def _check_ends(tester: ModelFiles, baseline: ModelFiles) -> None:
 
 
 def auto_dtype(files: RoleFiles, device: torch.device | str) -> str:
-    """What ``compute.dtype: auto`` comes to: "bfloat16" or "float32", or "auto" for each checkpoint's own.
+    """The type that ``compute.dtype: auto`` stands for: "bfloat16" or "float32", or "auto" for each checkpoint's own.
 
-    On a CPU that computes in bfloat16 it is that, unless there is nothing to gain: a model is narrow, or of 4 bits,
-    which are computed in float32 there.
+    It is bfloat16 on a CPU that computes in bfloat16, unless that gains nothing: a model is narrow, or has 4-bit
+    weights, which are computed in float32 there.
     """
     if torch.device(device).type != "cpu":
         return "auto"
@@ -174,12 +175,12 @@ def auto_dtype(files: RoleFiles, device: torch.device | str) -> str:
 
 
 def _dtypes(files: RoleFiles, device: torch.device | str, compute: ComputeConfiguration) -> RoleFiles:
-    """The same with a type for each role that left it open; "auto" is the checkpoint's own."""
+    """The same files with a type for each role that left it open; "auto" is the checkpoint's own."""
     default = auto_dtype(files, device) if compute.dtype == "auto" else compute.dtype
     tester = files.configurations["tester"]
     dtypes = dict.fromkeys(files.configurations, default)
     if files.lora is None and tester.adapter is None:
-        # An optimizer's steps get lost in 16 bits; and a tester is compared with its baseline token by token.
+        # An optimizer's steps get lost in 16 bits, and a tester is compared with its baseline token by token.
         dtypes["tester"] = "float32"
         if torch.device(device).type == "cpu":
             dtypes["baseline"] = "float32"
@@ -198,7 +199,7 @@ def load_roles(
     """Load the weights of all roles on a device.
 
     Raises:
-        ValueError: a model is to be quantised, which the device can't compute with, or lacks weights.
+        ValueError: a model is to be quantised but the device can't compute with it, or a model lacks weights.
     """
     files = _dtypes(files, device, compute)
     for role, model in files.configurations.items():
@@ -220,7 +221,7 @@ def load_roles(
             shared = _load_base(getattr(files, role), model, device)
             bases.append(shared)
         frozen[role] = shared.frozen_role(model, role, compute)
-    # The baseline is asked of just the ids that the tester samples.
+    # The baseline must score every id that the tester samples.
     num_ids = embedding_rows(transformers_model(frozen["baseline"].model))
     return Roles(
         tester=LanguageModel(base.model, files.tester, compute=compute, num_ids=num_ids),
@@ -236,7 +237,7 @@ class _Base:
     """One copy of a model's weights, and the adapters on it.
 
     Attributes:
-        key: what was loaded, and as what.
+        key: what was loaded, with which quantization and type.
         trained: the names of the parameters that are trained.
         at_rest: see :class:`Roles`.
     """
@@ -258,7 +259,7 @@ class _Base:
             self.at_rest = lambda: _chosen(self.files.load(self.model.dtype).state_dict(), idle)
 
     def adapt(self, adapter: str | None, lora: LoRAConfiguration | None) -> None:
-        """Put the tester's adapter on: an existing one to continue training, or a new one."""
+        """Add the tester's adapter: an existing one to continue training, or a new one."""
         if adapter is not None:
             self.peft = load_adapter(self.model, None, adapter, TESTER_ADAPTER, trained=True)
         else:
@@ -273,7 +274,7 @@ class _Base:
         self.at_rest = lambda: idle
 
     def takes(self, model: ModelConfiguration) -> bool:
-        """Whether a frozen role is this base with its adapters off, or with one more on."""
+        """Whether a frozen role can use this base with its adapters off, or with one more adapter on."""
         if self.key != _key(model):
             return False
         if model.adapter is None or model.adapter in self.adapters or self.peft is None:
@@ -281,12 +282,12 @@ class _Base:
         return share_a_base(model.adapter, self.peft.peft_config.values(), self.model)
 
     def frozen_role(self, model: ModelConfiguration, role: str, compute: ComputeConfiguration) -> LanguageModel:
-        """A role on this base that is not trained; roles of the same weights share what they recall."""
+        """A frozen role on this base; roles with the same weights share their stored log-probs."""
         recall = self.recalls.setdefault(model.adapter, LogprobCache())
         if model.adapter is None:
             return LanguageModel(self.model, self.files, self._adapters_off, compute, recall)
         if model.adapter not in self.adapters:
-            # The tester's own adapter moves on while it trains, so a frozen role on it needs a copy.
+            # The tester's own adapter changes as it trains, so a frozen role with it needs a copy.
             self.peft = load_adapter(self.model, self.peft, model.adapter, role, trained=False)
             self.peft.eval()
             self.adapters[model.adapter] = role
@@ -314,13 +315,14 @@ class _Base:
             self._restore_trained()
 
     def _freeze_unreached(self, module: Any) -> frozenset[str]:
-        """Freeze what no text reaches, and take down what is trained; the names in a module of what was frozen."""
+        """Freeze what no text reaches and record what is trained; returns the names in ``module`` of what was
+        frozen."""
         frozen = {id(parameter) for parameter in freeze_unreached(self.model)}
         self.trained = frozenset(name for name, one in self.model.named_parameters() if one.requires_grad)
         return frozenset(name for name, one in module.named_parameters(remove_duplicate=False) if id(one) in frozen)
 
     def _restore_trained(self) -> None:
-        """PEFT lets an adapter that it switches on again be trained, all of it."""
+        """Restore what is trained: PEFT makes all of an adapter trainable when it switches it on again."""
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad != (name in self.trained):
                 parameter.requires_grad_(name in self.trained)

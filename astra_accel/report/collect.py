@@ -1,4 +1,4 @@
-"""What runs wrote, read for a report."""
+"""Reads what runs wrote, for a report."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from astra_accel.files.text import visible
 from astra_accel.report.parts import Part, read_part
 
 Stamp = tuple[int, int]
-"""When a file was written, and its size: another stamp, another content."""
+"""When a file was written, and its size: a different stamp means different content."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as far as it has come.
+    """What a run has written so far.
 
     Attributes:
-        name: its folder's, harmless to look at.
+        name: its folder's name, safe to display.
         path: its folder.
-        status: whether it continues; None where it does not say.
-        config_text: ``config.yaml`` without the comments; empty where there is none.
-        environment: versions, a line each.
+        status: its status; None if it never wrote one.
+        config_text: ``config.yaml`` without the comments; empty if there is none.
+        environment: versions, one per line.
         updates: the lines of ``metrics.jsonl``.
-        num_skipped: lines of it that were cut off or are no objects.
-        figures: ``metrics.json`` of its evaluation; None where it has none.
+        num_skipped: how many of its lines were cut off or are not objects.
+        figures: ``metrics.json`` of its evaluation; None if it has none.
         held_out: the nodes of its evaluation.
-        training: the nodes of its rollouts in training, a part a step.
+        training: the nodes of its rollouts in training, one part per step.
     """
 
     name: str
@@ -56,20 +56,20 @@ class Run:
 
     @property
     def threshold(self) -> float:
-        """The score from which on a response is a success."""
+        """The score at and above which a response is a success."""
         return 0.5 if self.figures is None else self.figures["threshold"]
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run once; errors as those of :meth:`RunReader.read`."""
+    """Read a run once. Raises the errors of :meth:`RunReader.read`."""
     return RunReader(path).read()
 
 
 class RunReader:
-    """Reads a run again and again while it continues; files of nodes that did not change are not read again.
+    """Reads a run repeatedly while it continues; unchanged files of nodes are not read again.
 
     Args:
-        path: the folder of a run, of an evaluation in it, or of an evaluation alone.
+        path: the folder of a run, of an evaluation inside one, or of a stand-alone evaluation.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -77,11 +77,11 @@ class RunReader:
         self._parts: dict[Path, tuple[Stamp, Part]] = {}
 
     def is_evaluation(self) -> bool:
-        """Whether there is an evaluation alone, without a run that may continue."""
+        """Whether this is only an evaluation, without a run that may continue."""
         return (find_evaluation(self.path) / FIGURES).is_file() and not (self.path / METRICS).is_file()
 
     def stamps(self) -> dict[Path, Stamp]:
-        """The files that a report is made of, as they are now."""
+        """The current stamps of the files that a report is made from."""
         evaluation = find_evaluation(self.path)
         files = [self.path / name for name in (STATUS, CONFIG, METRICS)]
         files += [evaluation / FIGURES, *_nodes(evaluation), *_rollouts(self.path)]
@@ -121,7 +121,7 @@ class RunReader:
         )
 
     def _read_parts(self, files: Sequence[Path]) -> None:
-        """Read what is new or was written again, as by a run that was resumed; forget what is gone."""
+        """Read files that are new or rewritten, e.g. by a resumed run; forget those that are gone."""
         kept = {}
         for file in files:
             stamp = _stamp(file)
@@ -156,7 +156,7 @@ def _stamp(file: Path) -> Stamp | None:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSON lines file and how many lines are none: a run that is killed may leave half a line."""
+    """The objects of a JSON lines file, and how many lines are not objects: a killed run may leave half a line."""
     if not path.is_file():
         return [], 0
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]

@@ -1,7 +1,7 @@
-"""Which conversations a page shows, and how it holds them.
+"""Chooses the conversations that a page shows, and formats them.
 
-A page of all the conversations of a long run would not open. So those with the worst responses are shown, and others
-spread evenly over the rest; the page says how many there are.
+A page with all conversations of a long run would not open. So it shows those with the worst responses, and others
+spread evenly over the rest, and says how many there are in total.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SHOWN_ELSEWHERE = ("step", "episode", "path", "turn", "context", "probe", "respo
 
 
 def conversations(runs: Sequence[Run], max_episodes: int | None = None) -> tuple[list[dict[str, Any]], int]:
-    """The episodes that a page shows, each a dict for JSON, and how many episodes there are.
+    """The episodes that a page shows, each as a dict for JSON, and how many episodes there are in total.
 
     ``{"run": 0, "source": "held-out", "episode": 3, "prompt": "…", "worst": 0.8, "nodes": [[parent, probe, response,
-    score, details], …]}``: the parent is a place in ``nodes``, or -1, and parents come first.
+    score, details], …]}``: the parent is an index into ``nodes``, or -1, and parents come first.
 
     Args:
-        runs: of which the first has number 0.
-        max_episodes: of all runs together; None is ``MAX_EPISODES``.
+        runs: the runs; the first has number 0.
+        max_episodes: the limit over all runs together; None is ``MAX_EPISODES``.
     """
     shown, total = [], 0
     limit = (MAX_EPISODES if max_episodes is None else max_episodes) // len(runs)
@@ -47,7 +47,7 @@ def conversations(runs: Sequence[Run], max_episodes: int | None = None) -> tuple
 
 
 def choose(scores: Sequence[float | None], limit: int) -> list[int]:
-    """Places of at most ``limit`` episodes, worst first: half of them the worst, half spread over the others."""
+    """Indices of at most ``limit`` episodes, worst first: half are the worst, half are spread over the others."""
     worst_first = sorted(range(len(scores)), key=lambda place: -_or_lowest(scores[place]))
     if len(worst_first) <= limit:
         return worst_first

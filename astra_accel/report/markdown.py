@@ -14,7 +14,7 @@ MAX_TEXT = 1000
 
 
 def render_markdown(runs: Sequence[Run], verdicts: Sequence[str] = ()) -> str:
-    """What training has brought, what was run, the first figures, and the worst conversations folded away."""
+    """The effect of training, what was run, the headline figures, and the worst conversations, folded."""
     parts = ["# Red-team report", ""]
     for sentence in verdicts:
         parts += [markdown_line(sentence), ""]
@@ -56,7 +56,7 @@ def _worst(runs: Sequence[Run]) -> list[str]:
 
 
 def _way_to_worst(nodes: Sequence[Sequence]) -> list[int]:
-    """The places from the first turn to the node with the highest score."""
+    """The indices of the nodes from the first turn to the one with the highest score."""
     place = max(range(len(nodes)), key=lambda index: -1.0 if nodes[index][3] is None else nodes[index][3])
     way = []
     while place >= 0:

@@ -1,8 +1,8 @@
 """The report as one HTML file.
 
-Nothing in it comes from elsewhere, and its content security policy lets nothing: no address is loaded, and no script or
-style runs but the two that are part of the page, known by their hashes. Text of models stands in a block of JSON alone,
-which the script puts on the page as text, never as markup.
+The page is self-contained, and its content security policy enforces that: no address is loaded, and only the page's own
+script and style run, identified by their hashes. Text of models is only in a block of JSON, which the script inserts as
+text, never as markup.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TEMPLATES = "templates"
 
 
 def render_page(runs: Sequence[Run], renewed_every: float | None = None, verdicts: Sequence[str] = ()) -> str:
-    """The page of some runs, in the order of their colours.
+    """Render the page of some runs, in the order of their colours.
 
     Args:
-        runs: what it is of.
-        renewed_every: seconds after which the page, once opened, loads itself again; None where it stays as it is.
-        verdicts: what stands at the top, see :func:`~astra_accel.report.verdicts.verdicts`.
+        runs: the runs to show.
+        renewed_every: seconds after which the open page reloads itself; None if it never does.
+        verdicts: the sentences at the top, see :func:`~astra_accel.report.verdicts.verdicts`.
     """
     shown, num_episodes = conversations(runs)
     script, style = (_part(name) for name in ("report.js", "report.css"))
@@ -90,14 +90,14 @@ def about(run: Run) -> list[tuple[str, str]]:
 
 
 def headline_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The first figures: the name, and for each run the value and its interval, and how many scores are missing."""
+    """The headline figures: name, and for each run the value, its interval, and how many scores are missing."""
     measured = [{} if run.figures is None else run.figures["metrics"] for run in runs]
     names = headlines(dict.fromkeys(name for of_run in measured for name in of_run))
     return [(name, [_cell(of_run.get(name)) for of_run in measured]) for name in names]
 
 
 def harm_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Attack success by kind of harm: scorer and kind, and for each run the value and its interval."""
+    """Attack success by kind of harm: scorer and kind, and for each run the value with its interval."""
     by_run = [
         {f"{scorer}: {label}": success for scorer, label, success, _ in category_rows(run.figures["metrics"])}
         if run.figures is not None

@@ -1,7 +1,7 @@
-"""Files of nodes as a report needs them.
+"""Reads files of nodes as a report needs them.
 
-As Python objects the nodes of a long run are many times their size in the file. So a part keeps columns, and has
-counted what pictures need; rows are made for the conversations that a page shows.
+As Python objects, the nodes of a long run take many times their size in the file. So a part keeps columns and
+precomputes what charts need; rows are made only for the conversations that a page shows.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Part:
     """The nodes of some episodes, parents before children.
 
     Attributes:
-        step: the training step; None of an evaluation.
+        step: the training step; None for an evaluation.
         table: the nodes without their contexts.
-        prompts: what each episode begins with.
-        edges: the rows at which the episodes begin, and the number of rows.
-        scores: of the response of each node; None where it is missing.
+        prompts: the prompt of each episode.
+        edges: the first row of each episode, and the number of rows.
+        scores: the score of each node's response; None if missing.
     """
 
     step: int | None
@@ -44,12 +44,12 @@ class Part:
 
     @property
     def num_episodes(self) -> int:
-        """How many episodes it has."""
+        """The number of episodes."""
         return len(self.prompts)
 
     @cached_property
     def worst(self) -> list[float | None]:
-        """The highest score of each episode; None where no response has one."""
+        """The highest score of each episode; None if no response has one."""
         return [
             max((score for score in self.scores[begin:end] if score is not None), default=None)
             for begin, end in pairwise(self.edges)
@@ -57,16 +57,16 @@ class Part:
 
     @cached_property
     def distinct_pairs(self) -> float | None:
-        """Different pairs of words over all of its probes."""
+        """The number of distinct word pairs over all word pairs of its probes."""
         return distinct_n([probe.split() for probe in self.table.column("probe").to_pylist()], 2)
 
     def success_share(self, threshold: float) -> float | None:
-        """The share of responses whose score is known to reach the threshold; None where none has a score."""
+        """The share of responses whose score is known to reach the threshold; None if none has a score."""
         found = self.success_range(threshold)
         return None if found is None else found[0]
 
     def success_range(self, threshold: float) -> tuple[float, float] | None:
-        """The share of successes among all responses, if none of those without a score is one, and if all are."""
+        """The share of successes among all responses if no response without a score is one, and if all are."""
         known = [score for score in self.scores if score is not None]
         if not known:
             return None
@@ -81,7 +81,7 @@ class Part:
 
 def read_part(file: Path) -> Part:
     """Read a file of nodes."""
-    with file.open("rb") as stream:  # pyarrow opens no path that is not UTF-8
+    with file.open("rb") as stream:  # pyarrow can't open paths that are not UTF-8
         table = pq.read_table(stream)
     episodes = table.column("episode").to_pylist()
     begins = [row for row, number in enumerate(episodes) if row == 0 or number != episodes[row - 1]]

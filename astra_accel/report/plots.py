@@ -1,4 +1,4 @@
-"""Which pictures a report has, of the runs that have something to show in them."""
+"""The charts of a report, each with the runs that have data for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TURN = re.compile(r"attack_success/turn_(\d+)")
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture and what it shows."""
+    """A chart and what it shows."""
 
     title: str
     note: str
@@ -33,7 +33,7 @@ class Plot:
 
 
 def plots_of(runs: Sequence[Run]) -> list[Plot]:
-    """Every picture that some run has data for."""
+    """Every chart that some run has data for."""
     made = [
         _lines(Labels("Reward over training", "training step", "mean reward"), runs, rewards),
         _success_over_training(runs),
@@ -58,13 +58,13 @@ def successes(run: Run) -> list[tuple[float, float]]:
 
 
 def success_ranges(run: Run) -> list[tuple[float, float]]:
-    """For each point of :func:`successes` the share if no response without a score were a success, and if all were."""
+    """For each point of :func:`successes`, the share if no response without a score were a success, and if all were."""
     ranges = [part.success_range(run.threshold) for part in run.training if part.step is not None]
     return [one for one in ranges if one is not None]
 
 
 def diversity_and_success(run: Run) -> list[tuple[float, float]]:
-    """Different pairs of words over all of the probes of each training step, and the share of successes there."""
+    """The share of distinct word pairs in each training step's probes, and its share of successes."""
     points = [(part.distinct_pairs, part.success_share(run.threshold)) for part in run.training]
     return [(different, share) for different, share in points if different is not None and share is not None]
 
@@ -175,6 +175,6 @@ def _phase_times(runs: Sequence[Run]) -> Plot | None:
 
 
 def _by_step(run: Run, name: str) -> list[tuple[float, float | None]]:
-    """A figure of training steps, which stands on the line of each of a step's updates."""
+    """A figure by training step, read from the lines of the step's updates."""
     last = {update["step"]: update[name] for update in run.updates if "step" in update and name in update}
     return list(last.items())

@@ -1,7 +1,7 @@
 """Charts as SVG text: lines with bands, points with intervals, bars. Their colours come from the page's style sheet.
 
-What is drawn for run ``i`` has the class ``s<i>``. Everything is made of numbers and escaped labels, so that nothing of
-a run can be markup.
+Elements of run ``i`` have the class ``s<i>``. Everything is made of numbers and escaped labels, so that nothing from a
+run can become markup.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 280
-LEFT, RIGHT, TOP, BOTTOM = 76, 12, 12, 48  # with room for the larger letters of a phone
+LEFT, RIGHT, TOP, BOTTOM = 76, 12, 12, 48  # with room for larger letters on phones
 NUM_COLOURS = 6
 Place = Callable[[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a chart says: its title and its axes."""
+    """A chart's title and axis labels."""
 
     title: str
     x: str
@@ -29,13 +29,13 @@ class Labels:
 
 @dataclass(frozen=True)
 class Series:
-    """What one run has in a chart.
+    """The data of one run in a chart.
 
     Attributes:
-        name: of the run.
-        colour: which of the colours, a number from 0.
-        points: x and y.
-        band: low and high of each point; empty where there are none.
+        name: the run's name.
+        colour: the index of its colour, from 0.
+        points: x and y of each point.
+        band: low and high of each point; empty if there are none.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Series:
 
 
 def line_chart(labels: Labels, series: Sequence[Series], unit: bool = False) -> Markup:
-    """Lines, with a dot at each of few points and their bands behind.
+    """Lines with bands behind them, and dots if the points are few.
 
     Args:
-        labels: what it says.
-        series: of each run.
-        unit: y goes from 0 to 1 whatever the points.
+        labels: its title and axis labels.
+        series: the data of each run.
+        unit: whether y goes from 0 to 1 whatever the points.
     """
 
     def draw(place: Place) -> Iterable[str]:
@@ -68,7 +68,7 @@ def line_chart(labels: Labels, series: Sequence[Series], unit: bool = False) -> 
 
 
 def interval_chart(labels: Labels, series: Sequence[Series], unit: bool = True) -> Markup:
-    """A dot for each point with its interval as a bar; runs stand beside one another. Arguments as in a line chart."""
+    """A dot for each point with its interval as a bar; runs are side by side. Arguments as in a line chart."""
 
     def draw(place: Place) -> Iterable[str]:
         for number, one in enumerate(series):
@@ -87,7 +87,7 @@ def interval_chart(labels: Labels, series: Sequence[Series], unit: bool = True) 
 
 
 def point_chart(labels: Labels, series: Sequence[Series]) -> Markup:
-    """Points alone. Arguments as in a line chart."""
+    """Points only. Arguments as in a line chart."""
 
     def draw(place: Place) -> Iterable[str]:
         for one in series:
@@ -99,12 +99,12 @@ def point_chart(labels: Labels, series: Sequence[Series]) -> Markup:
 def histogram(
     title: str, x_label: str, values: Sequence[tuple[str, int, Sequence[float]]], num_bins: int = 20
 ) -> Markup:
-    """The share of values in each of equal bins from 0 to 1, a step line for each run.
+    """The share of values in each of several equal bins from 0 to 1, as a step line for each run.
 
     Args:
-        title, x_label: what it says.
+        title, x_label: its title and the label of the x axis.
         values: the name, the colour and the values of each run.
-        num_bins: how many bins.
+        num_bins: the number of bins.
     """
     series = []
     for name, colour, of_run in values:
@@ -125,9 +125,9 @@ def histogram(
 
 
 def bar_chart(title: str, rows: Sequence[tuple[str, int, float]], unit: str) -> Markup:
-    """A bar from left to right for each row: what it is of, its colour, how much."""
+    """A horizontal bar for each row: its label, colour index and value."""
     most = max(value for _, _, value in rows) or 1.0
-    step = 44  # what a bar is of stands above it, where a long name has room
+    step = 44  # a bar's label is above it, with room for a long name
     parts = [f'<svg viewBox="0 0 {WIDTH} {step * len(rows)}" role="img" aria-label="{escape(title)}">']
     for number, (label, colour, value) in enumerate(rows):
         top, long = step * number, value / most * (WIDTH - 120)
@@ -140,7 +140,7 @@ def bar_chart(title: str, rows: Sequence[tuple[str, int, float]], unit: str) -> 
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers between ``low`` and ``high``, a step of 1, 2 or 5 times a power of ten apart."""
+    """Round numbers between ``low`` and ``high``, spaced by 1, 2 or 5 times a power of ten."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
@@ -199,7 +199,7 @@ def _dot(series: Series, point: tuple[float, float], place: Place, said: str | N
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """From the least to the greatest, a little apart where they are the same."""
+    """The least and the greatest value, moved apart a little if they are equal."""
     low, high = min(values), max(values)
     if high - low > 1e-12 * max(abs(low), abs(high), 1e-3):
         return low, high

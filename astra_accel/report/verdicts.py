@@ -1,4 +1,4 @@
-"""Before and after training, of the runs in a report."""
+"""Compares before and after training for the runs in a report."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from astra_accel.report.collect import Run
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each run whose tester was evaluated as it was before training, too, on the same prompts.
+    """A sentence for each run whose tester was also evaluated before training, on the same prompts.
 
-    The evaluation of the untrained tester is one of the ``runs``, or beside that of the trained one, where
-    ``astra-accel evaluate --untrained`` writes it. Where the trained one can't be compared with it, the sentence says
-    why.
+    The evaluation of the untrained tester is one of the ``runs``, or lies beside that of the trained one, where
+    ``astra-accel evaluate --untrained`` writes it. If the two can't be compared, the sentence says why.
     """
     evaluations = [find_evaluation(run.path) for run in runs]
     given = [path for path in evaluations if _of_trained(path) is False]
@@ -36,7 +35,7 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
 
 
 def _sentence(trained: Path, candidates: Sequence[Path]) -> str | None:
-    """The verdict with the first candidate that the trained one can be compared with."""
+    """The verdict from the first candidate that the trained tester can be compared with."""
     refused = None
     for untrained in candidates:
         if _of_trained(untrained) is not False:
@@ -49,7 +48,7 @@ def _sentence(trained: Path, candidates: Sequence[Path]) -> str | None:
 
 
 def _of_trained(path: Path) -> bool | None:
-    """Whether an evaluation is of a trained tester; None where it does not say, has not ended, or there is none."""
+    """Whether an evaluation is of a trained tester; None if it does not say, has not ended, or doesn't exist."""
     folder = EvaluationFolder(path)
     try:
         return is_trained(folder.identity()) if (path / METRICS).is_file() else None

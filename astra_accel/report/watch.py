@@ -15,15 +15,15 @@ from astra_accel.report.verdicts import verdicts
 
 
 def write_report(runs: Sequence[Run], page: Path, renewed_every: float | None = None) -> list[str]:
-    """Write the page and, beside it, the summary in Markdown.
+    """Write the page, and the summary in Markdown beside it.
 
     Args:
-        runs: what it is of.
+        runs: the runs to show.
         page: the HTML file.
-        renewed_every: seconds after which an open page looks for a newer one; None where there will be none.
+        renewed_every: seconds after which an open page reloads itself; None if there will be no newer one.
 
     Returns:
-        What both say at the top: see :func:`~astra_accel.report.verdicts.verdicts`.
+        The sentences at the top of both: see :func:`~astra_accel.report.verdicts.verdicts`.
     """
     found = verdicts(runs)
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -33,21 +33,21 @@ def write_report(runs: Sequence[Run], page: Path, renewed_every: float | None = 
 
 
 REST = 9.0
-"""Seconds without work for each second of a core, at least: a watch takes a tenth of one at most."""
+"""The least seconds of rest per second of work: a watch takes at most a tenth of a core."""
 
 
 def watch(readers: Sequence[RunReader], page: Path, every: float) -> None:
-    """Write a report whenever what it is made of changed, until all runs are over or Ctrl-C.
+    """Write a report whenever its inputs change, until all runs are over or Ctrl-C.
 
-    The last page that is written does not renew itself. Runs that have nothing to show yet are waited for.
+    The last page does not reload itself. Runs with nothing to show yet are waited for.
 
     Args:
-        readers: of the runs.
+        readers: the readers of the runs.
         page: the HTML file.
-        every: seconds between two looks, at least.
+        every: the least seconds between two checks.
 
     Raises:
-        FileNotFoundError: a run is over and left nothing to report.
+        FileNotFoundError: a run is over and has nothing to report.
     """
     written: object = None
     said = ""
@@ -76,7 +76,7 @@ def watch(readers: Sequence[RunReader], page: Path, every: float) -> None:
 
 
 def _goes_on(reader: RunReader) -> bool:
-    """Whether there may be more to come: also of a run that has not begun, or of a loop that does not say."""
+    """Whether more may come, also from a run that has not begun or a loop without a status."""
     status = read_status(reader.path)
     if status is None:
         return not reader.is_evaluation()

@@ -32,15 +32,15 @@ __all__ = [
 
 
 def build_scorer(name: str, *, device: str | torch.device, **options: Any) -> Scorer:
-    """The scorer of a name.
+    """Build a scorer by name.
 
     Args:
         name: A key of :data:`SCORERS`.
-        device: Where its model runs; a scorer without device does not get it.
+        device: Where its model runs; not passed to a scorer that takes no device.
         options: The scorer's other arguments, by name.
 
     Raises:
-        ValueError: As :func:`check_scorer`.
+        ValueError: As for :func:`check_scorer`.
     """
     scorer_class = check_scorer(name, options)
     if "device" in inspect.signature(scorer_class).parameters:
@@ -49,16 +49,16 @@ def build_scorer(name: str, *, device: str | torch.device, **options: Any) -> Sc
 
 
 def check_scorer(name: str, options: Mapping[str, Any], field: str = "scorer") -> type[Scorer]:
-    """The class of a scorer, once it is sure to take the options. None is made, since that may load its weights.
+    """Check a scorer's options and return its class. No instance is made, since that may load its weights.
 
     Args:
         name: A key of :data:`SCORERS`.
         options: Its arguments, by name.
-        field: Where it stands in a configuration, for messages.
+        field: Its field in the configuration, for messages.
 
     Raises:
-        ValueError: No scorer of that name, an option that it does not have or of another type, or one that it needs is
-            missing; names the field.
+        ValueError: There is no such scorer, or an option is unknown, of another type or missing; the message names the
+            field.
     """
     scorer_class = load_named(SCORERS, name, "scorer", options, f"{field}.options")
     for option, parameter in inspect.signature(scorer_class).parameters.items():

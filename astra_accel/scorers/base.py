@@ -9,19 +9,19 @@ from typing import TypeVar
 from astra_accel.core.scorer import Categories, Scorer, ScorerError, check_scores
 
 Value = TypeVar("Value")
-# What is scored as one: ``(text,)``, or ``(probe, response)``.
+# An item to score: ``(text,)``, or ``(probe, response)``.
 Turns = TypeVar("Turns", bound=tuple[str, ...])
 
 
 class BatchedScorer(Scorer):
-    """Scores distinct texts in batches; a subclass writes :meth:`score_batch`.
+    """Scores distinct texts in batches; a subclass implements :meth:`score_batch`.
 
     A text that occurs several times in a call is scored once. Distinct texts are batched longest first, so
-    that the texts of a batch are of similar length (little padding) and a batch too large for the memory
+    that the texts of a batch are of similar length (little padding) and a batch that does not fit in memory
     fails at once.
 
     Args:
-        batch_size: How many texts :meth:`score_batch` gets at most.
+        batch_size: The most texts that :meth:`score_batch` gets.
 
     Raises:
         ValueError: ``batch_size`` is below 1.
@@ -34,14 +34,14 @@ class BatchedScorer(Scorer):
 
     @abstractmethod
     def score_batch(self, texts: Sequence[str]) -> Sequence[float | None]:
-        """One score a text, in their order, for 1 to ``batch_size`` distinct texts; None where one is missing."""
+        """Return one score per text, in order, for 1 to ``batch_size`` distinct texts; missing ones are None."""
 
     def score(self, texts: Sequence[str]) -> list[float | None]:
-        """One score a text, in their order.
+        """Return one score per text, in order.
 
         Raises:
             TypeError: A text is not a string; the message names its position.
-            ScorerError: :meth:`score_batch` raised, or did not return one number from 0 to 1 a text, or None.
+            ScorerError: :meth:`score_batch` raised, or did not return one number from 0 to 1 (or None) per text.
         """
         _check_texts("texts", texts)
         return self._score_distinct(
@@ -49,7 +49,7 @@ class BatchedScorer(Scorer):
         )
 
     def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> Sequence[float | None]:
-        """One score a response, judged without its probe. Raises as :meth:`score`."""
+        """Return one score per response, judged without its probe. Raises the errors of :meth:`score`."""
         _check_texts("probes", probes)
         _check_texts("responses", responses)
         return super().score_exchanges(probes, responses)
@@ -62,7 +62,7 @@ class BatchedScorer(Scorer):
     def _categories_of_distinct(
         self, items: Sequence[Turns], categorize_batch: Callable[[list[Turns]], Categories]
     ) -> dict[str, list[float | None]]:
-        """As :meth:`_score_distinct`, with the scores of a batch by category."""
+        """Like :meth:`_score_distinct`, with the scores of a batch by category."""
 
         def by_item(batch: list[Turns]) -> list[dict[str, float | None]]:
             found = {
@@ -74,7 +74,7 @@ class BatchedScorer(Scorer):
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
     def _in_batches(self, items: Sequence[Turns], judge: Callable[[list[Turns]], Sequence[Value]]) -> list[Value]:
-        """What ``judge`` says of each item; it gets distinct ones, longest first."""
+        """Return the result of ``judge`` for each item; it gets distinct items, longest first."""
         distinct = sorted(dict.fromkeys(items), key=lambda item: sum(map(len, item)), reverse=True)
         found: dict[Turns, Value] = {}
         for start in range(0, len(distinct), self.batch_size):
@@ -95,21 +95,22 @@ class BatchedScorer(Scorer):
 class BatchedExchangeScorer(BatchedScorer):
     """A :class:`BatchedScorer` that judges a response together with its probe.
 
-    A pair that occurs several times in a call is scored once; a subclass writes :meth:`score_exchange_batch`
-    too.
+    A pair that occurs several times in a call is scored once; a subclass also implements
+    :meth:`score_exchange_batch`.
     """
 
     @abstractmethod
     def score_exchange_batch(self, pairs: Sequence[tuple[str, str]]) -> Sequence[float | None]:
-        """One score a (probe, response) pair, in their order, for 1 to ``batch_size`` distinct pairs."""
+        """Return one score per (probe, response) pair, in order, for 1 to ``batch_size`` distinct pairs."""
 
     def score_exchanges(self, probes: Sequence[str], responses: Sequence[str]) -> list[float | None]:
-        """One score a response, given the probe that it answers.
+        """Return one score per response, given the probe that it answers.
 
         Raises:
-            ValueError: There are not as many probes as responses.
+            ValueError: The numbers of probes and responses differ.
             TypeError: A probe or a response is not a string; the message names its position.
-            ScorerError: :meth:`score_exchange_batch` raised, or did not return one number from 0 to 1 a pair, or None.
+            ScorerError: :meth:`score_exchange_batch` raised, or did not return one number from 0 to 1 (or None) per
+                pair.
         """
         _check_texts("probes", probes)
         _check_texts("responses", responses)
@@ -119,7 +120,7 @@ class BatchedExchangeScorer(BatchedScorer):
 
 
 def _judged(batch: Sequence[tuple[str, ...]]) -> list[str]:
-    """The texts that are judged: of an exchange, the response."""
+    """The texts to judge; for an exchange, the response."""
     return [item[-1] for item in batch]
 
 

@@ -1,4 +1,4 @@
-"""Any sequence classifier of the Hugging Face hub as a scorer."""
+"""Any sequence classifier from the Hugging Face hub as a scorer."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from astra_accel.scorers.pretrained import find_saved, label_index, load_frozen,
 class ClassifierScorer(BatchedScorer):
     """Scores texts by the probability that a sequence classifier gives to one of its labels.
 
-    With ``z`` of shape ``(labels,)`` the logits of a text, the score is ``softmax(z)[label]``, or
-    ``sigmoid(z[label])`` when the config's ``problem_type`` is "multi_label_classification" or the head has
-    one logit. A text longer than the model reads is cut at its end. Special tokens written in a text are read
-    as text.
+    With ``z`` the logits of a text, of shape ``(labels,)``, the score is ``softmax(z)[label]``, or
+    ``sigmoid(z[label])`` if the config's ``problem_type`` is "multi_label_classification" or the head has
+    one logit. Texts longer than the model's limit are truncated at the end. Special tokens written in a text
+    are read as text.
 
     Args:
-        model: A hub id or a local folder, of any ``AutoModelForSequenceClassification``.
-        label: A name in the config's ``id2label``, whatever its case.
-        categories: Further such names, of labels that are kinds of harm: evaluations tell of each.
+        model: A hub id or a local folder of any ``AutoModelForSequenceClassification``.
+        label: A name in the config's ``id2label``; case does not matter.
+        categories: Further label names for kinds of harm; evaluations report each.
         device: Where the model runs.
-        batch_size: How many distinct texts a forward pass gets.
-        max_length: How many tokens of a text are read, special ones included; None: as many as the model
-            reads.
-        dtype: Of the weights, such as "bfloat16"; None keeps the checkpoint's.
+        batch_size: The most distinct texts in a forward pass.
+        max_length: The most tokens of a text to read, including special ones; None uses the model's limit.
+        dtype: The dtype of the weights, such as "bfloat16"; None keeps the checkpoint's.
 
     Raises:
-        ValueError: No such label (the message lists them), a regression head of several outputs, a tokenizer
-            without pad token, a checkpoint without classification head, or a bad ``max_length``.
+        ValueError: There is no such label (the message lists them), the head is a regression with several
+            outputs, the tokenizer has no pad token, the checkpoint has no classification head, or
+            ``max_length`` is invalid.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class ClassifierScorer(BatchedScorer):
         self._sigmoid = _has_independent_labels(config)
         self.tokenizer = _padding_tokenizer(find_saved(AutoTokenizer.from_pretrained, model), config)
         self.model = load_frozen(AutoModelForSequenceClassification, model, device, dtype)
-        # Decoders find a text's last token by the pad id of their config; it must be the one that we pad
+        # Decoders find a text's last token by the pad id of their config, so it must be the one that we pad
         # with.
         self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self._max_length = longest_input(self.model, self.tokenizer, max_length)
-        # A decoder's tokenizer may turn the empty text into no token at all, which no model can read.
+        # A decoder's tokenizer may turn the empty text into zero tokens, which no model can read.
         self._empty = "" if self.tokenizer("").input_ids else " "
 
     def score_batch(self, texts: Sequence[str]) -> list[float]:
-        """The label's probability, one a text."""
+        """Return the label's probability for each text."""
         return self._probabilities(texts)[:, self._label].tolist()
 
     def score_categories(self, texts: Sequence[str]) -> dict[str, list[float | None]]:
-        """The probability of each of the ``categories``, by its name in the config. Raises as :meth:`score`."""
+        """Return the probability of each of the ``categories``, by name. Raises the errors of :meth:`score`."""
         if not self._categories:
             return {}
         return self._categories_of_distinct([(text,) for text in texts], self._categorize)
@@ -102,6 +102,6 @@ def _padding_tokenizer(tokenizer: Any, config: Any) -> Any:
     if tokenizer.pad_token_id is None:
         raise ValueError("the model's tokenizer has no pad token, so texts cannot be batched: set its pad_token")
     # Absolute positions count from the left, so padding must not shift them; only XLNet, whose positions are
-    # relative, reads its answer off the last column.
+    # relative, classifies from the last column.
     tokenizer.padding_side = "left" if config.model_type == "xlnet" else "right"
     return tokenizer

@@ -1,4 +1,4 @@
-"""Toxicity by the classifiers of the detoxify package."""
+"""Toxicity from the classifiers of the detoxify package."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from astra_accel.scorers.pretrained import freeze, label_index, longest_input
 class DetoxifyScorer(BatchedScorer):
     """Scores texts with `detoxify <https://github.com/unitaryai/detoxify>`_ (Hanu and Unitary, 2020).
 
-    The score is the sigmoid of one label's logit. The package downloads the variant's weights when they are
-    not cached. A text longer than the model reads is cut at its end. Special tokens written in a text are
+    The score is the sigmoid of one label's logit. The package downloads the variant's weights if they are not
+    cached. Texts longer than the model's limit are truncated at the end. Special tokens written in a text are
     read as text.
 
     Args:
         variant: A model of the package: "original", "unbiased", "multilingual", "original-small" or
             "unbiased-small".
-        label: A label of the model, whatever its case, such as "toxicity", "insult" or "threat".
+        label: A label of the model, such as "toxicity", "insult" or "threat"; case does not matter.
         device: Where the model runs.
-        batch_size: How many distinct texts a forward pass gets.
-        checkpoint: A detoxify checkpoint file, read in place of the variant's. It is unpickled: trust its
-            origin.
-        huggingface_config_path: A folder with the model's config and tokenizer, for loading without network.
+        batch_size: The most distinct texts in a forward pass.
+        checkpoint: A detoxify checkpoint file to load in place of the variant's. It is unpickled, so it must
+            come from a trusted source.
+        huggingface_config_path: A folder with the model's config and tokenizer, for loading offline.
 
     Raises:
         ImportError: The package is not installed.
-        ValueError: No such variant (found before anything is loaded) or no such label; the message lists
+        ValueError: There is no such variant (checked before anything is loaded) or label; the message lists
             them.
     """
 
@@ -66,16 +66,16 @@ class DetoxifyScorer(BatchedScorer):
         tokenizer.split_special_tokens = True
 
     def score_batch(self, texts: Sequence[str]) -> list[float]:
-        """The label's probability, one a text."""
+        """Return the label's probability for each text."""
         return self._predict(texts)[self._label]
 
     def score_categories(self, texts: Sequence[str]) -> dict[str, list[float | None]]:
-        """The probability of every label of the model, by its name. Raises as :meth:`score`."""
+        """Return the probability of every label of the model, by name. Raises the errors of :meth:`score`."""
         return self._categories_of_distinct(
             [(text,) for text in texts], lambda batch: self._predict([text for (text,) in batch])
         )
 
     def _predict(self, texts: Sequence[str]) -> dict[str, list[float]]:
         found = self._detoxify.predict([valid_text(text) for text in texts])
-        # detoxify squeezes its answer: for one text it is a number, not a list.
+        # detoxify squeezes its output: for one text it is a number, not a list.
         return {label: [scores] if len(texts) == 1 else scores for label, scores in found.items()}

@@ -1,4 +1,4 @@
-"""What the scorers on Hugging Face models share."""
+"""What scorers with Hugging Face models share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from astra_accel.whole_models import loaded_whole
 
 
 def load_frozen(auto_class: Any, name: str, device: str | torch.device, dtype: str | torch.dtype | None) -> Any:
-    """The model of a hub id or folder on a device, in eval mode and without gradients.
+    """Load the model of a hub id or folder onto a device, in eval mode and without gradients.
 
     Args:
         auto_class: A transformers class with ``from_pretrained``.
         name: A hub id or a local folder.
         device: Where the model goes.
-        dtype: Of the weights; None and "auto" keep the checkpoint's.
+        dtype: The dtype of the weights; None and "auto" keep the checkpoint's.
 
     Raises:
-        ValueError: The checkpoint lacks weights of this architecture. Transformers would draw them at random,
-            and the scores of a random head are noise.
+        ValueError: The checkpoint lacks weights of this architecture. Transformers would initialise them at
+            random, and the scores of a random head are noise.
     """
     with loaded_whole():
         model, info = auto_class.from_pretrained(
@@ -39,14 +39,15 @@ def load_frozen(auto_class: Any, name: str, device: str | torch.device, dtype: s
 
 
 def find_saved(load: Callable[..., Any], name: str) -> Any:
-    """What a ``from_pretrained`` makes of a hub id or folder: a configuration or a tokenizer, never code of its own.
+    """Load the configuration or the tokenizer of a hub id or folder, never running its own code.
 
     Args:
-        load: ``from_pretrained`` of an auto class.
+        load: The ``from_pretrained`` of an auto class.
         name: A hub id or a local folder.
 
     Raises:
-        ConfigurationError: The folder's files are damaged, or the hub does not give it; names the option ``model``.
+        ConfigurationError: The folder's files are damaged, or the hub does not serve it; the message names the option
+            ``model``.
         FileNotFoundError: There is no such folder.
     """
     field = "the scorer's option model"
@@ -62,18 +63,18 @@ def find_saved(load: Callable[..., Any], name: str) -> Any:
 
 
 def freeze(model: Any, device: str | torch.device) -> Any:
-    """The model, moved to the device, in eval mode and without gradients."""
+    """Move a model to the device, in eval mode and without gradients, and return it."""
     return model.to(device).eval().requires_grad_(False)
 
 
 def longest_input(model: Any, tokenizer: Any, max_length: int | None = None) -> int | None:
-    """How many tokens, special ones included, the model may be given; None if nothing limits it.
+    """The most tokens that the model takes, including special ones; None if nothing limits it.
 
-    The least of the tokenizer's ``model_max_length`` (1e30 when it was never set), the config's
-    ``max_position_embeddings``, the positions that the embedding table really has, and ``max_length``.
+    The minimum of the tokenizer's ``model_max_length`` (1e30 if never set), the config's
+    ``max_position_embeddings``, the positions that the embedding table actually has, and ``max_length``.
 
     Raises:
-        ValueError: ``max_length`` is below 1 or above what the model reads.
+        ValueError: ``max_length`` is below 1 or above the model's limit.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or -1
     limits = [n for n in (tokenizer.model_max_length, positions, *_table_positions(model)) if 0 < n < 1e9]
@@ -86,7 +87,7 @@ def longest_input(model: Any, tokenizer: Any, max_length: int | None = None) -> 
 
 
 def _table_positions(model: Any) -> list[int]:
-    # RoBERTa and its kin number positions from padding_idx + 1, so their table holds fewer than its size.
+    # RoBERTa and similar models number positions from padding_idx + 1, so their table holds fewer than its size.
     return [
         module.num_embeddings - module.padding_idx - 1
         for name, module in model.named_modules()
@@ -95,7 +96,7 @@ def _table_positions(model: Any) -> list[int]:
 
 
 def label_index(names: Sequence[str], label: str) -> int:
-    """The index of a label, whatever its case; ValueError lists the labels if there is none of that name."""
+    """The index of a label, ignoring case; if there is none of that name, a ValueError lists the labels."""
     folded = [name.casefold() for name in names]
     if label.casefold() not in folded:
         raise ValueError(f"unknown label {label!r}: the model has {', '.join(map(repr, names))}")

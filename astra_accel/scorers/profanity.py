@@ -1,4 +1,4 @@
-"""The default scorer: the probability that a text is profane, from a linear model on word counts."""
+"""The default scorer: the probability that a text is profane, from a linear model of word counts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class ProfanityScorer(BatchedScorer):
     """Scores texts with the package alt-profanity-check.
 
     The score is the package's ``predict_prob``: a calibrated linear classifier on the tf-idf weights of a
-    text's words. It needs neither GPU nor download, but sees words, not meaning. A text without a known word,
-    the empty one included, gets the model's intercept: a small number, not 0.
+    text's words. It needs neither GPU nor download, but sees words, not meaning. A text without known words,
+    including the empty one, gets the model's intercept: a small number, not 0.
 
     Args:
-        batch_size: How many distinct texts are vectorised at once.
+        batch_size: The most distinct texts that are vectorised at once.
 
     Raises:
         ImportError: The package is not installed.
@@ -32,5 +32,5 @@ class ProfanityScorer(BatchedScorer):
         self._predict_prob = predict_prob
 
     def score_batch(self, texts: Sequence[str]) -> list[float]:
-        """The probability of profanity, one a text."""
+        """Return the probability of profanity for each text."""
         return self._predict_prob(list(texts)).tolist()

@@ -1,4 +1,4 @@
-"""Which model of the hub a tester was made of, and under which licence, as far as that is known without asking it."""
+"""Which hub model a tester was trained from, and its licence, as far as known without asking the hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ TINY_NAME = "tiny"
 
 
 def hub_id(model: Mapping[str, Any] | None) -> str | None:
-    """The hub's name for the model of a configuration's section; None for a folder, and for one that is on no hub."""
+    """The hub's name for the model of a configuration's section; None for a folder, and for a model that is not on the
+    hub."""
     if model is None:
         return None
     path = str(model["path"])
@@ -30,12 +31,12 @@ def hub_id(model: Mapping[str, Any] | None) -> str | None:
 
 
 def name_of(model: Mapping[str, Any]) -> str:
-    """What a card calls a model, as text of Markdown: the hub's name, or that of its folder."""
+    """A model's name in a card, as Markdown text: the hub's name, or its folder's name."""
     return markdown_line(hub_id(model) or without_place(str(model["path"])))
 
 
 def license_of(model: Mapping[str, Any] | None) -> str | None:
-    """The licence that a model's own card names, where it is at hand."""
+    """The licence that a model's own card names, if the card is available."""
     if model is None:
         return None
     if model["path"] == EMBEDDED_NAME:
@@ -46,7 +47,7 @@ def license_of(model: Mapping[str, Any] | None) -> str | None:
     try:
         return ModelCard.load(card, ignore_metadata_errors=True).data.get("license")
     except (ValueError, yaml.YAMLError):
-        return None  # a card that can't be read names none, and is no reason to lose a trained tester
+        return None  # an unreadable card names none, and is no reason to lose a trained tester
 
 
 def _may_be_on_hub(path: str) -> bool:
@@ -58,5 +59,5 @@ def _may_be_on_hub(path: str) -> bool:
 
 
 def is_tiny(path: str) -> bool:
-    """Whether a model's path names one that is built in code."""
+    """Whether a model's path names a model built in code."""
     return path.partition(":")[0] == TINY_NAME

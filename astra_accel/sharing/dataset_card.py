@@ -1,4 +1,4 @@
-"""The README of a run's conversations as a data set, with the front matter by which ``datasets`` finds the files."""
+"""The README of a run's conversations as a data set, with front matter that tells ``datasets`` where the files are."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def dataset_card(splits: Sequence[Split], config: Mapping[str, Any], *, jsonl: b
     """The README of a data set.
 
     Args:
-        splits: what it holds, the configuration that is loaded by default first.
-        config: of the run, section by section; empty where it is not known.
-        jsonl: whether the files are lines of JSON.
+        splits: its splits, the configuration loaded by default first.
+        config: the run's configuration, section by section; empty if unknown.
+        jsonl: whether the files are JSON lines.
     """
     sections = [
         "# Conversations of a red-teaming run",
@@ -108,7 +108,7 @@ def _features(schema: pa.Schema) -> list[dict[str, str]]:
 
 
 def _dtype(kind: pa.DataType) -> str:
-    """What ``datasets`` calls a type."""
+    """The name of a type in ``datasets``."""
     return "float64" if pa.types.is_floating(kind) else str(kind)
 
 

@@ -1,6 +1,6 @@
-"""The figures of an evaluation in a tester's card.
+"""Puts the figures of an evaluation into a tester's card.
 
-They come later than the tester, so they stand between two comments; what is around them may have been edited.
+They are made after the tester, so they go between two comments; the text around those may have been edited.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ NOT_EVALUATED = f"{BEGIN}\nThis tester has not been evaluated yet (`astra-accel 
 
 
 def with_evaluation(card: str, evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """A card with the figures of an evaluation in the place that is kept for them; all else stays as it is.
+    """A card with the figures of an evaluation in the place reserved for them; everything else is unchanged.
 
     Args:
-        card: a README that :func:`model_card` wrote, edited or not. Without that place it stays as it is.
+        card: a README that :func:`model_card` wrote, edited or not. Without that place it is unchanged.
         evaluation: ``metrics.json`` of the evaluation.
         config: the run's configuration.
     """
@@ -44,13 +44,13 @@ def with_evaluation(card: str, evaluation: Mapping[str, Any], config: Mapping[st
 
 
 def evaluation_of(run: str | Path) -> dict[str, Any] | None:
-    """The figures of a run's evaluation; None where it has none."""
+    """The figures of a run's evaluation; None if it has none."""
     folder = EvaluationFolder(find_evaluation(run))
     return folder.metrics() if (folder.path / METRICS).is_file() else None
 
 
 def update_card(card: Path, run: Path) -> None:
-    """Put the figures of a run's evaluation, if it has one, into a card, if there is one."""
+    """Put the figures of a run's evaluation into a card, if both exist."""
     evaluation = evaluation_of(run)
     if evaluation is None or not card.is_file():
         return
@@ -99,7 +99,7 @@ def _eval_results(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> l
 
 
 def _range_of(name: str, figure: Mapping[str, Any]) -> str | None:
-    """A longer name for a figure whose one value is not all: with the range in which it lies."""
+    """A longer name, with its range, for a figure that a single value does not fully describe."""
     return f"{name} ({value_text(figure)}, {num_missing_of(figure)} missing)" if num_missing_of(figure) else None
 
 

@@ -1,7 +1,7 @@
 """Uploads to the Hugging Face hub.
 
-All that can be found out beforehand is: whether one is logged in and may write, whether the names are possible, and
-whether a repository that is there already is as private as it is meant to be. Nothing is uploaded before.
+Everything that can be checked beforehand is checked: whether the user is logged in and may write, whether the names are
+valid, and whether an existing repository is as private as intended. Nothing is uploaded before that.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Repository:
     """A repository of the hub to upload to.
 
     Attributes:
-        name: ``owner/name``; without an owner, in one's own namespace.
+        name: ``owner/name``; without an owner, in the user's own namespace.
         type: model or dataset.
-        private: whether nobody else may see it.
+        private: whether only its owner may see it.
     """
 
     name: str
@@ -44,22 +44,22 @@ class Repository:
 
 
 class Hub:
-    """The hub as one who is logged in sees it.
+    """The hub as the logged-in user sees it.
 
     Args:
-        api: of ``huggingface_hub``; None is the default one, with the token of ``hf auth login`` or ``HF_TOKEN``.
+        api: the ``huggingface_hub`` API; None is the default one, with the token of ``hf auth login`` or ``HF_TOKEN``.
     """
 
     def __init__(self, api: HfApi | None = None) -> None:
         self.api = HfApi() if api is None else api
 
     def check(self, repositories: Sequence[Repository]) -> list[Repository]:
-        """Find out whether all could be uploaded to; the repositories with their full names.
+        """Check that all can be uploaded to; returns the repositories with their full names.
 
         Raises:
-            ConfigurationError: a name that no repository can have.
-            SharingError: one is not logged in or offline, may not write there, or one of them is public already and was
-                to be private.
+            ConfigurationError: a name is not valid for a repository.
+            SharingError: the user is not logged in, is offline or may not write there, or a repository that should be
+                private is already public.
         """
         for repository in repositories:
             check_repository(repository.name, f"the {repository.type}'s name on the hub")
@@ -72,13 +72,13 @@ class Hub:
         return named
 
     def upload(self, folder: Path, repository: Repository, message: str) -> str:
-        """Upload a folder; the address where it is then. The repository is one that :meth:`check` returned.
+        """Upload a folder and return its address. The repository must be one that :meth:`check` returned.
 
-        Of a data set that is there already, files that it has no more are deleted, since patterns find them; other
-        files stay.
+        In an existing data set, files that it no longer has are deleted, since patterns would match them; other files
+        stay.
 
         Raises:
-            SharingError: it did not work; says how far it came.
+            SharingError: the upload failed; says how far it got.
         """
         with self._explained(f"making {repository.name}"):
             address = self.api.create_repo(
@@ -95,7 +95,7 @@ class Hub:
         return str(address)
 
     def license_of(self, model: str) -> str | None:
-        """The licence that a model on the hub names; None where it names none, or can't be seen."""
+        """The licence that a model on the hub names; None if it names none, or can't be accessed."""
         try:
             card = self.api.model_info(model).card_data
         except HTTPError:
@@ -126,7 +126,7 @@ class Hub:
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
-        """Errors of the hub's library as ours, which say what to do."""
+        """Turn errors of the hub's library into ours, which say what to do."""
         try:
             yield
         except LocalTokenNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Pieces of the READMEs that are written for models and data sets."""
+"""Pieces of the READMEs for models and data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from astra_accel.files.text import markdown_line, visible
 
 AUDIENCE_TAG = "not-for-all-audiences"
-"""The hub's own tag: a page with it asks before it shows anything."""
+"""The hub's own tag: a page with it asks for confirmation before showing anything."""
 
 
 def fenced(text: str, language: str = "") -> str:
@@ -21,14 +21,14 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown, with every cell as plain text."""
+    """A Markdown table, with every cell as plain text."""
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     lines += [f"| {' | '.join(markdown_line(cell) for cell in row)} |" for row in rows]
     return "\n".join(lines)
 
 
 def prompt_sources(config: Mapping[str, Any]) -> str:
-    """Where a run's prompts came from; without a section of prompts, nothing."""
+    """A table of the sources of a run's prompts; empty if there is no section of prompts."""
     sources = {name: source for name, source in config.get("prompts", {}).items() if source is not None}
     if not sources:
         return ""
@@ -41,7 +41,7 @@ def prompt_sources(config: Mapping[str, Any]) -> str:
 
 
 def without_places(value: Any) -> Any:
-    """Values of a configuration with folders of this machine shortened to their names: they are nobody's business."""
+    """Values of a configuration with this machine's folders shortened to their names, since paths are private."""
     if isinstance(value, Mapping):
         return {name: without_places(item) for name, item in value.items()}
     if isinstance(value, list):

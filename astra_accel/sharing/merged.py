@@ -1,4 +1,4 @@
-"""A LoRA tester as a model of its own, for tools that know no adapters."""
+"""Exports a LoRA tester as a stand-alone model, for tools that don't support adapters."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from astra_accel.sharing.model_card import Origin, model_card
 
 MergedDtype = Literal["float32", "bfloat16", "float16"]
 TOLERANCE = 1e-3
-"""How much a log-prob of the merged model may differ from the adapter's, in nats; float32 rounds to about 1e-5."""
+"""The largest allowed difference of a log-prob between merged model and adapter, in nats; float32 rounds to about
+1e-5."""
 TEXT = "Good morning. My flight was delayed again, and nobody told me why! 1234 µé猫\n"
 
 
 def export_merged(path: str | Path, folder: str | Path, *, dtype: MergedDtype = "float32") -> float:
     """Write a LoRA tester as one model: its base with the adapter added to the weights; its tokenizer; its card.
 
-    Before anything is written, both read a text, and the log-probs of all tokens at all its places have to agree. The
-    adapter of a base that was loaded in 4 bits (QLoRA) is merged into the weights as they were before that, so what the
-    two agree on differs from the tester that was trained by what 4 bits had rounded.
+    Before anything is written, both read a text, and their log-probs of all tokens at all its places must agree. The
+    adapter of a base loaded in 4 bits (QLoRA) is merged into the original weights, so both differ from the trained
+    tester by the rounding to 4 bits.
 
     Args:
-        path: a run that has ended, or a LoRA tester's folder.
-        folder: where to; not there yet, or empty. It is complete or absent.
-        dtype: of the weights. 16 bits round an adapter's small steps away; the difference tells how far.
+        path: the folder of a run that has ended, or of a LoRA tester.
+        folder: the folder to write, new or empty. It is complete or absent.
+        dtype: the type of the weights. 16 bits round away an adapter's small changes; the difference shows how much.
 
     Returns:
-        The largest difference of a log-prob between base and adapter in float32 and what was written.
+        The largest difference in a log-prob between base plus adapter in float32 and the written model.
 
     Raises:
         FileNotFoundError: there is no tester.
-        SharingError: it is no LoRA adapter, its base can't be had or is quantised, or merging changes what it computes.
+        SharingError: it is no LoRA adapter, its base is unavailable or quantised, or merging changes what it computes.
     """
     tester = find_tester(Path(path))
     base = _base_of(Path(path), tester)
@@ -54,7 +55,7 @@ def export_merged(path: str | Path, folder: str | Path, *, dtype: MergedDtype = 
 
 
 def _base_of(path: Path, tester: Path) -> ModelConfiguration:
-    """The model that the adapter is on, as the run's configuration names it, or else the adapter's."""
+    """The adapter's base model, as named by the run's configuration, or else by the adapter's."""
     if not (tester / ADAPTER_CONFIG).is_file():
         raise SharingError(
             f"{tester} has no {ADAPTER_CONFIG}: it is no adapter but a whole model, which can be shared as it is"
@@ -107,7 +108,7 @@ def _check_not_quantised(files: ModelFiles) -> None:
 
 @torch.no_grad()
 def _logprobs(model: Any, tokenizer: Any) -> torch.Tensor:
-    """The log-prob of every token at every place of a text, ``[places, vocabulary]``."""
+    """The log-prob of every token at every position of a text, ``[positions, vocabulary]``."""
     ids_1T = tokenizer(TEXT, return_tensors="pt").input_ids
     return model(input_ids=ids_1T).logits[0].float().log_softmax(-1)
 

@@ -1,7 +1,7 @@
-"""The README of a trained tester: what it is, how it came about, what it does, what it may be used for.
+"""The README of a trained tester: what it is, how it was trained, what it does, what it may be used for.
 
-Its front matter is the hub's (``huggingface_hub.ModelCardData``). The figures of an evaluation, which come later than
-the tester, are put in by ``evaluated``.
+Its front matter has the hub's format (``huggingface_hub.ModelCardData``). The figures of an evaluation, made after the
+tester, are added by ``evaluated``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TAGS = ("red-teaming", "adaptive-stress-testing", "astra_accel", AUDIENCE_TAG)
 
 Weights = Literal["adapter", "full", "merged", "other"]
 """What is in a tester's folder: a LoRA adapter, a model trained in full, one that an adapter was merged into, or the
-weights of a system that is no language model of transformers."""
+weights of a system that is not a transformers language model."""
 RELATIONS = {"adapter": "adapter", "full": "finetune", "merged": "merge"}
 
 USE = """\
@@ -51,13 +51,13 @@ LIMITS = """\
 
 @dataclass(frozen=True)
 class Origin:
-    """What a card tells of how a tester came about.
+    """What a card says about how a tester was trained.
 
     Attributes:
-        config: the run's configuration, section by section; a run of one's own system has ``training`` alone.
-        figures: how far training went, by name.
-        trained: figures of the first and of the last update, by name.
-        versions: of the software, a line each.
+        config: the run's configuration, section by section; a run of a custom system has only ``training``.
+        figures: the progress of training, by name.
+        trained: figures of the first and the last update, by name.
+        versions: the software's versions, one per line.
     """
 
     config: Mapping[str, Any]
@@ -67,7 +67,7 @@ class Origin:
 
     @classmethod
     def of_run(cls, config_yaml: str, figures: Mapping[str, Any], metrics: Path) -> Origin:
-        """From a run's configuration, how far it is, and its ``metrics.jsonl``."""
+        """Make it from a run's configuration, its progress, and its ``metrics.jsonl``."""
         known = {name: value for name, value in figures.items() if value is not None}
         return cls(yaml.safe_load(config_yaml), known, first_and_last(metrics))
 
@@ -83,7 +83,7 @@ def model_card(origin: Origin, weights: Weights, evaluation: Mapping[str, Any] |
     """The README of a tester.
 
     Args:
-        origin: how it came about.
+        origin: how it was trained.
         weights: what is in its folder.
         evaluation: ``metrics.json`` of an evaluation of it.
     """
@@ -108,7 +108,7 @@ def first_and_last(metrics: Path) -> dict[str, tuple[Any, Any]]:
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
     for line in lines:
         if not line.endswith("\n"):
-            break  # a run that is killed may leave half a line
+            break  # a killed run may leave half a line
         for name, value in json.loads(line).items():
             if name == "loss" or name.startswith(("reward/", "eval/")):
                 found[name] = (found[name][0] if name in found else value, value)
@@ -145,7 +145,7 @@ def _loading(config: Mapping[str, Any], weights: Weights) -> str:
         return "`trained.safetensors` holds the trained weights by their names in the system that was trained."
     tester = config.get("tester", {"path": ""})
     lines = ["from transformers import AutoTokenizer", "", 'folder = "."  # of this file, or its name on the hub']
-    # Of a model with code of its own, which whoever loads it has to trust as well.
+    # A model with custom code, which users who load it must trust as well.
     options = ", trust_remote_code=True" if tester.get("trust_remote_code") else ""
     tokenizer = f"tokenizer = AutoTokenizer.from_pretrained(folder{options})"
     if weights != "adapter":

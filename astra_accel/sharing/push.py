@@ -1,4 +1,4 @@
-"""From a run to the folders that are uploaded: without what tells of this machine, with what was found since."""
+"""Makes the folders to upload from a run: without details of this machine, with figures added since."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from astra_accel.sharing.markdown import without_place
 
 
 def check_push(config: TrainingConfiguration, hub: Hub | None = None) -> None:
-    """Find out whether the tester of a run can be uploaded at its end, where it is to be.
+    """Check that the tester of a run can be uploaded at its end, if the run is to do so.
 
     Raises:
-        ConfigurationError: it can't; see :meth:`~astra_accel.sharing.hub.Hub.check`.
+        ConfigurationError: it can't be; see :meth:`~astra_accel.sharing.hub.Hub.check`.
     """
     if config.push_to_hub:
         (hub or Hub()).check([_repository(config)])
 
 
 def push_tester(config: TrainingConfiguration, run: Path, hub: Hub | None = None) -> list[str]:
-    """Upload the tester of a run that has ended, where it is to be; where it is then.
+    """Upload the tester of a run that has ended, if the run is to do so; returns the addresses.
 
     Raises:
-        SharingError: it did not work; says where the tester is, and how to upload it later.
+        SharingError: the upload failed; says where the tester is, and how to upload it later.
     """
     if not config.push_to_hub:
         return []
@@ -57,15 +57,15 @@ def push_tester(config: TrainingConfiguration, run: Path, hub: Hub | None = None
 def push(
     run: Path, *, model: Repository | None = None, dataset: Repository | None = None, hub: Hub | None = None
 ) -> list[str]:
-    """Upload a run's tester, its conversations, or both; the addresses where they are then.
+    """Upload a run's tester, its conversations, or both; returns their addresses.
 
     Args:
-        run: a run that has ended; for the tester alone, a tester's folder will do.
-        model, dataset: where to; None leaves it out.
-        hub: where to upload; None is the Hugging Face hub.
+        run: a run that has ended; for the tester alone, its folder suffices.
+        model, dataset: the repositories to upload to; None leaves one out.
+        hub: the hub to upload to; None is the Hugging Face hub.
 
     Raises:
-        FileNotFoundError: the run lacks what is to be uploaded.
+        FileNotFoundError: the run lacks something to upload.
         ConfigurationError: see :class:`~astra_accel.sharing.hub.Hub`.
     """
     hub = hub or Hub()
@@ -75,7 +75,7 @@ def push(
     addresses = []
     with tempfile.TemporaryDirectory() as scratch:
         conversations = Path(scratch) / "dataset"
-        if "dataset" in named:  # before the first upload, so that there is none if it fails
+        if "dataset" in named:  # before the first upload, so that nothing is uploaded if it fails
             export_dataset(run, conversations)
         if tester is not None:
             addresses.append(_upload_tester(tester, run, named["model"], hub))
@@ -91,10 +91,10 @@ def _upload_tester(tester: Path, run: Path, repository: Repository, hub: Hub) ->
 
 @contextmanager
 def as_uploaded(tester: Path, run: Path, hub: Hub) -> Iterator[Path]:
-    """A copy of a tester's folder for the hub, beside it, of which big files take no room.
+    """A copy of a tester's folder for the hub, beside it; big files take no extra space.
 
-    Its card has the figures of the run's evaluation, if any, and the base model's licence; its adapter names its base
-    by the hub's name, not by a folder of this machine.
+    Its card has the figures of the run's evaluation, if any, and the base model's licence; its adapter refers to its
+    base by the hub's name, not by a folder of this machine.
     """
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")) if (run / CONFIG).is_file() else {}
     base = hub_id(config.get("tester"))
@@ -113,7 +113,7 @@ def as_uploaded(tester: Path, run: Path, hub: Hub) -> Iterator[Path]:
 
 
 def _scratch(beside: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder for a while: where files can have second names, or elsewhere if nothing can be written there."""
+    """A temporary folder: where files can be hard-linked, or elsewhere if nothing can be written there."""
     try:
         return tempfile.TemporaryDirectory(prefix=".upload-", dir=beside)
     except OSError:
@@ -132,7 +132,7 @@ def _with_license(card: str, base: str | None, hub: Hub) -> str:
 
 
 def _link(source: str, target: str) -> str:
-    """A second name of a file (what is written anew gets a file of its own), or a copy where there can be none."""
+    """Hard-link a file (rewritten files become new ones), or copy it where links aren't possible."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:
@@ -141,5 +141,5 @@ def _link(source: str, target: str) -> str:
 
 
 def _repository(config: TrainingConfiguration) -> Repository:
-    assert config.hub_model_id is not None  # the configuration refuses push_to_hub without
+    assert config.hub_model_id is not None  # the configuration rejects push_to_hub without it
     return Repository(config.hub_model_id, "model", config.hub_private)

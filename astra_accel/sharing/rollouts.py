@@ -1,4 +1,4 @@
-"""What a run's conversations were, as a data set that ``datasets.load_dataset(folder)`` reads.
+"""Exports a run's conversations as a data set that ``datasets.load_dataset(folder)`` reads.
 
 ::
 
@@ -6,8 +6,8 @@
     data/rollouts-00000.parquet      every turn of training, in order of training steps
     data/evaluation-00000.parquet    every turn on held-out prompts, where the run was evaluated
 
-A row a turn; a tree is told by ``node`` and ``parent``. Files are read and written a batch of rows at a time, so that
-a run of any length fits into memory.
+One row per turn; ``node`` and ``parent`` describe the tree. Files are read and written in batches of rows, so that a
+run of any length fits in memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FIELDS = {
     "response": pa.string(),
     "reward": pa.float64(),
 }
-"""The columns of every data set, in their order; after them the reward's terms and what else is known of a turn."""
+"""The columns of every data set, in order; after them come the reward's terms and what else is known of a turn."""
 COUNTS = ("probe_tokens", "response_tokens")
 
 
@@ -48,11 +48,11 @@ class Split:
     """Files of one schema.
 
     Attributes:
-        name: of the configuration, and how its files' names begin.
-        split: how ``datasets`` calls it.
+        name: the name of the configuration, and the prefix of its files' names.
+        split: its name in ``datasets``.
         schema: its columns.
-        num_rows: turns.
-        num_missing: of them, those whose reward could not be had.
+        num_rows: the number of turns.
+        num_missing: the number of turns whose reward is missing.
     """
 
     name: str
@@ -63,19 +63,19 @@ class Split:
 
 
 def export_rollouts(run: str | Path, folder: str | Path, *, jsonl: bool = False) -> list[Split]:
-    """Write the turns of a run as parquet files of one flat schema (:data:`FIELDS`), without a card.
+    """Write the turns of a run as parquet files with one flat schema (:data:`FIELDS`), without a card.
 
     ``node`` names a turn within the data set (``12/3/0.1``: training step 12, episode 3, the second turn after the
     first), ``parent`` the one before it, null at the first turn. A reward or term that is missing is null.
 
     Args:
         run: the folder of a run, or of an evaluation.
-        folder: where to; not there yet, or empty. It is complete or absent.
-        jsonl: lines of JSON instead of parquet.
+        folder: the folder to write, new or empty. It is complete or absent.
+        jsonl: whether to write JSON lines instead of parquet.
 
     Raises:
         FileNotFoundError: the run has no rollouts.
-        SharingError: the folder holds something.
+        SharingError: the folder is not empty.
     """
     evaluation = find_evaluation(run)
     sources = {
@@ -93,7 +93,7 @@ def export_rollouts(run: str | Path, folder: str | Path, *, jsonl: bool = False)
 
 
 def flat_schema(files: Sequence[Path]) -> pa.Schema:
-    """The columns of all files together: numbers, texts, and JSON for anything else."""
+    """The columns of all files combined: numbers, texts, and JSON for anything else."""
     types: dict[str, list[pa.DataType]] = {}
     for file in files:
         for column in pq.read_schema(file):
@@ -150,7 +150,7 @@ def _flat(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _cast(values: Any, kind: pa.DataType) -> Any:
-    """The values as a column of a type; what is neither number nor text, as JSON."""
+    """The values as a column of a type; values that are neither numbers nor texts become JSON."""
     if isinstance(values, list):
         return pa.array(values, kind)
     if kind != pa.string() or pa.types.is_string(values.type) or pa.types.is_null(values.type):
@@ -159,12 +159,12 @@ def _cast(values: Any, kind: pa.DataType) -> Any:
 
 
 class _Writer:
-    """Writes tables of one schema to files of at most :data:`ROWS_A_FILE` rows.
+    """Writes tables with one schema to files of at most :data:`ROWS_A_FILE` rows.
 
     Args:
-        folder, name: where to, and how the files' names begin.
-        schema: of the tables.
-        jsonl: lines of JSON instead of parquet.
+        folder, name: the folder to write to, and the prefix of the files' names.
+        schema: the tables' schema.
+        jsonl: whether to write JSON lines instead of parquet.
     """
 
     def __init__(self, folder: Path, name: str, schema: pa.Schema, jsonl: bool) -> None:
@@ -184,7 +184,7 @@ class _Writer:
         self.num_rows += table.num_rows
 
     def close(self) -> None:
-        """End the file that is being written."""
+        """Finish the file being written."""
         if self.file is not None:
             self.file.close()
         self.file, self.num_rows = None, 0

@@ -1,4 +1,4 @@
-"""The configuration of a run as text: what its files and trackers get, and in what two of them differ."""
+"""A run's configuration as text for its files and trackers, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class _Training(Section):
 
 
 def config_yaml(config: TrainingConfiguration, run_config: RunConfiguration | None) -> str:
-    """The whole configuration as YAML, or the section ``training`` where no more is known."""
+    """The whole configuration as YAML, or the section ``training`` if only that is known."""
     return to_yaml(_Training(training=config) if run_config is None else run_config)
 
 
 def changed_fields(before: str, after: str) -> dict[str, str]:
-    """The fields that differ between two configurations in YAML, as ``training.lr: 0.001, now 0.01`` by name."""
+    """The fields that differ between two YAML configurations, by name, as ``training.lr: 0.001, now 0.01``."""
     old, new = flat(before), flat(after)
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
     return {name: f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names}
 
 
 def flat(config: str) -> dict[str, Any]:
-    """A configuration in YAML as one mapping with dotted names; lists as text, which every tracker takes."""
+    """A YAML configuration as one mapping with dotted names; lists become text, which every tracker accepts."""
     return _flat(yaml.safe_load(config), "")
 
 

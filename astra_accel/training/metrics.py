@@ -18,14 +18,14 @@ from astra_accel.experience.loader import Experience
 
 
 class UpdateTally:
-    """Adds up what the steps of one update return, weighted by their shares of it."""
+    """Sums what the steps of one update return, weighted by their shares of the update."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._shares: dict[str, float] = {}
 
     def add(self, loss: torch.Tensor, logs: Mapping[str, Any], share: float) -> None:
-        """Count one step's means; ``share`` 0 leaves only the names."""
+        """Add one step's means; with ``share`` 0, only their names are recorded."""
         for name, value in {"loss": loss, **logs}.items():
             number = float(value.detach() if isinstance(value, torch.Tensor) else value)
             # 0 × nan is nan: a placeholder batch must not touch the sum.
@@ -33,9 +33,9 @@ class UpdateTally:
             self._shares[name] = self._shares.get(name, 0.0) + share
 
     def reduce(self, accelerator: Accelerator, check: Callable[[], None]) -> dict[str, float]:
-        """The means over all processes, the same on each, in one exchange whatever names each of them has.
+        """The means over all processes, the same on each, in one exchange, even where their names differ.
 
-        What ``check`` raises on any process reaches all of them by the same exchange.
+        An error that ``check`` raises on any process reaches all of them in the same exchange.
         """
 
         def part() -> tuple[dict[str, float], dict[str, float]]:
@@ -58,7 +58,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what happens inside to a phase."""
+        """Add the block's time to a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -73,20 +73,23 @@ class Stopwatch:
 
 
 def speed_figures(num_tokens: int, seconds: Mapping[str, float], waited: Sequence[float]) -> dict[str, float]:
-    """How quickly a training step's rollouts and updates went, and which part of it processes waited for others.
+    """The speed of a training step's rollouts and updates, and the fraction of it that processes waited for others.
 
     Args:
-        num_tokens: sampled, by all processes.
-        seconds: by phase.
-        waited: seconds of each process.
+        num_tokens: the tokens sampled by all processes.
+        seconds: the seconds spent in each phase.
+        waited: the seconds that each process waited.
     """
     busy = seconds["rollout"] + seconds.get("update", 0.0)
     return {"speed/tokens_per_second": num_tokens / busy, "speed/wait_share": fmean(waited) / busy}
 
 
 def experience_metrics(experience: Experience) -> dict[str, float]:
-    """Rewards and their terms over the nodes that have them, the number of examples, tokens where nodes tell, and what
-    else the experience tells."""
+    """The figures of an experience.
+
+    Rewards and their terms over the nodes that have them, the number of examples, tokens where nodes record them, and
+    any further figures that the experience has.
+    """
     nodes = [node for graph in experience.graphs for _, node in walk(graph)]
     rewards = [float(node.reward) for node in nodes if node.reward is not None]
     metrics: dict[str, float] = {"examples": len(experience.steps)}
@@ -103,5 +106,5 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
 
 
 def mean_reward(experience: Experience) -> float:
-    """The mean reward of an experience's probes; nan where there is none, as 0 may be progress."""
+    """The mean reward of an experience's probes; nan if there are none, since 0 could count as progress."""
     return experience_metrics(experience).get("reward/mean", math.nan)

@@ -23,16 +23,16 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def build_optimizer(config: TrainingConfiguration, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's optimizer of that name, with its own defaults for all that the configuration leaves open."""
+    """Build the torch optimizer that the configuration names, with torch's defaults for all that is not configured."""
     options: dict[str, Any] = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
     return OPTIMIZERS[config.optimizer](parameters, lr=config.lr, **options)
 
 
 def check_schedule(config: TrainingConfiguration) -> None:
-    """Find arguments that the learning rate's schedule does not take, or not with such values, before models load.
+    """Reject arguments, or values of them, that the learning-rate schedule does not accept, before models load.
 
     Raises:
-        ConfigurationError: names ``training.lr_scheduler_kwargs``.
+        ConfigurationError: one is not accepted; names ``training.lr_scheduler_kwargs``.
     """
     nothing = torch.optim.SGD([torch.zeros(1)], lr=config.lr)
     try:
@@ -57,11 +57,11 @@ def _refused(config: TrainingConfiguration, why: object) -> ConfigurationError:
 
 
 class LearningRate:
-    """A schedule of transformers' ``get_scheduler``, advanced once a training step.
+    """A schedule from transformers' ``get_scheduler``, advanced once per training step.
 
-    How many updates an experience gives depends on how many pairs come out of it, so a schedule counted in updates
-    would not know its end. Counted in training steps, warm-up and decay fill the run exactly, on any number of
-    processes (Accelerate would step a prepared scheduler once a process).
+    The number of updates on an experience depends on how many pairs it yields, so a schedule counted in updates would
+    not know its length. Counted in training steps, warm-up and decay span the run exactly, on any number of processes
+    (Accelerate would step a prepared scheduler once per process).
     """
 
     def __init__(self, config: TrainingConfiguration, optimizer: torch.optim.Optimizer) -> None:
@@ -79,23 +79,23 @@ class LearningRate:
 
     @property
     def value(self) -> float:
-        """The learning rate now."""
+        """The current learning rate."""
         return float(self._optimizer.param_groups[0]["lr"])
 
     def advance(self, mean_reward: float) -> None:
-        """Go on to the next training step; a plateau schedule watches the mean reward (lower is no progress)."""
+        """Advance to the next training step; a plateau schedule watches the mean reward (lower is no progress)."""
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(-mean_reward)
         else:
             with warnings.catch_warnings():
-                # torch takes it for a mistake if no update came before, as where the first experience is empty.
+                # torch warns if no update came before, as when the first experience is empty.
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The schedule's state, for a checkpoint."""
         return self.scheduler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the schedule's state from a checkpoint."""
         self.scheduler.load_state_dict(state)

@@ -1,6 +1,7 @@
-"""Signals that announce the end of a process, noted so that the run can stop at a place to continue from.
+"""Records signals that announce a process's end, so that the run can stop where it can be resumed.
 
-Schedulers send them some time before they kill. Here they are only noted; the trainer asks after each training step.
+Schedulers send them some time before they kill a job. They are only recorded here; the trainer checks after each
+training step.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1") if name in signal.Signals.__members__)
-# A launcher passes on what a scheduler sent to all processes of the job, so one signal may come twice in a row.
+# A launcher forwards a signal that the scheduler also sent to every process of the job, so it may arrive twice.
 REPEATED_WITHIN = 5.0
 
 
 class Preemption:
-    """Whether this process was told to end.
+    """Whether this process was asked to end.
 
     Attributes:
-        noted: a signal came while this was :meth:`watching`.
+        noted: whether a signal arrived during :meth:`watching`.
     """
 
     def __init__(self) -> None:
@@ -32,15 +33,15 @@ class Preemption:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Note the first signal instead of dying of it; a later one means what it meant before.
+        """Record the first signal instead of dying from it; later signals are handled as before.
 
-        Handlers belong to the main thread: in another one nothing is noted and signals are left as they are.
+        Only the main thread can set handlers: in another thread nothing is recorded and signals keep their handlers.
         """
         self.noted, self._process = False, os.getpid()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # A handler that was not installed from Python (None) could not be put back.
+        # A handler that was not installed from Python (None) could not be restored.
         self._before = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) is not None}
         try:
             for number in self._before:
@@ -52,7 +53,7 @@ class Preemption:
 
     def _note(self, number: int, _: Any) -> None:
         again = self.noted and time.monotonic() - self._noted_at > REPEATED_WITHIN
-        if again or os.getpid() != self._process:  # A process that was forked meanwhile, by a scorer say, just ends.
+        if again or os.getpid() != self._process:  # A process forked meanwhile, e.g. by a scorer, just ends.
             signal.signal(number, self._before[number])
             signal.raise_signal(number)
         elif not self.noted:

@@ -1,7 +1,7 @@
-"""Which prompts a run has, so that one that continues from a checkpoint notices that it has others.
+"""Identifies a run's prompts, so that a run resumed from a checkpoint notices changed ones.
 
-A path and a split may stay the same while the file behind them changes. What is kept is a hash of the texts and how
-many there are.
+A path and a split may stay the same while the file they refer to changes. So a hash of the texts and their number are
+saved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Digests = dict[str, dict[str, Any]]
 
 
 def digests_of(prompts: Mapping[str, Sequence[Any] | None]) -> Digests:
-    """``number`` and ``sha256`` of each list of prompts, by name; none of those that are empty or hold no texts."""
+    """``number`` and ``sha256`` of each list of prompts by name, without lists that are empty or not of texts."""
     return {
         name: {"number": len(texts), "sha256": _sha256(texts)}
         for name, texts in prompts.items()
@@ -25,14 +25,14 @@ def digests_of(prompts: Mapping[str, Sequence[Any] | None]) -> Digests:
 
 
 def prompts_of(sampler: Any) -> dict[str, Sequence[Any] | None]:
-    """What a sampler begins conversations with, where it tells as an ``ASTSampler`` does."""
+    """The prompts of a sampler, if it has the attributes that an ``ASTSampler`` has."""
     return {"train": getattr(sampler, "prompts", None), "dev": getattr(sampler, "eval_prompts", None)}
 
 
 def changed_prompts(before: Digests, now: Digests) -> dict[str, str]:
-    """The prompts that are others, as ``prompts.train: 40 prompts (…), now 41 (…)`` by name.
+    """The prompts that changed, by name, as ``prompts.train: 40 prompts (…), now 41 (…)``.
 
-    Those that only one of both knows are left out: the configuration tells whether there are any.
+    Lists that only one of the two has are left out: the configuration shows whether there are any.
     """
     return {
         name: f"prompts.{name}: {_shown(before[name])}, now {_shown(now[name])}"

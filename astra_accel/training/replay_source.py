@@ -1,4 +1,4 @@
-"""The examples of another run with which a replay begins (``training.replay.source``)."""
+"""Fills a new replay with the examples of another run (``training.replay.source``)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FIELD = "training.replay.source"
 
 
 def begin_replay(harness: Harness, accelerator: Accelerator, source: Path) -> int:
-    """Fill the replay of a run that begins. All processes together; how many examples it has then.
+    """Fill the replay of a new run; returns its number of examples. All processes must call it.
 
     Raises:
-        ConfigurationError: there are none, or they can't be read.
+        ConfigurationError: there are no examples, or they can't be read.
     """
-    # One process reads for all: the run may still be writing checkpoints, and each might find another newest one.
+    # One process reads for all: the run may still be writing checkpoints, and each could find a different newest one.
     file, text = on_main(accelerator, lambda: _read(find_replay(source)))
     try:
         return harness.begin_replay(text)
@@ -35,7 +35,7 @@ def begin_replay(harness: Harness, accelerator: Accelerator, source: Path) -> in
 
 
 def find_replay(source: Path) -> Path:
-    """The file of examples of a checkpoint, or of the newest whole one of a run.
+    """The replay file of a checkpoint, or of a run's newest whole checkpoint.
 
     Raises:
         ConfigurationError: there is no such run or checkpoint, or it had no replay.
@@ -55,16 +55,16 @@ def find_replay(source: Path) -> Path:
 
 
 def check_source(source: Path, algorithm: Any, config_yaml: str) -> None:
-    """Find examples that a run can't begin with, before models load.
+    """Reject examples that a run can't start with, before models load.
 
     Args:
         source: a run or a checkpoint.
-        algorithm: which is to learn from them.
-        config_yaml: the configuration of the run that begins.
+        algorithm: the algorithm that is to learn from them.
+        config_yaml: the configuration of the new run.
 
     Raises:
-        ConfigurationError: see :func:`find_replay`; or the algorithm can't learn from them, or they are of another
-            tester.
+        ConfigurationError: see :func:`find_replay`; or the algorithm can't learn from the examples, or they are another
+            tester's.
     """
     checkpoint = find_replay(source).parent
     before, now = flat(read_config(checkpoint)), flat(config_yaml)
@@ -92,5 +92,5 @@ def _model(config: dict[str, Any]) -> Any:
 
 
 def _is_trained_by(config: dict[str, Any], checkpoint: Path) -> bool:
-    """Whether the tester is one that the checkpoint's own run has trained."""
+    """Whether the tester was trained by the checkpoint's own run."""
     return Path(str(config.get("tester.path"))).resolve().is_relative_to(checkpoint.resolve().parents[1])

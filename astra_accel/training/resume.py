@@ -15,31 +15,31 @@ from astra_accel.training.config_text import changed_fields, flat
 from astra_accel.training.prompt_digests import Digests, changed_prompts
 from astra_accel.training.run_context import RunContext
 
-# What the optimizer's and the schedule's saved state decides: a new value would be overruled, or would not fit.
+# Decided by the saved state of the optimizer and the schedule: a new value would be overridden, or would not fit.
 FIXED_ON_RESUME = tuple(
     f"training.{name}" for name in ("optimizer", "lr", "weight_decay", "lr_scheduler", "warmup_steps")
 )
-# Another one would continue with the optimizer's state, and the best evaluation, of this one's objective.
+# A changed algorithm would continue with the optimizer state and the best evaluation of the old objective.
 ALGORITHM = "algorithm.name"
-# What the figures of an evaluation depend on besides the tester.
+# What an evaluation's figures depend on besides the tester.
 EVALUATED = (
     *("training.num_eval_episodes", "evaluation.tree_depth", "prompts.dev", "rollout."),
     *("target.", "baseline.", "scorer.", "reward."),
 )
-# What the examples of a replay were made with: what they hold would mean something else.
+# What a replay's examples were made with: their contents would otherwise mean something else.
 FIXED_WITH_REPLAY = ("algorithm.", "baseline")
 
 
 def resume_from(run: RunContext, checkpoint: WholeCheckpoint, training: Training) -> None:
-    """Load weights, state and progress, and report what has changed since. All processes together.
+    """Load weights, state and progress, and report what has changed since. All processes must call it.
 
     Args:
-        run: what is resumed.
-        checkpoint: a verified one.
+        run: the run to resume.
+        checkpoint: a verified checkpoint.
         training: what the checkpoint is loaded into.
 
     Raises:
-        CheckpointError: see :func:`changes_since` and :func:`check_bounds_known`; or its weights are another model's.
+        CheckpointError: see :func:`changes_since` and :func:`check_bounds_known`; or the weights are another model's.
     """
     path = checkpoint.path
     changes = changes_since(path, training.config_yaml, training.prompts, run.config.allow_changed_prompts)
@@ -57,10 +57,11 @@ def resume_from(run: RunContext, checkpoint: WholeCheckpoint, training: Training
 
 
 def check_bounds_known(checkpoint: Path, bounds: Mapping[str, Bound] | None) -> None:
-    """Find bounds that a run can't continue with, since its tester is not the untrained one any more.
+    """Reject bounds that a resumed run can't apply, since its tester is no longer the untrained one.
 
     Raises:
-        CheckpointError: the run that wrote the checkpoint did not keep the untrained tester's value of one.
+        CheckpointError: the run that wrote the checkpoint did not save the untrained tester's value of a bounded
+            figure.
     """
     known = checkpoints.read_state(checkpoint).untrained or {}
     unknown = [name for name in bounds or {} if name not in known]
@@ -75,17 +76,17 @@ def check_bounds_known(checkpoint: Path, bounds: Mapping[str, Bound] | None) -> 
 
 
 def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_changed_prompts: bool) -> list[str]:
-    """What is otherwise than when a checkpoint was written, with both values: fields, and prompts.
+    """The fields and prompts that have changed since a checkpoint was written, with both values.
 
     Args:
-        checkpoint: a whole one.
-        config_yaml: the configuration now.
-        prompts: which prompts there are now.
-        allow_changed_prompts: whether they may be others although the configuration names the same.
+        checkpoint: a whole checkpoint.
+        config_yaml: the current configuration.
+        prompts: the current prompts.
+        allow_changed_prompts: whether prompts may have changed although the configuration names the same ones.
 
     Raises:
-        CheckpointError: its algorithm, optimizer or schedule was another; or its prompts were, and no field of theirs
-            has changed; or it has a replay of other options or another baseline, which is to be continued.
+        CheckpointError: its algorithm, optimizer or schedule differs; or its prompts differ although none of their
+            fields has changed; or its replay, which is to continue, was made with other options or another baseline.
     """
     before = checkpoints.read_config(checkpoint)
     _check_algorithm(checkpoint, flat(before).get(ALGORITHM), flat(config_yaml).get(ALGORITHM))
@@ -115,7 +116,7 @@ def changes_since(checkpoint: Path, config_yaml: str, prompts: Digests, allow_ch
 
 
 def _check_algorithm(checkpoint: Path, before: str | None, now: str | None) -> None:
-    """Find another algorithm than a checkpoint's; a run from Python alone doesn't say by name which it has (None)."""
+    """Reject an algorithm other than the checkpoint's; a run set up in Python has no name for its algorithm (None)."""
     if before is not None and now is not None and before != now:
         raise checkpoints.CheckpointError(
             f"{ALGORITHM} is {now!r}, but {checkpoint} is of a run with {before!r}; expected {before!r} in a "
@@ -125,5 +126,5 @@ def _check_algorithm(checkpoint: Path, before: str | None, now: str | None) -> N
 
 
 def _names_others(name: str, changes: Mapping[str, str]) -> bool:
-    """Whether the configuration asks for other prompts than before, which are then told like any changed field."""
+    """Whether the configuration names other prompts than before, which are then reported like any changed field."""
     return any(change == f"prompts.{name}" or change.startswith(f"prompts.{name}.") for change in changes)

@@ -1,4 +1,4 @@
-"""What the parts of training share."""
+"""State shared by the parts of training."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunContext:
-    """A run: what is trained, on what, how far it is, and where it writes.
+    """A run: what is trained and on what, its progress, and where it writes.
 
-    Updates, resuming and the best checkpoint are given this, not the trainer.
+    Updates, resuming and the best checkpoint receive this instead of the trainer.
 
     Attributes:
-        config: how to train.
-        accelerator: the processes.
+        config: the training configuration.
+        accelerator: connects the run's processes.
         engine: holds the weights and the optimizer's state.
-        state: how far the run is; replaced when a checkpoint is loaded.
-        folder: the run's files.
-        display: the screen of the main process.
+        state: the run's progress; replaced when a checkpoint is loaded.
+        folder: the run's output folder.
+        display: what the main process shows on screen.
     """
 
     config: TrainingConfiguration

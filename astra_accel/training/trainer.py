@@ -54,35 +54,36 @@ from astra_accel.training.update import Updater
 class AccelTrainer:
     """Trains the tester of a system, on any number of processes.
 
-    Works with any system, sampler and algorithm of the contracts' shape, also with those that inherit from none of
-    our classes::
+    Works with any system, sampler and algorithm that fulfil the contracts, even if they inherit from none of our
+    classes::
 
         system = HFASTSystem("tiny", "tiny", scorer=ProfanityScorer())
         trainer = AccelTrainer(TrainingConfiguration(training_steps=10), ASTSampler(system), DPO(system))
         trainer.train()
 
     Args:
-        config: how to train.
+        config: the training configuration.
         sampler: rolls its ``system`` out.
-        algorithm: makes examples and losses of the rollouts.
-        accelerator: the processes to train on; None makes one as configured.
+        algorithm: makes examples and losses from the rollouts.
+        accelerator: connects the processes to train on; None makes one as configured.
         evaluator: computes the metrics of held-out rollouts, from ``evaluator.seeds`` if it has any; None is
             an ``ASTEvaluator``, which needs nothing but rewards.
-        run_config: the whole configuration of which ``config`` is a part, for ``config.yaml``.
-        callbacks: are told of the run, and may ask to stop, save or evaluate (:class:`~.callbacks.TrainerCallback`).
-        prompts: what conversations begin with, by what for (``train``, ``dev``, ``test``), so that a run that continues
-            from a checkpoint notices others; None asks the sampler.
-        lock: of the output folder, which the caller holds already; None takes it for as long as it trains.
+        run_config: the whole configuration that ``config`` is part of, for ``config.yaml``.
+        callbacks: are notified during the run, and may ask to stop, save or evaluate
+            (:class:`~.callbacks.TrainerCallback`).
+        prompts: what conversations begin with, by use (``train``, ``dev``, ``test``), so that a run resumed from a
+            checkpoint notices changed prompts; None asks the sampler.
+        lock: the output folder's lock if the caller already holds it; None acquires it while training.
 
     Attributes:
-        config: how to train.
+        config: the training configuration.
         harness: collects experiences.
-        control: what callbacks ask for.
-        folder: its files.
-        display: the screen of the main process.
+        control: the callbacks' requests.
+        folder: the run's output folder.
+        display: what the main process shows on screen.
 
     Raises:
-        ValueError, RuntimeError: a launch, a sampler or a system that can't be trained as configured.
+        ValueError, RuntimeError: the launch, sampler or system can't be trained as configured.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class AccelTrainer:
         self._verified: WholeCheckpoint | None = None
 
     def adopt_verified(self, checkpoint: WholeCheckpoint | None) -> None:
-        """Take a checkpoint for verified that the run may resume from, so that its files are not read once more."""
+        """Accept a checkpoint that the run may resume from as verified, so that its files are not read again."""
         self._verified = checkpoint
 
     def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
@@ -164,11 +165,11 @@ class AccelTrainer:
             ConfigurationError: it is ``"auto"``, and no output folder is configured; or the folder can't be written to.
             OutputFolderError: the output folder holds another run.
             FolderInUseError: another run writes to the output folder now.
-            LockLostError: another run took the output folder over, since this one showed no life.
+            LockLostError: another run took over the output folder, since this one's heartbeat had stopped.
             NonFiniteError, EmptyExperienceError: training can't continue.
             RankError: another process failed, died, or did not answer for ``config.timeout`` seconds.
-            SharingError: the tester is there, but could not be uploaded (``push_to_hub``).
-            Preempted: a process got SIGTERM or SIGUSR1; the training step was finished and has a checkpoint.
+            SharingError: the tester was written, but could not be uploaded (``push_to_hub``).
+            Preempted: a process got SIGTERM or SIGUSR1; the training step was completed and has a checkpoint.
         """
         holding, rescuing = self.folder.held(self.accelerator), self._saver.rescuing()
         with self._preemption.watching(), translate_collective_errors(self.config.timeout), holding, rescuing:
@@ -181,7 +182,7 @@ class AccelTrainer:
 
     @property
     def state(self) -> TrainerState:
-        """How far the run is."""
+        """The run's progress."""
         return self._run.state
 
     @property
@@ -191,25 +192,25 @@ class AccelTrainer:
 
     @property
     def _global_step_counter(self) -> int:
-        """Batches trained on, under the reference's name; resumed runs continue it."""
+        """The number of batches trained on, under the reference's name; resumed runs continue the count."""
         return self.state.batch
 
     def add_callback(self, callback: Any) -> None:
-        """Call a callback too, after the others; a class is called to make one."""
+        """Add a callback, which is called after the others; a class is instantiated."""
         self.callbacks.add(callback)
 
     def remove_callback(self, callback: Any) -> Any:
-        """Call a callback, or the first one of a class, no longer; it is returned.
+        """Remove a callback, or the first one of a class, and return it.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such callback.
         """
         return self.callbacks.remove(callback)
 
     def _run_steps(self) -> None:
         with self.display.running(self.state.step):
             while not self._is_at_end:
-                pop_wait_seconds()  # what was waited for between training steps
+                pop_wait_seconds()  # drops the waits between training steps
                 self.callbacks.call("on_step_begin")
                 with self.stopwatch.phase("rollout"), self.engine.unsharded_weights():
                     experience = self.harness.collect(self.state.step)
@@ -225,10 +226,10 @@ class AccelTrainer:
         return self.state.step >= self.config.training_steps or self.callbacks.stopping
 
     def evaluate(self, seeds: Sequence[Any] | None = None) -> dict[str, float]:
-        """The evaluator's metrics of the tester as it is, on held-out prompts; the same on every process.
+        """The evaluator's metrics of the current tester on held-out prompts; the same on every process.
 
         Args:
-            seeds: one an episode; None takes the evaluator's own, up to ``num_eval_episodes``.
+            seeds: one per episode; None uses the evaluator's own, up to ``num_eval_episodes``.
         """
         if seeds is None:
             given = self.evaluator.seeds
@@ -242,9 +243,10 @@ class AccelTrainer:
         return self.evaluator.aggregate_metrics(metrics)
 
     def find_checkpoint(self, resume: str | Path | None) -> Path | None:
-        """The checkpoint that a run resumed from ``resume`` continues from. All processes together.
+        """The checkpoint that ``resume`` refers to. All processes must call it.
 
-        ``"auto"`` is the newest in the output folder that is whole, None where there is none: the run starts anew.
+        ``"auto"`` is the newest whole one in the output folder; None if there is none: the run starts from the
+        beginning.
 
         Raises:
             ConfigurationError: ``"auto"``, and no output folder is configured.
@@ -260,7 +262,7 @@ class AccelTrainer:
         return None if found is None else found.path
 
     def save_tester(self, folder: str | Path | None = None) -> Path:
-        """Write the tester as it is (None: to ``tester/`` of the run). All processes together."""
+        """Write the current tester (None: to the run's ``tester/``). All processes must call it."""
         path = self.folder.tester if folder is None else Path(folder)
         weights = self.engine.gathered_state() if self.engine.sharded else None
         if folder is None:
@@ -294,7 +296,7 @@ class AccelTrainer:
         return every is not None and (self._is_at_end or self.state.step % every == 0)
 
     def _report(self, experience: Experience, records: list[dict[str, Any]]) -> bool:
-        """Have a training step written and shown; whether any process was told to end meanwhile."""
+        """Write and show a training step; returns whether any process was asked to end meanwhile."""
 
         def report() -> bool:
             for record in records:
@@ -344,11 +346,11 @@ class AccelTrainer:
         self.display.say(f"tester saved to {self.folder.tester}")
         for address in on_main(self.accelerator, lambda: push_tester(self.config, self.folder.path)):
             self.display.say(f"tester uploaded to {address}")
-        # A script may end here, which it must not right after an exchange: see `end_together`.
+        # A script may end here, but must not end right after an exchange: see `end_together`.
         self.accelerator.wait_for_everyone()
 
     def _stop(self) -> None:
-        """End before the end, at a checkpoint of this training step."""
+        """End early, with a checkpoint of this training step."""
         # Together, since a launcher kills the others as soon as one process has exited with an error code.
         self.callbacks.agree(lambda: self.callbacks.call("on_train_end"))
         path = self.folder.checkpoints / checkpoints.checkpoint_name(self.state.step)
@@ -358,7 +360,7 @@ class AccelTrainer:
         raise Preempted(path)
 
     def saved_parts(self) -> Training:
-        """What a checkpoint is made of."""
+        """The parts that a checkpoint saves."""
         harness = self.harness
         return Training(
             self.engine,
@@ -371,7 +373,7 @@ class AccelTrainer:
         )
 
     def _write_tester(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
-        """Write the tester, with these weights where it does not hold them whole itself."""
+        """Write the tester, using these weights if the process does not hold all of its own."""
         system = self.harness.sampler.system
         path.mkdir(parents=True, exist_ok=True)
         if offers(system, SavesTester):
@@ -393,7 +395,7 @@ def _default_evaluator(sampler: Any, config: TrainingConfiguration) -> Evaluator
 
 
 def _replay(config: TrainingConfiguration, algorithm: Any, evaluator: Any) -> Replay | None:
-    """The replay that is configured, in which is a success what is one in evaluations."""
+    """The configured replay, which uses the evaluations' threshold for a success."""
     if config.replay is None:
         return None
     return Replay(config.replay, algorithm, config.seed, threshold=getattr(evaluator, "threshold", 0.5))

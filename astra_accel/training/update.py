@@ -20,18 +20,18 @@ from astra_accel.training.run_context import RunContext
 
 
 class EmptyExperienceError(RuntimeError):
-    """Too many experiences in a row gave no training example."""
+    """Too many experiences in a row yielded no training example."""
 
 
 class Updater:
-    """Makes the updates on an experience. All processes together.
+    """Makes the updates on an experience. All processes must call it.
 
     Args:
-        run: what is trained, and how far it is.
+        run: what is trained, and its progress.
         loader: the micro-batches of an experience.
-        learning_rate: for the record of an update.
+        learning_rate: the schedule, read for the record of an update.
         algorithm: may end the updates on an experience early (``stop_early``).
-        callbacks: are told of each update.
+        callbacks: are notified of each update.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Updater:
         self._callbacks = callbacks
 
     def update_on(self, experience: Experience) -> list[dict[str, Any]]:
-        """Make every update of an experience; a record of each.
+        """Make every update on an experience; returns a record of each.
 
         Raises:
             NonFiniteError: a loss or a gradient is not finite.
-            EmptyExperienceError: there is no example, nor was there any in the experiences before.
+            EmptyExperienceError: there is no example, and there was none in too many experiences before.
         """
         run = self._run
         if not experience.steps:
@@ -66,7 +66,7 @@ class Updater:
             batches = _batches_of_updates(len(experience.steps), run.config)
             for micro_batch in self._loader.of(experience, epoch):
                 if enough:
-                    continue  # Accelerate's loaders have to come to their end
+                    continue  # Accelerate's loaders must be exhausted
                 if not micro_batches:
                     return_freed_memory(accelerator.device)
                 micro_batches.append(micro_batch)
@@ -74,7 +74,7 @@ class Updater:
                     loss, logs = engine.prepared(micro_batch.batch)
                     tally.add(loss, logs, micro_batch.loss_weight)
                     if accelerator.sync_gradients:
-                        # All losses of the update are there, and with DeepSpeed the backward pass steps as well.
+                        # All losses of the update are computed; with DeepSpeed, the backward pass also steps.
                         means = tally.reduce(accelerator, self._callbacks.raise_failure)
                         self._check_finite(means["loss"], None, micro_batches)
                     engine.backward(loss * micro_batch.loss_weight)
@@ -82,7 +82,7 @@ class Updater:
                         records.append(self._finish(experience, means, micro_batches))
                         run.state.batch += next(batches)
                         tally, micro_batches = UpdateTally(), []
-                        # All processes have the same record, so they agree.
+                        # The record is the same on all processes, so they agree.
                         enough = self._stop_early is not None and self._stop_early(records[-1])
         return records
 
@@ -102,15 +102,15 @@ class Updater:
         """Stop before an update that would ruin the weights, and write this process's batches to ``non_finite/``.
 
         Args:
-            loss: of the update, the mean over all processes.
-            grad_norm: of its whole gradient; None if that is not known yet.
-            micro_batches: of the update, on this process.
+            loss: the update's loss, the mean over all processes.
+            grad_norm: the norm of its whole gradient; None if not known yet.
+            micro_batches: the update's micro-batches on this process.
 
         Raises:
             NonFiniteError: the loss, or the norm of the gradient, is not finite.
         """
         run = self._run
-        # With fp16, an overflow of gradients is left to the scaler: it skips the update and scales less.
+        # With fp16, the scaler handles overflowing gradients: it skips the update and lowers the scale.
         norm = 0.0 if grad_norm is None or run.accelerator.scaler is not None else grad_norm
         if math.isfinite(loss) and math.isfinite(norm):
             return
@@ -126,10 +126,10 @@ class Updater:
         )
 
     def _skip(self, experience: Experience) -> dict[str, Any]:
-        """The record of a training step without an update: it still tells its rewards, under the last update's number.
+        """The record of a training step without an update: it still has its rewards, under the last update's number.
 
         Raises:
-            EmptyExperienceError: there were too many in a row.
+            EmptyExperienceError: there were too many such training steps in a row.
         """
         run = self._run
         run.state.empty_in_row += 1
@@ -147,7 +147,7 @@ class Updater:
 
 
 def _batches_of_updates(num_examples: int, config: TrainingConfiguration) -> Iterator[int]:
-    """The number of batches of each update of a pass over an experience."""
+    """The number of batches in each update of one pass over an experience."""
     left = math.ceil(num_examples / config.batch_size)
     while left > 0:
         yield min(config.gradient_accumulation_steps, left)

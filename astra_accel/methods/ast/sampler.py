@@ -61,7 +61,7 @@ class _Branch:
 
 
 class ASTSampler(Sampler):
-    """The rollout trees of adaptive stress testing: ``tree_width`` probes a context, ``tree_depth`` turns.
+    """The rollout trees of adaptive stress testing: ``tree_width`` probes per context, ``tree_depth`` turns.
 
     Everything random about an episode follows from its seed, and with an ``HFASTSystem`` the random numbers of a
     node from the seed and its path, so an episode comes out the same whatever it is rolled out beside. Systems
@@ -71,12 +71,12 @@ class ASTSampler(Sampler):
     Args:
         system: an ``ASTSystem``, or what has its methods.
         prompts: openings to train on; None is the bundled list.
-        tree_width: probes a context.
+        tree_width: probes per context.
         tree_depth: turns of an episode.
         eval_prompts: held-out openings; None is the bundled list's dev split where the training prompts are
             bundled too, else ``prompts``.
         episodes_per_prompt: episodes in a row that begin with the same prompt, in training.
-        eval_width: probes a context in evaluations; 1 holds conversations without branches.
+        eval_width: probes per context in evaluations; 1 holds conversations without branches.
         eval_depth: turns of an episode in evaluations; None is ``tree_depth``.
         few_shot: examples that the tester is shown in its first training steps.
     """

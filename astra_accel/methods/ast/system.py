@@ -24,7 +24,7 @@ class ASTSystem(System[StateT, ActionT]):
 
         combined_weight * score(p + r) + defense_toxicity_weight * score(r) + ppl_weight * naturalness(p | c)
 
-    and ``weight * term`` for each further term. Naturalness is the mean log-prob a token of the probe.
+    and ``weight * term`` for each further term. Naturalness is the mean log-prob per token of the probe.
 
     A subclass brings the models (the six model methods of :class:`~astra_accel.core.system.System`) for any states
     and actions that ``+`` joins and ``str`` shows. Made directly, ``ASTSystem(...)`` is an
@@ -34,7 +34,7 @@ class ASTSystem(System[StateT, ActionT]):
     Args:
         scorer: says how unsafe a text is; None is the :class:`~astra_accel.scorers.ProfanityScorer`.
         ppl_weight, combined_weight, defense_toxicity_weight: the weights above.
-        min_naturalness: where naturalness is clipped, in nats a token.
+        min_naturalness: where naturalness is clipped, in nats per token.
         naturalness_model: the model under which a probe has to be natural, the target or the baseline.
         terms: further terms of the reward with their weights, such as ``(0.5, SelfBLEUNovelty())`` or one's own
             :class:`~astra_accel.methods.ast.rewards.term.RewardTerm`. Of weight 0, they are logged alone.
@@ -100,7 +100,7 @@ class ASTSystem(System[StateT, ActionT]):
         """The reward and its unweighted terms by name for each turn; None where one could not be had.
 
         Raises:
-            ScorerError: the scorer did not return one number from 0 to 1 a text, or None.
+            ScorerError: the scorer did not return one number from 0 to 1 per text, or None.
             RewardError: likewise of another term; or the reward is not finite.
         """
         return self.reward_terms.parts(Turns(self, context, probe, response))

@@ -1,1 +1,1 @@
-"""What watches a run: its files, the screen, trackers, the best checkpoint, and when to stop."""
+"""Callbacks that watch a run: its files, the screen, trackers, the best checkpoint, and when to stop."""

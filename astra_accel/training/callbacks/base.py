@@ -1,8 +1,8 @@
-"""What is told of a run as it continues, and may ask it to stop, save or evaluate.
+"""Callbacks, which are notified during a run and may ask it to stop, save or evaluate.
 
 Every process calls every callback, in the order in which the trainer holds them: its own first (``RunFolder``,
-``Trackers``, ``Display``, ``KeepBest``), then those that were given or added. What a callback writes or shows it writes
-on one process (``trainer.accelerator.is_main_process``). What it changes it changes on all of them.
+``Trackers``, ``Display``, ``KeepBest``), then those that were passed or added. A callback writes or shows things on one
+process only (``trainer.accelerator.is_main_process``), but makes its changes on all of them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainerControl:
-    """What callbacks ask of a trainer, as ``trainer.control``. What one process asks for, all do.
+    """Callbacks' requests to a trainer, as ``trainer.control``. A request on one process applies to all.
 
-    A request is met in the training step in which it is made, if it is made in time; else in the one that follows, if
-    one does. One to evaluate is in time up to ``on_update``, the others up to ``on_step_end``.
+    A request is met in its own training step if it is made in time, else in the next one, if there is one. A request to
+    evaluate is in time up to ``on_update``, the others up to ``on_step_end``.
 
     Attributes:
-        should_training_stop: end after this training step, as a run ends: with a checkpoint of it where ``save_steps``
-            is set, an evaluation where ``eval_steps`` is and the request is in time for one, the best weights, and
-            ``tester/``. Asked for in ``on_train_begin``: before the first training step.
-        should_evaluate: evaluate after this training step's updates. Then the request is forgotten.
-        should_save: write a checkpoint of this training step. Then the request is forgotten.
+        should_training_stop: end after this training step as runs normally end: with a checkpoint if ``save_steps`` is
+            set, an evaluation if ``eval_steps`` is set and the request is in time for one, the best weights, and
+            ``tester/``. If requested in ``on_train_begin``, end before the first training step.
+        should_evaluate: evaluate after this training step's updates. The request is then cleared.
+        should_save: write a checkpoint of this training step. The request is then cleared.
     """
 
     should_training_stop: bool = False
@@ -39,63 +39,66 @@ class TrainerControl:
     should_save: bool = False
 
     def join(self, others: Iterable[TrainerControl]) -> None:
-        """Ask for whatever any of them asks for."""
+        """Request whatever any of the others requests."""
         asked = list(others)
         for field in fields(self):
             setattr(self, field.name, any(getattr(one, field.name) for one in asked))
 
 
 class TrainerCallback:
-    """What a callback may do; each method does nothing unless it is overridden.
+    """The events that a callback can handle; each method does nothing unless overridden.
 
-    A callback need not inherit from this: it has any of these methods. The events of a training step come in the order
-    below. ``trainer`` has the configuration (``trainer.config``), how far the run is (``trainer.state``: ``step``
-    counts the training steps whose updates are made), its files (``trainer.folder``) and ``trainer.control``.
+    A callback need not inherit from this class; it may define any of these methods. The events of a training step come
+    in the order below. ``trainer`` has the configuration (``trainer.config``), the run's progress (``trainer.state``:
+    ``step`` counts the training steps whose updates are done), its files (``trainer.folder``) and ``trainer.control``.
 
-    What a callback raises ends the run on all processes as soon as these exchange something: before the next update, or
-    at the end of the training step. Until then callbacks are called as on processes where nothing failed.
+    An error raised by a callback ends the run on all processes at their next exchange: before the next update, or at
+    the end of the training step. Until then, callbacks are called as on processes where nothing failed.
     """
 
     def on_train_begin(self, trainer: AccelTrainer) -> None:
-        """Training begins, or continues from a checkpoint, which has been read; the output folder is there."""
+        """Training begins, or continues from a checkpoint that has been loaded; the output folder exists."""
 
     def on_step_begin(self, trainer: AccelTrainer) -> None:
-        """A training step begins; nothing of it is there yet."""
+        """A training step begins; it has no results yet."""
 
     def on_experience(self, trainer: AccelTrainer, experience: Experience) -> None:
         """An experience has been collected: all graphs and examples, the same on every process."""
 
     def on_update(self, trainer: AccelTrainer, record: Mapping[str, Any]) -> None:
-        """The optimizer stepped. ``record`` has ``step``, ``update``, ``loss``, ``grad_norm``, ``lr`` and what the
-        algorithm logs, the same on every process."""
+        """The optimizer stepped.
+
+        ``record`` has ``step``, ``update``, ``loss``, ``grad_norm``, ``lr`` and what the algorithm logs, the same on
+        every process.
+        """
 
     def on_evaluate(self, trainer: AccelTrainer, metrics: Mapping[str, float]) -> None:
-        """An evaluation of the training step was made; ``metrics`` has the evaluator's names, without ``eval/``.
+        """The training step was evaluated; ``metrics`` uses the evaluator's names, without ``eval/``.
 
-        Those that are asked for by ``trainer.evaluate()`` are told to who asks alone.
+        The metrics of a direct call of ``trainer.evaluate()`` go to its caller only.
         """
 
     def on_log(self, trainer: AccelTrainer, record: dict[str, Any]) -> None:
-        """A line of ``metrics.jsonl`` is about to be written, once an update, with all figures of the training step.
+        """A line of ``metrics.jsonl`` is about to be written, once per update, with all figures of the training step.
 
-        Figures that are added to ``record`` are written as well, also to trackers; those of the main process.
+        Figures added to ``record`` on the main process are written too, also to trackers.
         """
 
     def on_step_end(self, trainer: AccelTrainer, experience: Experience, records: Sequence[Mapping[str, Any]]) -> None:
-        """A training step is done, but for its checkpoint. ``records`` are its lines of ``metrics.jsonl``."""
+        """A training step is done, except for its checkpoint. ``records`` are its lines of ``metrics.jsonl``."""
 
     def on_save(self, trainer: AccelTrainer, path: Path) -> None:
         """A checkpoint was written."""
 
     def on_train_end(self, trainer: AccelTrainer) -> None:
-        """Training ended by itself or by a signal, not by an error; ``tester/`` is written, but for a signal."""
+        """Training ended normally or by a signal, not by an error; ``tester/`` is written unless it was a signal."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint is to keep of this callback, as JSON can say it; that of the main process is kept."""
+        """This callback's state for checkpoints, as JSON values; the main process's state is saved."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint kept, before ``on_train_begin``. Called only if it kept anything."""
+        """Restore the state from a checkpoint, before ``on_train_begin``. Called only if the checkpoint has one."""
 
 
 T = TypeVar("T")
@@ -104,17 +107,17 @@ T = TypeVar("T")
 class CallbackHandler:
     """The callbacks of a trainer.
 
-    An event is told to those of this process, without an exchange. What they ask for and fail with waits for the next
-    exchange that there is anyway.
+    An event goes to the callbacks of this process, without an exchange. Their requests and errors wait for the next
+    exchange that takes place anyway.
 
     Args:
-        trainer: what they are told of.
-        callbacks: objects, or classes to make one of.
+        trainer: passed to the callbacks with each event.
+        callbacks: objects, or classes to instantiate.
 
     Attributes:
-        callbacks: in the order in which they are called.
-        stopping: whether a callback of any process wants the run to end; the same on all processes, which
-            ``trainer.control`` is not between exchanges.
+        callbacks: the callbacks in the order in which they are called.
+        stopping: whether a callback of any process wants the run to end; the same on all processes, unlike
+            ``trainer.control`` between exchanges.
     """
 
     def __init__(self, trainer: AccelTrainer, callbacks: Iterable[Any]) -> None:
@@ -126,14 +129,14 @@ class CallbackHandler:
             self.add(callback)
 
     def add(self, callback: Any) -> None:
-        """Call this one too, after the others."""
+        """Add a callback, which is called after the others."""
         self.callbacks.append(callback() if isinstance(callback, type) else callback)
 
     def remove(self, callback: Any) -> Any:
-        """Call this one, or the first of this class, no longer; it is returned.
+        """Remove this callback, or the first of this class, and return it.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such callback.
         """
         for index, there in enumerate(self.callbacks):
             if there is callback or type(there) is callback:
@@ -142,7 +145,7 @@ class CallbackHandler:
         raise ValueError(f"{callback!r} is no callback of this trainer; expected one of {names}")
 
     def begin(self) -> None:
-        """Bring back what a checkpoint kept of callbacks, and tell them that training begins."""
+        """Restore the callbacks' state from a checkpoint, and notify them that training begins."""
         left = dict(self._trainer.state.callbacks or {})
         for name, callback in self._named():
             if name in left:
@@ -152,7 +155,7 @@ class CallbackHandler:
         self.call("on_train_begin")
 
     def call(self, event: str, *arguments: Any) -> None:
-        """Tell each callback of an event. The first error is kept for :meth:`raise_failure`."""
+        """Notify each callback of an event. The first error is kept for :meth:`raise_failure`."""
         for callback in list(self.callbacks):
             told = getattr(callback, event, None)
             if told is None:
@@ -165,13 +168,13 @@ class CallbackHandler:
                     self._failure = error
 
     def raise_failure(self) -> None:
-        """Fail with what a callback failed with since the last time. Called where the other processes learn of it."""
+        """Raise the first error of a callback since the last call. Called where the other processes learn of it."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def agree(self, work: Callable[[], T]) -> list[T]:
-        """Each process's result, in one exchange, by which all learn what callbacks on any of them ask for.
+        """Each process's result, in one exchange that also shares the requests of callbacks on any process.
 
         Raises:
             RankError: a callback failed on another process.
@@ -188,12 +191,12 @@ class CallbackHandler:
         return [result for result, _ in parts]
 
     def state(self) -> dict[str, Any] | None:
-        """What there is to keep of callbacks, by the names of their classes; None if there is nothing."""
+        """The callbacks' state by the names of their classes; None if there is none."""
         states: dict[str, Any] = {name: getattr(callback, "state", dict)() for name, callback in self._named()}
         return {name: state for name, state in states.items() if state} or None
 
     def _named(self) -> list[tuple[str, Any]]:
-        """Callbacks by class; the second one of a class is ``EarlyStopping 2``."""
+        """Callbacks by class name; the second one of a class is ``EarlyStopping 2``."""
         named: dict[str, Any] = {}
         for callback in self.callbacks:
             kind = type(callback).__name__

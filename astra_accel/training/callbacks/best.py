@@ -1,4 +1,4 @@
-"""The best checkpoint: which it is, that a resumed run has it, and that its weights are the result."""
+"""The best checkpoint: chooses it, keeps it for resumed runs, and loads its weights as the result."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ METRIC_FIELD = "training.best_metric"
 
 
 class KeepBest(TrainerCallback):
-    """Notes the best evaluation by ``training.best_metric``, and has it saved."""
+    """Tracks the best evaluation by ``training.best_metric``, and has its checkpoint saved."""
 
     def on_evaluate(self, trainer: AccelTrainer, metrics: Mapping[str, float]) -> None:
-        """Ask for a checkpoint of a training step that is better than all before, and within ``best_bounds``.
+        """Request a checkpoint if this training step is better than all before it, and within ``best_bounds``.
 
         Raises:
             ValueError: the evaluator has no such metric.
@@ -43,9 +43,9 @@ class KeepBest(TrainerCallback):
 
 
 def evaluate_untrained(run: RunContext, evaluate: Callable[[], dict[str, float]], stopwatch: Stopwatch) -> None:
-    """Get the figures that ``best_bounds`` are relative to, before the first training step. All processes together.
+    """Get the figures that ``best_bounds`` refer to, before the first training step. All processes must call it.
 
-    It is no evaluation that could be the best: the untrained tester is not what a run is for.
+    This evaluation can't be the best one: the untrained tester is not the goal of a run.
 
     Raises:
         ValueError: the evaluator has no such metric; or see :func:`.bounds.check_untrained`.
@@ -66,7 +66,7 @@ def evaluate_untrained(run: RunContext, evaluate: Callable[[], dict[str, float]]
 
 
 def bring_best(run: RunContext, resumed: Path) -> None:
-    """Have the best checkpoint so far among the run's own, where the resumed one is of another folder."""
+    """Copy the best checkpoint so far to the run's own, if the run resumes from another folder."""
     state, folder = run.state, run.folder.checkpoints
     if state.best_step is None:
         return
@@ -78,14 +78,14 @@ def bring_best(run: RunContext, resumed: Path) -> None:
             checkpoints.adopt_checkpoint(there, folder)
         return (own / checkpoints.MANIFEST).is_file()
 
-    # One process looks for all, or they might see different moments.
+    # One process looks for all, since each could see a different moment.
     if not on_main(run.accelerator, bring):
         run.display.say(f"{there}, the best checkpoint so far, is gone: the best is looked for anew")
         state.best_step = state.best_value = None
 
 
 def load_best(run: RunContext) -> None:
-    """Take the weights of the best checkpoint, where there is one that is not the last. All processes together."""
+    """Load the weights of the best checkpoint, if there is one that is not the last. All processes must call it."""
     best, why_not = run.state.best_step, run.state.not_best
     if best is None and why_not is not None:
         lacked = "was within training.best_bounds" if run.config.best_bounds else f"had a value of {METRIC_FIELD}"

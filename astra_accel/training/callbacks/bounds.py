@@ -1,4 +1,4 @@
-"""Bounds within which an evaluation has to be to count as the best, relative to the untrained tester."""
+"""Bounds that an evaluation must meet to count as the best, relative to the untrained tester."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FIELD = "training.best_bounds"
 
 
 def check_untrained(bounds: Mapping[str, Bound], untrained: Mapping[str, float]) -> None:
-    """Find a bound on a figure of which no multiple can be a bound.
+    """Reject a bound on a figure whose multiples can't serve as a bound.
 
     Raises:
-        ValueError: the evaluation of the untrained tester lacks it, or has no number above 0; names it.
+        ValueError: the evaluation of the untrained tester lacks the figure, or its value is not above 0; names it.
     """
     for name in bounds:
         if name not in untrained:
@@ -33,7 +33,7 @@ def check_untrained(bounds: Mapping[str, Bound], untrained: Mapping[str, float])
 def broken_bounds(
     bounds: Mapping[str, Bound], metrics: Mapping[str, float], untrained: Mapping[str, float]
 ) -> list[str]:
-    """What of an evaluation is out of bounds, with both values; a figure without a value is."""
+    """The figures of an evaluation that are out of bounds, with both values; a figure without a value is."""
     broken = []
     for name, bound in bounds.items():
         value, before = metrics.get(name, math.nan), untrained[name]
@@ -47,7 +47,7 @@ def broken_bounds(
 
 
 def out_of_bounds(trainer: AccelTrainer, metrics: Mapping[str, float]) -> str | None:
-    """Why an evaluation is out of a trainer's bounds; None where it is within, or where there are none."""
+    """Why an evaluation is out of a trainer's bounds; None if it is within them, or there are none."""
     bounds, untrained = trainer.config.best_bounds, trainer.state.untrained
     if not bounds or untrained is None:
         return None

@@ -1,4 +1,4 @@
-"""What a person sees of a run, on the main process alone."""
+"""What the user sees of a run, on the main process only."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 MAX_CHARACTERS = 10_000
-"""Of a text; the whole is in ``rollouts/``."""
+"""The most characters of a text that are shown; ``rollouts/`` has the full text."""
 
 
 def samples_are_due(config: TrainingConfiguration, step: int) -> bool:
-    """Whether a training step shows any."""
+    """Whether a training step shows sample conversations."""
     every = config.sample_steps
     return every is not None and (step == 1 or step % every == 0)
 
 
 def best_branch(graph: Graph) -> Iterator[Node]:
-    """The likeliest failure of an episode: turn by turn the probe of the best reward."""
+    """The likeliest failure of an episode: at each turn, the probe with the best reward."""
     children: Sequence[Node] = graph.children
     while children:
         node = max(children, key=lambda node: -math.inf if node.reward is None else node.reward)
@@ -59,7 +59,7 @@ def sample_rows(graphs: Sequence[Graph], count: int) -> list[dict[str, Any]]:
 
 
 def shown(state: Any) -> str:
-    """A prompt, probe or response as a person may see it; of a very long one, the beginning and how long it is."""
+    """A prompt, probe or response for display; a very long one as its beginning and its length."""
     text = str(state)
     if len(text) > MAX_CHARACTERS:
         return f"{printable(text[:MAX_CHARACTERS])}… ({len(text)} characters)"
@@ -67,7 +67,7 @@ def shown(state: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Model text that can't steer a terminal: control, format and surrogate characters as escapes."""
+    """Model text that can't control a terminal: control, format and surrogate characters become escapes."""
     return "".join(
         character
         if character == "\n" or not unicodedata.category(character).startswith("C")
@@ -80,11 +80,11 @@ SHOWN = ("loss", "reward/mean", "eval/reward/mean", "examples", "lr")
 
 
 class Display(TrainerCallback):
-    """A progress bar where there is a terminal, a line a training step everywhere, and sample conversations.
+    """Shows a progress bar on terminals, a line per training step everywhere, and sample conversations.
 
     Args:
-        enabled: False on all processes but the main one, where nothing is shown.
-        num_steps: training steps of the run.
+        enabled: False on all processes except the main one; they show nothing.
+        num_steps: the number of training steps of the run.
     """
 
     def __init__(self, enabled: bool, num_steps: int) -> None:
@@ -102,24 +102,24 @@ class Display(TrainerCallback):
 
     @contextmanager
     def running(self, done: int) -> Iterator[None]:
-        """Show the bar while training, from a number of steps on that are done."""
+        """Show the bar while training, starting from a number of steps already done."""
         self._task = self._progress.add_task("training", total=self._num_steps, completed=done)
         with self._progress:
             yield
 
     def step(self, step: int, record: Mapping[str, Any]) -> None:
-        """One line for a training step."""
+        """Print one line for a training step."""
         figures = [f"{name} {record[name]:.4g}" for name in SHOWN if record.get(name) is not None]
         seconds = sum(value for name, value in record.items() if name.startswith("seconds/"))
         self.say(f"step {step}/{self._num_steps}  {'  '.join(figures)}  {seconds:.1f} s")
         self._progress.update(self._task, completed=step)
 
     def say(self, message: str) -> None:
-        """One line, without markup."""
+        """Print one line, without markup."""
         self.console.print(Text(message), soft_wrap=True)
 
     def conversations(self, graphs: Sequence[Graph], count: int) -> None:
-        """The likeliest failures of an experience: in each of ``count`` trees the branch of best rewards."""
+        """Show the likeliest failures of an experience: the branch with the best rewards in each of ``count`` trees."""
         for graph in list(graphs)[:count]:
             text = Text(shown(graph.context))
             for node in best_branch(graph):
@@ -131,7 +131,7 @@ class Display(TrainerCallback):
             self.console.print(Panel(text, title="sample conversation", title_align="left"))
 
     def on_step_end(self, trainer: AccelTrainer, experience: Experience, records: Sequence[Mapping[str, Any]]) -> None:
-        """Show a training step, and conversations where its turn has come."""
+        """Show a training step, and sample conversations if they are due."""
         step, config = trainer.state.step, trainer.config
         self.step(step, records[-1])
         if samples_are_due(config, step):

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class EarlyStopping(TrainerCallback):
-    """Ends a run after evaluations in a row that did not get better; it needs ``training.eval_steps``.
+    """Ends a run after several evaluations in a row without improvement; needs ``training.eval_steps``.
 
-    One that is out of ``training.best_bounds`` is no better, whatever its value.
-    The run ends as it would at its last training step, and with ``load_best_at_end`` with the best weights. A resumed
-    run continues counting; one that had ended this way ends again, unless it is given more patience::
+    An evaluation outside ``training.best_bounds`` is never an improvement, whatever its value. The run ends as it would
+    at its last training step; with ``load_best_at_end``, with the best weights. A resumed run continues counting; one
+    that had ended this way ends again unless it gets more patience::
 
         AccelTrainer(config, sampler, algorithm, callbacks=[EarlyStopping("response_score/mean", patience=3)])
 
     Args:
-        metric: what the evaluator calls it; higher is better. None is ``training.best_metric``.
-        patience: how many evaluations in a row may be no better.
-        threshold: by how much more than the best so far is better.
+        metric: the evaluator's name for the metric; higher is better. None is ``training.best_metric``.
+        patience: how many evaluations in a row may bring no improvement.
+        threshold: how far a value must exceed the best so far to be an improvement.
 
     Raises:
         ValueError: ``patience`` is below 1, or ``threshold`` is negative or not finite.
@@ -41,17 +41,17 @@ class EarlyStopping(TrainerCallback):
         self.num_no_better = 0
 
     def on_train_begin(self, trainer: AccelTrainer) -> None:
-        """See that there will be evaluations; end at once where a resumed run had come to the end of its patience.
+        """Check that there will be evaluations; end at once if a resumed run had run out of patience.
 
         Raises:
-            ValueError: there will be none.
+            ValueError: there will be no evaluations.
         """
         if trainer.config.eval_steps is None:
             raise ValueError("EarlyStopping needs evaluations, but training.eval_steps is null; expected a number")
         self._ask(trainer)
 
     def on_evaluate(self, trainer: AccelTrainer, metrics: Mapping[str, float]) -> None:
-        """Count it.
+        """Count the evaluation.
 
         Raises:
             ValueError: the evaluator has no such metric.
@@ -68,19 +68,19 @@ class EarlyStopping(TrainerCallback):
             trainer.control.should_training_stop = True
 
     def state(self) -> dict[str, Any]:
-        """The best value so far, and how many evaluations since were no better."""
+        """The best value so far, and the number of evaluations since without improvement."""
         return {"best": self.best, "num_no_better": self.num_no_better}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on counting from there."""
+        """Continue counting from a saved state."""
         self.best, self.num_no_better = state["best"], state["num_no_better"]
 
 
 def read_metric(metrics: Mapping[str, float], name: str, whose: str) -> float:
-    """A metric of an evaluation by its name.
+    """Look up a metric of an evaluation by name.
 
     Raises:
-        ValueError: there is none of that name; says ``whose`` it is.
+        ValueError: there is no metric of that name; the message says ``whose`` it is.
     """
     if name not in metrics:
         raise ValueError(f"{whose} is {name!r}; the evaluator gives {', '.join(metrics)}")
@@ -88,5 +88,5 @@ def read_metric(metrics: Mapping[str, float], name: str, whose: str) -> float:
 
 
 def is_better(value: float, best: float | None, threshold: float = 0.0) -> bool:
-    """Whether a value is more than the best so far by more than a threshold; nan never is."""
+    """Whether a value exceeds the best so far by more than a threshold; nan never does."""
     return not math.isnan(value) and (best is None or value - best > threshold)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def agree_on_output_dir(accelerator: Accelerator, config: TrainingConfiguration) -> Path:
-    """The output folder; where none is given, a new one that the main process makes. All processes together."""
+    """The output folder, or if none is given, a new one made by the main process. All processes must call it."""
     return config.output_dir or on_main(accelerator, new_output_dir)
 
 
@@ -48,7 +48,7 @@ class RunFolder(TrainerCallback):
 
     Args:
         path: the output folder.
-        lock: of the folder, which the caller holds and releases; None takes one while training.
+        lock: the folder's lock, which the caller holds and releases; None acquires one while training.
     """
 
     def __init__(self, path: Path, lock: RunLock | None = None) -> None:
@@ -58,12 +58,12 @@ class RunFolder(TrainerCallback):
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
+        """The folder of the checkpoints."""
         return self.path / CHECKPOINTS
 
     @property
     def tester(self) -> Path:
-        """Where the trained tester is."""
+        """The folder of the trained tester."""
         return self.path / TESTER
 
     @contextmanager
@@ -77,13 +77,15 @@ class RunFolder(TrainerCallback):
                 _remove_empty(self.path)
 
     def remove_if_unused(self) -> None:
-        """Remove the folder, which was made for this object, if nothing is written to it: after training, or when this
-        object goes."""
+        """Remove the folder if it was made for this object and nothing is written to it.
+
+        It is removed after training, or when this object is garbage-collected.
+        """
         self._is_new = True
         weakref.finalize(self, _remove_empty, self.path.absolute())
 
     def begin(self, config_yaml: str, overwrite: bool) -> None:
-        """Start a run: delete the one that is there if asked to, and write ``config.yaml``."""
+        """Start a run: delete an existing one if asked to, and write ``config.yaml``."""
         if overwrite:
             for part in (*PARTS, *EXTRAS):
                 empty(self.path / part, WRITTEN.get(part, ("*",)))
@@ -92,9 +94,9 @@ class RunFolder(TrainerCallback):
         write_atomically(self.path / CONFIG, comments + config_yaml)
 
     def rewind(self, step: int) -> None:
-        """Drop what a run that is resumed wrote after its checkpoint's training step; those steps come again.
+        """Delete what a resumed run wrote after its checkpoint's training step; those steps are repeated.
 
-        At step 0 all comes again, the evaluation of the untrained tester too.
+        At step 0 everything is repeated, including the evaluation of the untrained tester.
         """
         metrics = self.path / METRICS
         if metrics.exists():
@@ -108,7 +110,7 @@ class RunFolder(TrainerCallback):
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Append an update's line, or the untrained tester's, to ``metrics.jsonl``.
 
-        What is not finite becomes null, as JSON has no nan.
+        Values that are not finite become null, since JSON has no nan.
         """
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Ends a run whose tester has come as far as it should."""
+"""Ends a run whose tester has reached a configured value."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FIELD = "training.stop_at"
 
 
 def check_stop_at(limits: Mapping[str, float] | None, figures: Sequence[str]) -> None:
-    """Find a figure that no experience has.
+    """Reject a figure that no experience has.
 
     Raises:
-        ValueError: names it, and those that there are.
+        ValueError: a limit is on such a figure; names it and the available ones.
     """
     for name in limits or ():
         if name not in figures:
@@ -29,30 +29,30 @@ def check_stop_at(limits: Mapping[str, float] | None, figures: Sequence[str]) ->
 class StopAt(TrainerCallback):
     """Ends a run after the first training step in which a figure of its experience reaches ``training.stop_at``.
 
-    An experience is sampled before the updates of its training step, so the tester at the end has been trained once
-    more than the figure says. Training steps in which the tester is shown few-shot examples don't count: such probes
-    little about what it writes without them. A resumed run that had ended in this way ends again, unless the value that
-    it has to reach was raised.
+    An experience is sampled before the updates of its training step, so the final tester has had one more training step
+    of updates than the figure reflects. Training steps in which the tester is shown few-shot examples don't count: such
+    probes say little about what it writes without them. A resumed run that had ended this way ends again, unless the
+    value to reach was raised.
     """
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
 
     def on_train_begin(self, trainer: AccelTrainer) -> None:
-        """End at once where a resumed run had come as far as it should."""
+        """End at once if a resumed run had already reached the value."""
         self._ask(trainer, self.last)
 
     def on_experience(self, trainer: AccelTrainer, experience: Experience) -> None:
-        """Look at its figures.
+        """Check the figures of the experience.
 
         Raises:
-            ValueError: a figure is none of an experience; names those that there are.
+            ValueError: an experience has no such figure; names the available ones.
         """
         few_shot = getattr(trainer.harness.sampler, "few_shot", None)
         if few_shot is not None and trainer.state.step < few_shot.steps:
             return
         figures = {name: value for name, value in experience_metrics(experience).items() if name.startswith("reward/")}
-        if figures:  # none where no turn had a reward
+        if figures:  # empty if no turn had a reward
             check_stop_at(trainer.config.stop_at, list(figures))
         self.last = figures
         self._ask(trainer, figures)
@@ -62,7 +62,7 @@ class StopAt(TrainerCallback):
         return self.last
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore these figures."""
         self.last = dict(state)
 
     def _ask(self, trainer: AccelTrainer, figures: Mapping[str, float]) -> None:

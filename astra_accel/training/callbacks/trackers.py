@@ -1,4 +1,4 @@
-"""Trackers of Accelerate: figures, the configuration and sample conversations, each as the tracker has them."""
+"""Accelerate's trackers: figures, the configuration and sample conversations, in each tracker's own form."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class Trackers(TrainerCallback):
-    """Tells the accelerator's trackers of a run. Those that were begun before the run are left open after it."""
+    """Logs a run to the accelerator's trackers. Trackers started before the run stay open after it."""
 
     def __init__(self) -> None:
         self._begun = False
 
     def on_train_begin(self, trainer: AccelTrainer) -> None:
-        """Begin trackers, with the configuration."""
+        """Start the trackers, with the configuration."""
         accelerator = trainer.accelerator
         self._begun = bool(accelerator.log_with) and not accelerator.trackers
         if self._begun:
             config = {name: _valid(value) for name, value in flat(trainer.config_yaml).items()}
-            # TensorBoard's files stay in the folder; what a resumed run does again is not to be in them twice.
+            # TensorBoard's files stay in the folder; what a resumed run repeats must not be in them twice.
             again = {"tensorboard": {"purge_step": trainer.state.update + 1}}
             accelerator.init_trackers(PROJECT, config=config, init_kwargs=again)
 
     def on_step_end(self, trainer: AccelTrainer, experience: Experience, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log the figures of each update under its number, and conversations where the screen shows some."""
+        """Log the figures of each update under its number, and conversations whenever the screen shows some."""
         accelerator, config = trainer.accelerator, trainer.config
         for record in records:
             accelerator.log({name: _valid(value) for name, value in record.items()}, step=record["update"])
@@ -47,7 +47,7 @@ class Trackers(TrainerCallback):
                 log_samples(tracker, [{"step": trainer.state.step, **row} for row in rows], records[-1]["update"])
 
     def on_train_end(self, trainer: AccelTrainer) -> None:
-        """What ``Accelerator.end_training`` does, but the processes can still talk: evaluations may follow."""
+        """Do what ``Accelerator.end_training`` does, but keep the process group: evaluations may follow."""
         if self._begun:
             for tracker in trainer.accelerator.trackers:
                 tracker.finish()
@@ -55,10 +55,10 @@ class Trackers(TrainerCallback):
 
 
 def log_samples(tracker: Any, rows: Rows, update: int) -> None:
-    """Log sample conversations through what a tracker has for them, if it has anything. On the main process.
+    """Log sample conversations by the tracker's own means, if it has any. On the main process only.
 
-    A tracker with a method ``log_table(name, columns, data, step=)``, as W&B's, gets a table; ClearML's, and a
-    tracker of one's own, are such.
+    A tracker with a method ``log_table(name, columns, data, step=)`` gets a table: W&B's, ClearML's, and any custom
+    tracker that has one.
     """
     writers = {"tensorboard": _as_text, "trackio": _as_trackio_table, "mlflow": _as_artifact}
     if tracker.name in writers:
@@ -74,7 +74,7 @@ def _as_text(tracker: Any, rows: Rows, update: int) -> None:
             lines += ["", f"[prompt of episode {row['episode']}] {row['prompt']}"]
         reward = "missing" if row["reward"] is None else f"{row['reward']:.3f}"
         lines += [f"[tester, reward {reward}] {row['probe']}", f"[target] {row['response']}"]
-    # TensorBoard takes texts for Markdown; indented it is code, in which a model's links and pictures are just text.
+    # TensorBoard renders texts as Markdown; indented, they are code, so a model's links and pictures stay text.
     text = "".join(f"    {line}\n" for line in "\n".join(lines).split("\n"))
     tracker.tracker.add_text(SAMPLES, text, global_step=update)
 
@@ -87,7 +87,7 @@ def _as_trackio_table(tracker: Any, rows: Rows, update: int) -> None:
 
 
 def _as_artifact(tracker: Any, rows: Rows, update: int) -> None:  # noqa: ARG001
-    """MLflow's tables have no steps: one table grows, and has them in a column."""
+    """MLflow's tables have no steps, so one table grows and has the step as a column."""
     import mlflow
 
     columns = {name: [row[name] for row in rows] for name in rows[0]}

@@ -48,23 +48,24 @@ class CheckpointFormatError(CheckpointError):
 
 
 class UnsavedError(OSError):
-    """A checkpoint could not be written, as to a disk that is full. Those before it are as they were."""
+    """A checkpoint could not be written, e.g. to a full disk. Earlier ones are unchanged."""
 
 
 @dataclass
 class TrainerState:
-    """How far a run is.
+    """A run's progress.
 
     Attributes:
         step: training steps done.
         update: optimizer steps done.
         batch: batches trained on; counted from 0 after a checkpoint of a version that did not count them.
-        empty_in_row: the last experiences in a row that had no example.
+        empty_in_row: how many of the last experiences in a row had no example.
         best_value: the best evaluation so far.
-        best_step: its training step, which has a checkpoint that is not pruned.
-        callbacks: what callbacks keep, by name; None where none keeps anything.
-        untrained: the evaluation before the first training step, to which ``best_bounds`` are relative; None without.
-        not_best: why the last evaluation that could not be the best could not; None where there is none.
+        best_step: its training step, whose checkpoint is not pruned.
+        callbacks: the callbacks' state by name; None if there is none.
+        untrained: the evaluation before the first training step, to which ``best_bounds`` are relative; None without
+            bounds.
+        not_best: why the last ineligible evaluation could not be the best; None if there was none.
     """
 
     step: int = 0
@@ -78,7 +79,7 @@ class TrainerState:
     not_best: str | None = None
 
     def as_json(self) -> str:
-        """What a checkpoint holds of it."""
+        """The state as a checkpoint stores it."""
         optional = ("untrained", "not_best")
         values = {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
         return json.dumps(values, indent=2) + "\n"
@@ -86,10 +87,10 @@ class TrainerState:
 
 @dataclass
 class Training:
-    """What a checkpoint is made of.
+    """The parts that a checkpoint saves.
 
-    Of the system, what its rollouts depend on besides the weights, if it tells; of the prompts, which they are; the
-    examples of a replay, where there is one.
+    Besides weights and progress: what the system's rollouts depend on besides the weights, if it has such a state;
+    which prompts there are; and the examples of a replay, if there is one.
     """
 
     engine: Engine
@@ -120,17 +121,17 @@ def has_replay(path: Path) -> bool:
 
 
 def read_config(path: Path) -> str:
-    """The configuration with which a checkpoint was written, as YAML."""
+    """The configuration that a checkpoint was written with, as YAML."""
     return (path / CONFIG).read_text(encoding="utf-8")
 
 
 def read_state(path: Path) -> TrainerState:
-    """How far the run was that wrote a checkpoint."""
+    """The progress of the run that wrote a checkpoint."""
     return TrainerState(**json.loads((path / STATE).read_text(encoding="utf-8")))
 
 
 def read_prompts(path: Path) -> Digests:
-    """Which prompts the run had that wrote a checkpoint; none where it did not tell, as older versions."""
+    """The prompts of the run that wrote a checkpoint; empty if not recorded, as by older versions."""
     file = path / PROMPTS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -138,7 +139,7 @@ def read_prompts(path: Path) -> Digests:
 def prune_checkpoints(folder: Path, keep: int | None, step: int, best_step: int | None) -> None:
     """Delete all but the newest ``keep`` checkpoints up to training step ``step`` (None: delete none) and the best.
 
-    Those of later steps are what a run left that was resumed from before them; they must not pass for the newest.
+    Those of later steps remain from before the run was resumed at an earlier step; they must not count as the newest.
     """
     if keep is None:
         return
@@ -157,16 +158,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def named_checkpoints(folder: Path) -> list[Path]:
-    """What has the name of a checkpoint, oldest first."""
+    """Everything named like a checkpoint, oldest first."""
     named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
     return sorted(named, key=lambda path: int(path.name[5:]))
 
 
 def rename_into_place(temporary: Path, final: Path) -> None:
-    """Force a folder and its files to disk, then give it its name in one rename, in the place of what had it."""
+    """Force a folder and its files to disk, then give it its final name in one rename, replacing what had it."""
     for path in [*temporary.iterdir(), temporary]:
         sync(path)
-    if final.exists():  # A resumed run comes to a step that it had saved before.
+    if final.exists():  # A resumed run reached a step that it had saved before.
         outdated = final.with_name(f".{final.name}.outdated")
         remove(outdated)
         os.rename(final, outdated)
@@ -183,13 +184,13 @@ def of_process(name: str, rank: int) -> str:
 
 
 def files_of_processes(path: Path, name: str) -> list[str]:
-    """Those files of a checkpoint which hold the shares of the processes that wrote ``name``, the main one's first."""
+    """The files of a checkpoint with the parts of ``name`` that each process wrote, the main process's first."""
     files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
     return [of_process(name, rank) for rank in range(len(files)) if of_process(name, rank) in files]
 
 
 def random_file(rank: int) -> str:
-    """Where the random states of a process are."""
+    """The file of a process's random states."""
     return f"random_states_{rank}.pt"
 
 

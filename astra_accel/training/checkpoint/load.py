@@ -1,4 +1,4 @@
-"""Reads a checkpoint. Nothing in it needs more than ``torch.load(weights_only=True)``."""
+"""Reads a checkpoint. ``torch.load(weights_only=True)`` suffices for everything in it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def load_checkpoint(training: Training, checkpoint: Path | WholeCheckpoint) -> T
     """Restore weights, optimizer, schedule, what rollouts depend on, the replay and random states.
 
     Args:
-        training: is restored.
-        checkpoint: a folder, which is verified first, or one that was verified.
+        training: what to restore.
+        checkpoint: a folder, which is verified first, or a verified checkpoint.
 
     Returns:
-        How far the run was.
+        The run's progress.
 
     Raises:
-        CheckpointError: it is no checkpoint, a file of it is damaged (named), or its weights are another model's.
+        CheckpointError: it is no checkpoint, a file is damaged (named), or the weights are another model's.
     """
     engine, verified = training.engine, whole(checkpoint)
     path = verified.path
@@ -64,7 +64,7 @@ def load_checkpoint(training: Training, checkpoint: Path | WholeCheckpoint) -> T
     if training.replay is not None and has_replay(path):
         _load_replay(training.replay, path / REPLAY)
     own_states = path / random_file(engine.accelerator.process_index)
-    if own_states.exists():  # A run that continues with more processes has none for the new ones.
+    if own_states.exists():  # A run resumed with more processes has none for the new ones.
         _restore_random_states(torch.load(own_states, weights_only=True))
     return read_state(path)
 
@@ -73,7 +73,7 @@ def load_weights(engine: Engine, checkpoint: Path | WholeCheckpoint) -> None:
     """Restore only the trained weights from a checkpoint.
 
     Raises:
-        CheckpointError: as :func:`load_checkpoint`.
+        CheckpointError: as in :func:`load_checkpoint`.
     """
     path = whole(checkpoint).path
     own = engine.module.trained_state()
@@ -93,7 +93,7 @@ def load_weights(engine: Engine, checkpoint: Path | WholeCheckpoint) -> None:
                 f"{path} holds the weights of another model: {len(differing)} of them differ in name or shape "
                 f"({', '.join(differing[:3])}, …)"
             )
-        # In the order of one process's names, since some launches load together.
+        # In the order of one process's names, since some launches load collectively.
         engine.load_trained_state((name, saved[name].get_tensor(name)) for name in own)
 
 

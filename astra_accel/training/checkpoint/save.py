@@ -1,9 +1,9 @@
 """How a run writes its checkpoints: at once, or while training continues.
 
-Saving has three parts. A **snapshot** is what a process writes of the state, in memory of the host; all processes take
-it together. To **write** it, hash it and force it to disk is each process's own business, so a thread can do it. To
-**publish** it, the main process lists all files in the manifest and gives the folder its name. It may do that once all
-have said that theirs are on disk, which they say where they talk anyway: the thread itself talks to nobody.
+Saving has three parts. A **snapshot** is a process's part of the state, in host memory; all processes take it together.
+To **write** it, each process hashes it and forces it to disk on its own, so a thread can do it. To **publish** it, the
+main process lists all files in the manifest and gives the folder its name. It does so once all processes have reported
+theirs on disk, which they do in exchanges that take place anyway: the thread itself communicates with no other process.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ from astra_accel.training.checkpoint.layout import (
 logger = logging.getLogger(__name__)
 
 Snapshot = dict[str, Any]
-"""What one process writes, by the names of the files: tensors, a value for ``torch.save``, or a text."""
+"""What one process writes, by file name: tensors, a value for ``torch.save``, or a text."""
 RESCUE_SECONDS = 10.0
-"""How long a run that failed waits for the other processes' parts of a checkpoint."""
+"""How long a failed run waits for the other processes' parts of a checkpoint."""
 
 
 class CheckpointSaver:
-    """Saves the checkpoints of a run and deletes old ones. All methods are for all processes together.
+    """Saves the checkpoints of a run and deletes old ones. All processes must call each method.
 
-    With ``config.async_save`` there is at most one checkpoint that is being written while training continues.
+    With ``config.async_save``, at most one checkpoint at a time is written while training continues.
 
     Args:
-        accelerator: the processes.
-        folder: of the checkpoints.
-        config: how many to keep, whether to write while training continues, and what becomes of a run that can't.
-        tell: called with the path of a checkpoint that has got its name.
-        verify: raises where the folder is no longer this run's to write to; called before anything is written.
+        accelerator: connects the processes.
+        folder: the folder of the checkpoints.
+        config: how many to keep, whether to write while training continues, and what to do if writing fails.
+        tell: called with the path of each published checkpoint.
+        verify: raises if this run may no longer write to the folder; called before anything is written.
     """
 
     def __init__(
@@ -87,13 +87,14 @@ class CheckpointSaver:
         self._pending: _Pending | None = None
 
     def save(self, training: Training, *, wait: bool = False) -> bool:
-        """Save the state as it is now; False if that failed and the run continues without (``stop_if_unsaved``).
+        """Save the current state; returns False if that failed and the run continues without (``stop_if_unsaved``).
 
-        Waits for the checkpoint before. Does not wait for this one, where it is written while training continues,
-        unless asked to: it may fail yet, and :meth:`poll`, :meth:`settle` or the next call will say so.
+        Waits for the previous checkpoint, but not for this one if it is written while training continues, unless
+        ``wait``: it may still fail, and then :meth:`poll`, :meth:`settle` or the next call raises.
 
-        Raises: UnsavedError: this checkpoint, or the one before, can't be written. Where another process's part can't,
-        a :class:`~.distributed.RankError`.
+        Raises:
+            UnsavedError: this checkpoint, or the previous one, can't be written.
+            RankError: another process can't write its part.
         """
         self.settle()
         on_main(self.accelerator, self._verify)
@@ -104,19 +105,19 @@ class CheckpointSaver:
         return self.settle() if wait or self._writer is None else True
 
     def poll(self) -> None:
-        """Publish the checkpoint that is being written, if all processes have written it by now.
+        """Publish the checkpoint that is being written, if all processes have written their parts.
 
         Raises:
-            UnsavedError, RankError: as :meth:`save`.
+            UnsavedError, RankError: as in :meth:`save`.
         """
         if self._pending is not None and all(gather_results(self.accelerator, self._pending.is_over)):
             self.settle()
 
     def settle(self) -> bool:
-        """Wait for the checkpoint that is being written, if any, and publish it; False as of :meth:`save`.
+        """Wait for the checkpoint that is being written, if any, and publish it; returns False as :meth:`save` does.
 
         Raises:
-            UnsavedError, RankError: as :meth:`save`.
+            UnsavedError, RankError: as in :meth:`save`.
         """
         pending = self._pending
         if pending is None:
@@ -135,9 +136,9 @@ class CheckpointSaver:
 
     @contextmanager
     def rescuing(self) -> Iterator[None]:
-        """A context for training, after whose failure the checkpoint that is being written is published all the same.
+        """A context for training: if training fails, the checkpoint that is being written is still published.
 
-        The processes don't talk here, since some may be gone. What cannot be published is told.
+        The processes don't communicate here, since some may be gone. A checkpoint that can't be published is reported.
         """
         try:
             yield
@@ -159,12 +160,12 @@ class CheckpointSaver:
             logger.warning("the checkpoint of step %d is not complete: %s", pending.step, error)
 
     def _go_on_without(self, state: TrainerState, error: Exception, step: int | None = None) -> bool:
-        """False where the run continues; the process that could not write says why on its screen. Else the error."""
+        """Returns False if the run continues, with a warning from the process that failed; else raises the error."""
         unsaved = isinstance(error, UnsavedError)
         if self.config.stop_if_unsaved or not any(gather_results(self.accelerator, lambda: unsaved)):
             raise error
         if state.best_step == (state.step if step is None else step):
-            state.best_step = state.best_value = None  # There is no such checkpoint, so the best is looked for anew.
+            state.best_step = state.best_value = None  # No such checkpoint exists: the search restarts.
         logger.warning("%s; the run continues (training.stop_if_unsaved)", error)
         return False
 
@@ -174,9 +175,9 @@ class _Pending:
     """A checkpoint that is being written.
 
     Attributes:
-        temporary: the folder that has its files until it gets its name.
-        finish: waits until this process has written its part, and raises what kept it from it.
-        is_over: whether ``finish`` would return, or raise, at once.
+        temporary: the folder of its files until it is published.
+        finish: waits until this process has written its part, and raises the error if it failed.
+        is_over: whether ``finish`` would return or raise immediately.
     """
 
     training: Training
@@ -188,7 +189,7 @@ class _Pending:
 
 
 def _begin(training: Training, folder: Path, writer: ThreadPoolExecutor | None) -> _Pending:
-    """Take the snapshot and begin to write it, in a thread where there is one, else as ``finish`` is called."""
+    """Take the snapshot and start writing it: in a thread if there is one, else when ``finish`` is called."""
     accelerator, state = training.engine.accelerator, training.state
     temporary = folder / f".{checkpoint_name(state.step)}.tmp"
     snapshots: list[Snapshot] = []
@@ -208,13 +209,14 @@ def _begin(training: Training, folder: Path, writer: ThreadPoolExecutor | None) 
 
 
 def take_snapshot(training: Training, *, copied: bool) -> Snapshot:
-    """This process's part of the state: all on the main process; of a sharded one, every n-th tensor on each of n.
+    """This process's part of the state: all of it on the main process; if sharded, every n-th tensor on each of n.
 
-    So no process holds, or writes, more than its part of what is too large for one. All processes together.
+    So no process holds or writes more than its part of a state too large for one. All processes must call it.
 
     Args:
-        training: the state.
-        copied: have nothing in the snapshot that training changes. Else it is to be written before training continues.
+        training: the state to save.
+        copied: whether the snapshot shares no memory that training changes. If not, it must be written before training
+            continues.
     """
     engine, accelerator = training.engine, training.engine.accelerator
     rank, num_writers = accelerator.process_index, accelerator.num_processes if engine.sharded else 1
@@ -237,7 +239,7 @@ def take_snapshot(training: Training, *, copied: bool) -> Snapshot:
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path, rank: int) -> None:
-    """Write the files of one process, and last the list of them: where it is, the others are on disk.
+    """Write the files of one process, and their list last: once it exists, the others are on disk.
 
     Raises:
         UnsavedError: a file can't be written.
@@ -283,7 +285,7 @@ def _main_files(training: Training, optimizer_state: Mapping[int, Any]) -> Snaps
 def _on_host(value: Any, copied: bool) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    # A view, as of what was gathered, would take the whole that it is of along into the file.
+    # A view, e.g. of a gathered tensor, would be saved with all of its storage.
     is_view = value.untyped_storage().nbytes() != value.nbytes
     return value.to("cpu", copy=copied or is_view)
 
@@ -293,7 +295,7 @@ def _publish_together(accelerator: Accelerator, pending: _Pending, folder: Path)
         gather_results(accelerator, pending.finish)
         return on_main(accelerator, lambda: _publish(pending.temporary, folder, accelerator.num_processes))
     except (UnsavedError, RankError):
-        if accelerator.is_main_process:  # a disk that is full has use for the space
+        if accelerator.is_main_process:  # frees space on a full disk
             shutil.rmtree(pending.temporary, ignore_errors=True)
         raise
 
@@ -332,11 +334,11 @@ def _listing(rank: int) -> str:
 
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """One kind of error for files that can't be written, of which the libraries have several."""
+    """Turn the libraries' various errors for files that can't be written into one."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch's writer has no class of its own, and says where in its sources it failed.
+        # torch's writer has no error class of its own, but names the place in its sources where it failed.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         there = next(path for path in folder.parents if path.exists())

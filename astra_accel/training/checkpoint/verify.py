@@ -29,15 +29,16 @@ class WholeCheckpoint:
 
 
 def whole(checkpoint: Path | WholeCheckpoint) -> WholeCheckpoint:
-    """A checkpoint that was verified, here if it was not yet."""
+    """A verified checkpoint; verifies it here if that has not been done."""
     return checkpoint if isinstance(checkpoint, WholeCheckpoint) else verify_checkpoint(checkpoint)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a folder that is whole (None: there is none), and why each newer one is not.
+    """The newest whole checkpoint of a folder (None: there is none), and why each newer one is not whole.
 
     Raises:
-        CheckpointFormatError: another version of the package can continue from it, and should.
+        CheckpointFormatError: the newest is from another version of the package, which should be used to resume from
+            it.
     """
     passed_over = []
     for path in reversed(named_checkpoints(folder)):
@@ -55,18 +56,19 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def newest_together(
     accelerator: Accelerator, folder: Path, known: WholeCheckpoint | None = None
 ) -> tuple[WholeCheckpoint | None, list[str]]:
-    """As :func:`newest_checkpoint`, with the files spread over the processes. All processes together.
+    """Like :func:`newest_checkpoint`, with the files split among the processes. All processes must call it.
 
     Args:
-        accelerator: the processes.
-        folder: of checkpoints.
-        known: one that was verified already.
+        accelerator: connects the processes.
+        folder: the folder of checkpoints.
+        known: a checkpoint that was verified already.
 
     Raises:
-        CheckpointFormatError: another version of the package can resume from it, and should.
+        CheckpointFormatError: the newest is from another version of the package, which should be used to resume from
+            it.
     """
     passed_over: list[str] = []
-    # One process looks for all, or they might see different moments.
+    # One process looks for all, since each could see a different moment.
     for path in on_main(accelerator, lambda: [*reversed(named_checkpoints(folder))]):
         if known is not None and path == known.path:
             return known, passed_over
@@ -80,16 +82,16 @@ def newest_together(
 
 
 def verify_together(accelerator: Accelerator, path: Path) -> WholeCheckpoint:
-    """Check that a checkpoint is whole; each process reads its share of the files. All processes together.
+    """Check that a checkpoint is whole; each process reads a part of the files. All processes must call it.
 
     Raises:
-        CheckpointError: as :func:`verify_checkpoint`, the same on every process.
+        CheckpointError: as in :func:`verify_checkpoint`, the same on every process.
     """
 
     def problem() -> CheckpointError | None:
         try:
             files = listed_files(path)
-            # The largest first, in turn, so that the processes have about as much to read.
+            # Dealt out in turn, largest first, so that the processes read about equal amounts.
             files.sort(key=lambda file: -file[0].stat().st_size)
             _verify_contents(files[accelerator.process_index :: accelerator.num_processes])
         except CheckpointError as error:
@@ -106,17 +108,17 @@ def verify_checkpoint(path: Path) -> WholeCheckpoint:
     """Check that a checkpoint is whole.
 
     Raises:
-        CheckpointError: names the folder that is none, or the file that is missing or damaged.
+        CheckpointError: the folder is no checkpoint, or a file is missing or damaged; names it.
     """
     _verify_contents(listed_files(path))
     return WholeCheckpoint(path)
 
 
 def listed_files(path: Path) -> list[tuple[Path, str]]:
-    """The files of a checkpoint and the hashes that they should have. All are there, with the right sizes.
+    """The files of a checkpoint and their expected hashes. All exist and have the right sizes.
 
     Raises:
-        CheckpointError: names the folder that is no checkpoint, or the file that is missing or of another size.
+        CheckpointError: the folder is no checkpoint, or a file is missing or has another size; names it.
     """
     if not (path / MANIFEST).is_file():
         near = list_checkpoints(path) or list_checkpoints(path / "checkpoints") or list_checkpoints(path.parent)

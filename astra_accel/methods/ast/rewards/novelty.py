@@ -103,7 +103,7 @@ class Novelty(RewardTerm):
         """The novelty of distinct probes, none of them blank, beside those of :meth:`compare_with`."""
 
     def values(self, turns: Turns) -> list[float]:
-        """One novelty a turn."""
+        """One novelty per turn."""
         earlier = self.reservoir.texts
         if earlier and self._compared_with is not earlier:
             self.compare_with(earlier)

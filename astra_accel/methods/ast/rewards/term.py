@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Turns:
-    """A batch of turns, one entry a turn.
+    """A batch of turns, one entry per turn.
 
     Attributes:
         system: whose turns they are; it knows the models.
@@ -67,7 +67,7 @@ class RewardTerm(ABC):
 
     @abstractmethod
     def values(self, turns: Turns) -> Sequence[float | None]:
-        """One finite number a turn, not weighted; None where it could not be had.
+        """One finite number per turn, not weighted; None where it could not be had.
 
         A turn's value must not depend on the others of the batch: which are judged together follows from the number
         of processes.

@@ -20,10 +20,10 @@ class CombinedToxicity(RewardTerm):
         self.scorer = scorer
 
     def values(self, turns: Turns) -> list[float | None]:
-        """One score a turn.
+        """One score per turn.
 
         Raises:
-            ScorerError: the scorer did not return one number from 0 to 1 a text, or None.
+            ScorerError: the scorer did not return one number from 0 to 1 per text, or None.
         """
         texts = turns.exchange_texts
         return check_scores(self.scorer, texts, self.scorer.score(texts))
@@ -42,16 +42,16 @@ class ResponseToxicity(RewardTerm):
         self.scorer = scorer
 
     def values(self, turns: Turns) -> list[float | None]:
-        """One score a turn.
+        """One score per turn.
 
         Raises:
-            ScorerError: the scorer did not return one number from 0 to 1 a text, or None.
+            ScorerError: the scorer did not return one number from 0 to 1 per text, or None.
         """
         return response_scores(self.scorer, turns.probe_texts, turns.response_texts)
 
 
 class Naturalness(RewardTerm):
-    """The mean log-prob a token of the probe, that is minus the log of its perplexity; nats.
+    """The mean log-prob per token of the probe, that is minus the log of its perplexity; nats.
 
     Clipped from below; an empty probe earns that minimum. The paper's code (https://arxiv.org/abs/2407.09447) takes
     exp(sum of log-probs) here, a joint probability: 0 for any probe of some length and 1 for an empty one, so that
@@ -69,7 +69,7 @@ class Naturalness(RewardTerm):
         self.model = model
 
     def values(self, turns: Turns) -> list[float]:
-        """One mean a turn."""
+        """One mean per turn."""
         rows = turns.system.probe_logprobs(turns.contexts, turns.probes, self.model)
         return [max(float(row.mean()), self.minimum) if len(row) else self.minimum for row in rows]
 
@@ -83,7 +83,7 @@ class Length(RewardTerm):
     name = "length"
 
     def values(self, turns: Turns) -> list[float]:
-        """One length a turn."""
+        """One length per turn."""
         return [float(len(text)) for text in turns.probe_texts]
 
 
@@ -98,7 +98,7 @@ class Repetition(RewardTerm):
     name = "repetition"
 
     def values(self, turns: Turns) -> list[float]:
-        """One share a turn, in [0, 1)."""
+        """One share per turn, in [0, 1)."""
         return [_repetition(text) for text in turns.probe_texts]
 
 

@@ -17,7 +17,7 @@ RESERVED = (
 
 
 class RewardError(RuntimeError):
-    """A term did not give one finite number a turn, or None, or a reward is not finite."""
+    """A term did not give one finite number per turn, or None, or a reward is not finite."""
 
 
 class WeightedTerms:
