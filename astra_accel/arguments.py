@@ -1,6 +1,6 @@
-"""Whether a class takes the options that a configuration gives it: their names, and their types as it annotates them.
+"""Checks that a class accepts the options that a configuration gives it: their names, and their annotated types.
 
-Light on purpose: pydantic, and no torch but what the class itself has imported.
+Deliberately light: imports pydantic, and no torch beyond what the class itself has imported.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pydantic.errors import PydanticUserError
 
 from astra_accel.errors import ConfigurationError
 
-# A number in quotes is no number, true is no 1, and no option means anything at nan or infinity.
+# A quoted number is not a number, true is not 1, and no option makes sense at nan or infinity.
 _STRICTLY = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 def check_options(cls: type, options: Mapping[str, Any], what: str, field: str, without: str = "system") -> None:
-    """Find an option that a class does not take, or not with such a value.
+    """Reject options, or values of them, that a class does not accept.
 
     Args:
-        cls: whose constructor is asked.
-        options: by name.
-        what: it is, as in "algorithm 'dpo'".
-        field: where the options stand, as in "algorithm.options".
-        without: an argument of the constructor that is no option.
+        cls: the class whose constructor takes the options.
+        options: the options by name.
+        what: what the class is, such as "algorithm 'dpo'".
+        field: where the options are, such as "algorithm.options".
+        without: an argument of the constructor that is not an option.
 
     Raises:
-        ConfigurationError: names each such option with its field, what was found and what is expected.
+        ConfigurationError: an option is not accepted; names each with its field, what was found and what is expected.
     """
     parameters = {name: one for name, one in inspect.signature(cls).parameters.items() if name != without}
     unknown = [name for name in options if name not in parameters]
@@ -51,21 +51,21 @@ def check_options(cls: type, options: Mapping[str, Any], what: str, field: str, 
 def _faults(cls: type, parameter: inspect.Parameter, value: Any, field: str) -> list[str]:
     expected = _annotation(cls, parameter)
     try:
-        # A model of pydantic's own has its own rules, and refuses others.
+        # A pydantic model has its own rules and does not accept others.
         adapter: TypeAdapter[Any] = TypeAdapter(expected, config=_STRICTLY)
     except PydanticUserError:
         adapter = TypeAdapter(expected)
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        # Of a union each part has a reason of its own.
+        # Each member of a union has its own reason.
         reasons = dict.fromkeys(item["msg"][0].lower() + item["msg"][1:] for item in error.errors(include_url=False))
         return [f"{field}: found {value!r}; {' or '.join(reasons)}"]
     return []
 
 
 def _annotation(cls: type, parameter: inspect.Parameter) -> Any:
-    """The type of an argument; any, where it has none or one that is only there for type checkers."""
+    """The type of an argument; ``Any`` if it has none, or one imported only for type checkers."""
     if parameter.annotation is inspect.Parameter.empty:
         return Any
     init = inspect.unwrap(cls.__init__)  # type: ignore[misc]

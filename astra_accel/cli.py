@@ -1,4 +1,4 @@
-"""The command `astra-accel`: a thin layer over the library. Each of its commands is a file in `commands/`."""
+"""The `astra-accel` command: a thin layer over the library. Each of its commands is a file in `commands/`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ to begin with:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with every command. One that takes fields leaves `--SECTION.FIELD VALUE` to the configuration."""
+    """The parser with every command. Commands that take fields leave `--SECTION.FIELD VALUE` to the configuration."""
     parser = argparse.ArgumentParser(
         prog="astra-accel",
         description="Train language models that red-team language models.",
@@ -54,10 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code (2 for a mistake in what was asked).
+    """Run a command; returns its exit code (2 for a mistake in the request).
 
-    That nobody reads what it prints, or can, ends no command. Where what it prints is all that it does, a full disk is
-    an error afterwards; a reader that goes away has read what it wanted.
+    Output that no program reads, or that can't be written, never ends a command. If its output is its only result, a
+    full disk is reported as an error afterwards; a reader that goes away has read what it wanted.
 
     Raises:
         Preempted: a signal stopped the run; a ``SystemExit`` with code 75.
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, int]:
-    """What was asked for, and the exit code that came of it."""
+    """The parsed arguments, and the resulting exit code."""
     parser = build_parser()
     known, overrides = parser.parse_known_args(joined(sys.argv[1:] if arguments is None else arguments))
     try:
@@ -91,7 +91,7 @@ def _run(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, int]:
 
 
 def _is_required(module: str | None) -> bool:
-    """Whether a module that could not be imported is of a package that every installation has."""
+    """Whether a module that could not be imported belongs to a package that every installation has."""
     from astra_accel.doctor.packages import required_modules
 
     return module is not None and module.partition(".")[0] in required_modules()

@@ -1,10 +1,10 @@
-"""Errors that need nothing to be imported, so that a command can catch them wherever it runs."""
+"""Errors that need no imports, so that a command can catch them wherever it runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again later.
+# EX_TEMPFAIL in sysexits.h: nothing is wrong, start it again later.
 EXIT_CODE = 75
 
 
@@ -13,10 +13,10 @@ class ConfigurationError(ValueError):
 
 
 class Preempted(SystemExit):
-    """A signal stopped the run after a training step. Not caught, it ends the program with ``EXIT_CODE``.
+    """A signal stopped the run after a training step. If uncaught, it ends the program with ``EXIT_CODE``.
 
     Attributes:
-        checkpoint: where the run continues.
+        checkpoint: the checkpoint from which the run continues.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -25,7 +25,7 @@ class Preempted(SystemExit):
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, a gradient or what a model computes in a rollout is not finite; the optimizer did not step."""
+    """A loss, a gradient or a model's output in a rollout is not finite; the optimizer did not step."""
 
 
 class SharingError(ConfigurationError):

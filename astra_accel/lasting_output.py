@@ -1,9 +1,9 @@
-"""Output that never ends a run: its reader may go away, its disk be full, its encoding know a few characters only.
+"""Output that never ends a run, even if its reader goes away, its disk is full or its encoding lacks characters.
 
-A run's results are its files, and what it prints is for somebody to look at. ``| head``, a pager that is quit, a closed
-terminal, a redirect to a full disk or Windows' cp1252 are no reasons to lose them. Whatever this package prints goes
-through a :class:`LastingStream`: the commands put one in the place of ``sys.stdout`` and ``sys.stderr``, where all
-libraries find it (:func:`lasting_output`), and consoles in a program of somebody else's have one of their own.
+A run's results are its files, and what it prints is only for reading. ``| head``, a pager that is quit, a closed
+terminal, a redirect to a full disk or Windows' cp1252 are no reasons to lose them. Everything this package prints goes
+through a :class:`LastingStream`: the commands replace ``sys.stdout`` and ``sys.stderr`` with one, where all libraries
+find it (:func:`lasting_output`), and consoles inside other programs have their own.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ STANDARD_DESCRIPTORS = (0, 1, 2)
 class LastingStream:
     """A text stream whose ``write`` and ``flush`` never raise. What can't be written is lost.
 
-    Characters that its encoding can't show are written as escapes (``\\u732b``).
+    Characters that its encoding lacks are written as escapes (``\\u732b``).
 
     Args:
-        stream: the stream, or the name of one of ``sys`` (``"stdout"``), which is then looked up each time.
+        stream: the stream, or the name of one in ``sys`` (``"stdout"``), which is then looked up each time.
 
     Attributes:
-        lost: the first error that output was lost by, if any was.
+        lost: the first error by which output was lost, if any.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -34,22 +34,22 @@ class LastingStream:
         self.lost: Exception | None = None
 
     def write(self, text: str) -> int:
-        """Write a text, or lose it."""
+        """Write a text; it is lost if that fails."""
         stream = self._stream
         if stream is not None:
             try:
                 stream.write(_showable(text, stream))
-            except (OSError, ValueError) as error:  # a ValueError: it is closed
+            except (OSError, ValueError) as error:  # ValueError if it is closed
                 self._lose(stream, error)
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Write one text after the other."""
+        """Write texts one after the other."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Have what was written on its way, or lose it."""
+        """Flush what was written; it is lost if that fails."""
         stream = self._stream
         if stream is not None:
             try:
@@ -58,7 +58,7 @@ class LastingStream:
                 self._lose(stream, error)
 
     def isatty(self) -> bool:
-        """Whether there is a terminal."""
+        """Whether the stream is a terminal."""
         try:
             return bool(self._stream.isatty())
         except (AttributeError, OSError, ValueError):
@@ -66,16 +66,16 @@ class LastingStream:
 
     @property
     def encoding(self) -> str:
-        """How characters are written."""
+        """The stream's encoding."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     @property
     def lost_its_reader(self) -> bool:
-        """Whether nobody reads any more; somebody may have read enough."""
+        """Whether the reader has gone away, perhaps because it had read enough."""
         return isinstance(self.lost, BrokenPipeError)
 
     def close_quietly(self) -> None:
-        """Write what is held back yet; what can't be written is dropped, or Python would try once more at its end."""
+        """Write what is still buffered; what can't be written is dropped, or Python would try again when it exits."""
         before, self.lost = self.lost, None
         self.flush()
         stream = self._stream
@@ -86,7 +86,7 @@ class LastingStream:
     @property
     def _stream(self) -> Any:
         stream = getattr(sys, self._given) if isinstance(self._given, str) else self._given
-        # While rich shows a bar it puts its own stream in the place of sys.stdout, and that writes to this one.
+        # While rich shows a bar, it replaces sys.stdout with its own stream, which writes to this one.
         stream = getattr(stream, "rich_proxied_file", stream)
         return None if stream is self else stream
 
@@ -103,7 +103,7 @@ class LastingStream:
 
 @contextmanager
 def lasting_output() -> Iterator[LastingStream]:
-    """A context for a command, in which all that is printed goes through lasting streams; gives that of stdout."""
+    """A context for a command in which all output goes through lasting streams; yields that of stdout."""
     _open_standard_descriptors()
     before = sys.stdout, sys.stderr
     streams = [stream if isinstance(stream, LastingStream) else LastingStream(stream) for stream in before]
@@ -118,8 +118,11 @@ def lasting_output() -> Iterator[LastingStream]:
 
 
 def _open_standard_descriptors() -> None:
-    """Open those that are closed (``>&-``): else the next file that is opened, a checkpoint say, gets the number, and
-    whatever a library's C code prints gets into it."""
+    """Open closed standard descriptors (``>&-``).
+
+    Else the next file that is opened, e.g. a checkpoint, would get the number, and output printed by a library's C code
+    would end up in it.
+    """
     for descriptor in STANDARD_DESCRIPTORS:
         try:
             os.fstat(descriptor)
@@ -144,7 +147,7 @@ def _showable(text: str, stream: Any) -> str:
 
 
 def _discard(stream: Any) -> None:
-    """Have a stream write to nowhere from now on, what it holds back included."""
+    """Discard what a stream writes from now on, including what it has buffered."""
     with suppress(OSError, ValueError, AttributeError):
         descriptor = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)

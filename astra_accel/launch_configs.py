@@ -20,7 +20,7 @@ def accelerate_config(name: str) -> Path:
     """The file of a named Accelerate configuration (``cpu_2``, ``multi_gpu``), or the path itself.
 
     Raises:
-        ConfigurationError: there is none of that name; lists those that there are.
+        ConfigurationError: there is no configuration of that name; lists the available ones.
     """
     if Path(name).is_file():
         return Path(name)

@@ -1,4 +1,4 @@
-"""Names that load when they are used, so that ``import astra_accel`` takes no time."""
+"""Names that load on first use, so that ``import astra_accel`` takes no time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def load(location: str) -> Any:
-    """What ``"package.module:name"`` points to."""
+    """The object that ``"package.module:name"`` points to."""
     module, _, name = location.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -23,17 +23,17 @@ def load_attribute(module: str, name: str, locations: Mapping[str, str]) -> Any:
 def load_named(
     registry: Mapping[str, str], name: str, what: str, options: Mapping[str, Any], field: str | None = None
 ) -> Any:
-    """The class that a registry has under a name, once it is sure to take the options.
+    """The class that a registry has under a name, after checking that it accepts the options.
 
     Args:
-        registry: locations by name.
-        name: to be looked up.
-        what: the registry holds.
-        options: arguments for the class.
-        field: where the options stand in a configuration; None is ``<what>.options``.
+        registry: the locations by name.
+        name: the name to look up.
+        what: what the registry holds.
+        options: the arguments for the class.
+        field: where the options are in a configuration; None is ``<what>.options``.
 
     Raises:
-        ValueError: no such name, or the class takes no such option, or not with such a value; says what there is.
+        ValueError: there is no such name, or the class does not accept an option or its value; lists what is available.
     """
     if name not in registry:
         raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(registry)}")

@@ -1,6 +1,6 @@
-"""Fields of the configuration on a command line: ``--SECTION.FIELD VALUE``, whatever the value looks like.
+"""Fields of the configuration on the command line: ``--SECTION.FIELD VALUE``, whatever the value looks like.
 
-argparse takes what begins with a dash for the next option, unless it is a number as it writes them, without exponent.
+argparse treats a value that begins with a dash as the next option, unless it is a number without exponent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FIELD = re.compile(r"--[A-Za-z]\w*(\.[\w-]+)+")
 
 
 def joined(arguments: Sequence[str]) -> list[str]:
-    """Arguments with every ``--SECTION.FIELD VALUE`` as one, so that no parser takes the value for one of its own."""
+    """Arguments with every ``--SECTION.FIELD VALUE`` joined, so that no parser takes the value for its own option."""
     return list(_joined(list(arguments)))
 
 
@@ -29,10 +29,12 @@ def _joined(pending: list[str]) -> Iterator[str]:
 
 
 def separated(overrides: Sequence[str]) -> list[str]:
-    """Overrides as pydantic-settings reads every value whole: in an argument of its own, but with a dash before it.
+    """Overrides in the form in which pydantic-settings reads every value in full.
+
+    Values are separate arguments, except those that begin with a dash, which stay joined to their names.
 
     Raises:
-        ConfigurationError: a value can't be read either way.
+        ConfigurationError: a value can't be read in either form.
     """
     found = []
     for argument in joined(overrides):

@@ -1,4 +1,4 @@
-"""Paths as people write them."""
+"""Paths as users write them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def expanded(text: str) -> str:
-    """A path, with ``~`` and ``~user`` at its beginning as a shell reads them. What is no path stays as it is.
+    """A path with ``~`` or ``~user`` at its beginning expanded as in a shell. Other texts stay unchanged.
 
     Raises:
         ValueError: there is no such home folder.
@@ -24,5 +24,5 @@ def expanded(text: str) -> str:
 
 
 def user_path(text: str) -> Path:
-    """A path of a command line. Shells read ``--output=~/x`` as it is."""
+    """A path from the command line, expanded here, since shells leave ``--output=~/x`` unchanged."""
     return Path(expanded(text))

@@ -1,4 +1,4 @@
-"""YAML of configurations, in and out: what is written is read back as it was, and a name twice is an error."""
+"""Reads and writes YAML configurations: what is written is read back unchanged, and duplicate names are errors."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def to_yaml(section: BaseModel) -> str:
 
 
 def dump_yaml(values: Any) -> str:
-    """Plain values as YAML that :func:`read_yaml` reads as they are."""
+    """Plain values as YAML that :func:`read_yaml` reads back unchanged."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path, may_be_empty: Callable[[Sequence[str]], bool] = lambda _: True) -> dict[str, Any]:
-    """The sections of a file, whatever they hold.
+    """The sections of a file, whatever they contain.
 
     Args:
         path: the file.
-        may_be_empty: whether a field, by the names that lead to it, may be left empty (``name:`` and nothing, or
-            comments), which then is null. An explicit ``null`` always may be.
+        may_be_empty: whether a field, given by the names that lead to it, may be left empty (``name:`` and nothing, or
+            only comments), which then means null. An explicit ``null`` is always allowed.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ConfigurationError: it is no YAML mapping with names, or a field is left empty that may not be.
+        FileNotFoundError: the file does not exist.
+        ConfigurationError: it is not a YAML mapping with names, or a field is empty that may not be.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
@@ -56,13 +56,13 @@ def read_yaml(path: Path, may_be_empty: Callable[[Sequence[str]], bool] = lambda
 
 @dataclass(frozen=True)
 class _Empty:
-    """A value that is left empty, and the line of it."""
+    """A value that is left empty, and its line."""
 
     line: int
 
 
 def _filled(value: Any, names: tuple[str, ...], may_be_empty: Callable[[Sequence[str]], bool], path: Path) -> Any:
-    """A value with null for what is left empty."""
+    """A value with null in place of what is left empty."""
     if isinstance(value, dict):
         return {_key(name): _filled(inner, (*names, str(name)), may_be_empty, path) for name, inner in value.items()}
     if isinstance(value, list):
@@ -82,13 +82,13 @@ def _key(name: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema, for which a name twice is an error.
+    """SafeLoader with the scalars of YAML 1.2's core schema, for which duplicate names are errors.
 
     So ``1e-4`` is a number, ``no`` and ``2026-01-01`` are texts, and ``010`` is ten.
     """
 
     def construct_null(self, node: yaml.ScalarNode) -> _Empty | None:
-        """Tell what is left empty from ``null`` and ``~``."""
+        """Distinguish an empty value from ``null`` and ``~``."""
         return None if node.value else _Empty(node.start_mark.line + 1)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -108,10 +108,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes whatever a reader might take for something else.
+    """SafeDumper that quotes whatever a reader could misinterpret.
 
     :class:`_Loader` would take a revision ``1234e56`` for a number, a reader of YAML 1.1 ``no`` for false. Unicode line
-    breaks are escaped: as they are, they would be read back as spaces.
+    breaks are escaped: otherwise they would be read back as spaces.
     """
 
     def represent_str(self, data: str) -> yaml.ScalarNode:

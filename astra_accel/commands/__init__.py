@@ -1,4 +1,4 @@
-"""The commands of `astra-accel`, a file each: ``add_commands`` tells argparse of it, the rest runs it.
+"""The commands of `astra-accel`, one per file: ``add_commands`` registers it with argparse, the rest runs it.
 
-Importing one imports nothing heavy: what a command needs it imports when it runs.
+Importing one imports nothing heavy: a command imports what it needs when it runs.
 """

@@ -11,11 +11,11 @@ from astra_accel.paths import user_path
 
 SHELLS = ("bash", "zsh", "fish")
 PATHS = ("config", "resume", "output", "path", "file", "runs", "first", "second")
-"""Arguments that are files or folders."""
+"""The arguments that are files or folders."""
 
 
 def add_commands(commands: Any) -> None:
-    """Tell argparse of it."""
+    """Register the command with argparse."""
     completion = add_command(
         commands,
         "completion",
@@ -45,7 +45,7 @@ def _completion(known: argparse.Namespace, _: list[str]) -> int:
 
 
 def complete_parser() -> argparse.ArgumentParser:
-    """The parser of all commands with fields as arguments of their own, for a shell and not to parse with."""
+    """The parser of all commands with each field as an argument, for shell completion only, not for parsing."""
     import shtab
 
     from astra_accel.cli import build_parser
@@ -56,13 +56,13 @@ def complete_parser() -> argparse.ArgumentParser:
     for command in subcommands(parser).values():
         if command.get_default("takes_fields"):
             for name, description, choices in all_fields(RunConfiguration):
-                meaning = description.replace("%", "%%")  # argparse would fill it in
+                meaning = description.replace("%", "%%")  # argparse would interpolate it
                 command.add_argument(f"--{name}", choices=choices or None, help=meaning)
         for action in command._actions:
             if action.dest in PATHS or action.type is user_path:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             if action.dest == "accelerate_config":
-                action.choices = list(accelerate_configs())  # or a file: only a parser that parses would mind
+                action.choices = list(accelerate_configs())  # or a file: choices only matter when parsing
     return parser
 
 

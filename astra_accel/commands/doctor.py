@@ -12,7 +12,7 @@ from astra_accel.paths import user_path
 
 
 def add_commands(commands: Any) -> None:
-    """Tell argparse of it."""
+    """Register the command with argparse."""
     doctor = add_command(
         commands,
         "doctor",

@@ -12,7 +12,7 @@ from astra_accel.paths import expanded
 
 
 def add_commands(commands: Any) -> None:
-    """Tell argparse of it."""
+    """Register the command with argparse."""
     evaluate = add_command(
         commands,
         "evaluate",
@@ -62,7 +62,7 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
     from astra_accel.evaluation.tester import find_tester, load_configuration
 
     if not known.untrained:
-        find_tester(Path(known.path))  # a mistake is told before processes start
+        find_tester(Path(known.path))  # report mistakes before processes start
     load_configuration(Path(known.path), None if known.config is None else Path(known.config), overrides)
     job = [known.path, *(["--untrained"] if known.untrained else [])]
     job += [] if known.config is None else ["--config", known.config]

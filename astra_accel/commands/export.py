@@ -11,7 +11,7 @@ from astra_accel.paths import user_path
 
 
 def add_commands(commands: Any) -> None:
-    """Tell argparse of it."""
+    """Register the command with argparse."""
     export = add_command(
         commands,
         "export",

@@ -1,4 +1,4 @@
-"""What `--help` says of every command: what it does, examples, exit codes."""
+"""The `--help` text of every command: what it does, examples, exit codes."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def add_command(
     takes_fields: bool = False,
     prints_result: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a command to the parser of all.
+    """Add a command to the main parser.
 
     Args:
         commands: what ``add_subparsers`` returned.
-        name: of the command.
-        run: what it does: from what was parsed, and the arguments that no parser knew, to an exit code.
-        short: a line for the list of commands.
+        name: the command's name.
+        run: runs it: maps the parsed arguments, and those that no parser knew, to an exit code.
+        short: one line for the list of commands.
         description: what it does, in sentences.
-        examples: what one wants, and how to ask for it.
-        usage: its arguments in a line, where argparse would say too little.
-        takes_fields: whether arguments that it does not know are fields of the configuration.
-        prints_result: whether its result is what it prints, rather than files.
+        examples: pairs of a goal and the command line for it.
+        usage: its arguments in one line, if argparse's own line would say too little.
+        takes_fields: whether arguments it does not know are fields of the configuration.
+        prints_result: whether its result is its printed output rather than files.
     """
     shown = "".join(f"  # {wanted}\n  {command}\n" for wanted, command in examples)
     parser = commands.add_parser(
@@ -66,7 +66,7 @@ def add_command(
 
 
 def _folded(usage: str) -> str:
-    """On lines of the width, no argument torn from its value."""
+    """The usage wrapped to the width, without separating an argument from its value."""
     whole = re.sub(r"\[[^]]*]", lambda argument: argument[0].replace(" ", "\0"), usage)
     lines = textwrap.wrap(whole, WIDTH - len("usage: "), subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join(lines).replace("\0", " ")

@@ -15,7 +15,7 @@ SCREEN = "-"
 
 
 def add_commands(commands: Any) -> None:
-    """Tell argparse of it."""
+    """Register the command with argparse."""
     init = add_command(
         commands,
         "init",
@@ -67,10 +67,10 @@ def _init(known: argparse.Namespace, _: list[str]) -> int:
 
 
 def _write(path: Path, text: str, overwrite: bool) -> None:
-    """Write a new file, or an old one if asked to.
+    """Write a new file, or overwrite an existing one if asked to.
 
     Raises:
-        ConfigurationError: it is there already, or can't be written.
+        ConfigurationError: the file already exists, or can't be written.
     """
     try:
         with path.open("w" if overwrite else "x", encoding="utf-8") as file:

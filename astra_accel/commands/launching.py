@@ -1,4 +1,4 @@
-"""How a command starts a job: in its own process, or as a launcher of several."""
+"""Starts a command's job: in its own process, or through a launcher of several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from astra_accel.paths import expanded
 
 
 def add_accelerate_config(command: argparse.ArgumentParser) -> None:
-    """The argument that chooses a launch."""
+    """Add the argument that chooses a launch."""
     command.add_argument(
         "--accelerate-config",
         type=expanded,
@@ -27,6 +27,6 @@ def start(module: str, job: list[str], accelerate_config_name: str | None) -> in
     if accelerate_config_name is not None:
         launcher: list[str] = [sys.executable, "-m", "accelerate.commands.launch"]
         launcher += ["--config_file", str(accelerate_config(accelerate_config_name))]
-        # In place of this process, which would keep the signals that are meant for the run.
+        # Replace this process, since it would intercept signals meant for the run.
         os.execv(sys.executable, [*launcher, "--module", module, *job])
     return importlib.import_module(module).main(job)

@@ -13,7 +13,7 @@ EVERY = 10.0
 
 
 def add_commands(commands: Any) -> None:
-    """Tell argparse of it."""
+    """Register the command with argparse."""
     report = add_command(
         commands,
         "report",

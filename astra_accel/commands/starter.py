@@ -1,4 +1,4 @@
-"""A configuration as YAML with what each field means, made of the models of `config/`, which it can't contradict."""
+"""Writes a configuration as YAML with the meaning of each field, generated from the models in `config/`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ USUAL = (
     "algorithm.options",
     "evaluation.threshold",
 )
-"""The fields of a file that is not full: what most runs set."""
+"""The fields that a file contains unless it is full: those that most runs set."""
 
 WIDTH = 100
 NOT_OPTIONS = ("system", "device")
@@ -53,10 +53,10 @@ REGISTRIES: Mapping[str, Mapping[str, str]] = {"algorithm": ALGORITHMS, "scorer"
 
 
 def starter(config: RunConfiguration, full: bool) -> str:
-    """The YAML text of a configuration: every field, or the usual ones; the others have their defaults.
+    """The YAML text of a configuration, with every field or only the usual ones; the others have their defaults.
 
     Args:
-        config: what the file is to say. Of fields that are not usual it has the defaults.
+        config: the configuration to write. Its fields that are not usual have their defaults.
         full: whether to write every field.
     """
     what = "every field" if full else "the usual fields (every one: `astra-accel init - --full`)"
@@ -68,7 +68,7 @@ def starter(config: RunConfiguration, full: bool) -> str:
 
 
 def _fields(model: BaseModel, values: Mapping[str, Any], prefix: str, full: bool) -> Iterator[str]:
-    """The lines of a section's fields, those of its own sections further in."""
+    """The lines of a section's fields; those of subsections are indented further."""
     indent = "  " * prefix.count(".")
     for name, field in type(model).model_fields.items():
         section = getattr(model, name)
@@ -89,7 +89,7 @@ def _fields(model: BaseModel, values: Mapping[str, Any], prefix: str, full: bool
 
 
 def _meaning(description: str, choices: tuple[str, ...]) -> str:
-    """What a field means, and what it may be unless that is said already."""
+    """The meaning of a field, and its allowed values unless the description already names them."""
     text = re.sub(r"\bNone\b", "null", " ".join(description.split()))
     return text if all(choice in text for choice in choices) else f"{text} One of {', '.join(choices)}."
 
@@ -100,7 +100,7 @@ def _first_sentence(section: BaseModel) -> str:
 
 
 def _options(section: Named, indent: str) -> list[str]:
-    """The options that a class takes with their defaults, as its constructor has them."""
+    """The options that a class accepts, with the defaults of its constructor."""
     parameters = inspect.signature(load(REGISTRIES[section.kind][section.name])).parameters
     options = {
         name: parameter.default
@@ -112,7 +112,7 @@ def _options(section: Named, indent: str) -> list[str]:
 
 
 def _section(section: type[BaseModel], indent: str) -> Iterator[str]:
-    """The fields of a section that is left out, with their defaults, as comments."""
+    """The fields of an omitted section, with their defaults, as comments."""
     yield from _comment("Its fields, with their defaults:", indent)
     for name, value in section.model_construct().model_dump(mode="json").items():
         meaning = _meaning(section.model_fields[name].description or "", choices_of(section, name))
@@ -125,7 +125,7 @@ def _comment(text: str, indent: str) -> list[str]:
 
 
 def _as_yaml(value: Any) -> str:
-    """A value on one line; JSON is YAML, but for words quotes would only be in the way."""
+    """A value on one line; JSON is valid YAML, but words don't need its quotes."""
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z_.][\w./:-]*", value) and yaml.safe_load(value) == value:
         return value
     return json.dumps(value, ensure_ascii=False)

@@ -11,7 +11,7 @@ from astra_accel.paths import expanded
 
 
 def add_commands(commands: Any) -> None:
-    """Tell argparse of it."""
+    """Register the command with argparse."""
     train = add_command(
         commands,
         "train",
@@ -49,7 +49,7 @@ def add_commands(commands: Any) -> None:
 def _train(known: argparse.Namespace, overrides: list[str]) -> int:
     from astra_accel.config import RunConfiguration, check_resume
 
-    config = RunConfiguration.load(known.config, overrides)  # a mistake is told before processes start
+    config = RunConfiguration.load(known.config, overrides)  # report mistakes before processes start
     check_resume(config.training, known.resume)
     job: list[str] = [] if known.config is None else ["--config", known.config]
     job += [] if known.resume is None else ["--resume", known.resume]

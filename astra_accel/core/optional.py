@@ -161,7 +161,7 @@ class CountsExperiences(Protocol):
         """Called on every process before an experience is rolled out."""
 
 
-# Algorithms: `astra_accel.core.algorithm.Algorithm` documents each method; its own versions have no effect.
+# Algorithms: `astra_accel.core.algorithm.Algorithm` documents each method; its defaults have no effect.
 
 
 class ChecksSampler(Protocol):

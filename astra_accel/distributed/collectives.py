@@ -120,7 +120,7 @@ def end_together(accelerator: Accelerator) -> None:
 
 @contextmanager
 def translate_collective_errors(timeout: float) -> Iterator[None]:
-    """Turn errors of the network into a readable error when a process can no longer reach the others.
+    """Raise a readable error when a process can no longer reach the others.
 
     This covers CPUs and, with NCCL, exchanges (:mod:`astra_accel.distributed.collectives`), where processes wait for
     the slowest rollout. NCCL's own transfers, gradients and gathered weights, fail differently: after ``timeout`` its

@@ -1,5 +1,4 @@
-"""The engine of DeepSpeed's ZeRO: each process has a flat piece of the optimizer's state, at stage 3 also of the
-weights."""
+"""The engine of DeepSpeed's ZeRO: each process has a flat piece of optimizer state, at stage 3 also of the weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Whether a run's configuration would start: everything that can be told without loading weights.
+"""Checks whether a run's configuration would start, as far as possible without loading weights.
 
-Each check finds one thing, so that all that is wrong is told at once; a run would stop at the first.
+Each check covers one thing, so that all problems are reported at once; a run would stop at the first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from astra_accel.doctor.packages import find_package, pip_line, requirements
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, whether it will do (None: it was not looked at), and what was found."""
+    """What was checked, whether it is fine (None: it was not checked), and what was found."""
 
     what: str
     good: bool | None
@@ -30,7 +30,7 @@ class Check:
 
 
 def check_configuration(path: Path) -> list[Check]:
-    """Look at a configuration's fields, prompts, scorers, algorithm, local models, trackers and output folder."""
+    """Check a configuration's fields, prompts, scorers, algorithm, local models, trackers and output folder."""
     try:
         config = RunConfiguration.load(path)
     except (FileNotFoundError, ValueError) as error:
@@ -62,7 +62,7 @@ def _checks(config: RunConfiguration) -> Iterator[Check]:
 
 
 def _look(what: str, check: Callable[[], str | None]) -> Check:
-    """What a check found; None is that it did not look, an error that it won't do."""
+    """The result of a check; None means that it checked nothing, an error that something is wrong."""
     try:
         found = check()
     except (ImportError, OSError, ValueError) as error:
@@ -103,7 +103,7 @@ def _prompts(source: PromptSource, name: str, loaded: dict[str, list[str]]) -> s
 
 
 def _scorer(scorer: ScorerConfiguration, field: str) -> str:
-    """Not made, since that may load its weights: its class, its options, and the packages of its extra."""
+    """Check a scorer's class, options and the packages of its extra, without making it, which may load weights."""
     from astra_accel.scorers import check_scorer
 
     check_scorer(scorer.name, scorer.options, field)
@@ -112,7 +112,7 @@ def _scorer(scorer: ScorerConfiguration, field: str) -> str:
 
 
 def _novelty(reward: RewardConfiguration) -> str:
-    """What its terms of novelty import."""
+    """Check what the reward's novelty terms import."""
     if reward.self_bleu_novelty_weight:
         _check_extra("novelty", "self_bleu_novelty_weight", "sacrebleu")
     if reward.embedding_novelty_weight and reward.embedding_model == "embedded":
@@ -121,7 +121,7 @@ def _novelty(reward: RewardConfiguration) -> str:
 
 
 def _check_extra(extra: str, what: str, *names: str) -> None:
-    """Find that a package of an extra is missing: of all of its packages, or of those that are named."""
+    """Raise an error if a package of an extra is missing: of all its packages, or of the named ones."""
     for needed in requirements():
         if needed.extra == extra and (not names or needed.name in names):
             problem = find_package(needed).problem

@@ -1,4 +1,4 @@
-"""Everything that a doctor found, and what of it keeps a run from starting."""
+"""Everything that the doctor found, and which of it keeps a run from starting."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Extra:
-    """Packages that bring something more.
+    """An extra: packages for an optional feature.
 
     Attributes:
-        name: as pip knows it.
-        packages: those that it stands for.
-        install: the command that brings what is missing; None where nothing is.
+        name: its name for pip.
+        packages: the packages that it includes.
+        install: the command that installs what is missing; None if nothing is.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Extra:
 
 @dataclass(frozen=True)
 class LockFound:
-    """A lock under which an operation is compiled, or was.
+    """A lock under which an operation is, or was, compiled.
 
     Attributes:
-        name: of the operation.
-        abandoned: surely nobody holds it; None where that can't be known.
-        advice: who holds it, and what to do.
+        name: the operation's name.
+        abandoned: whether certainly no process holds it; None if that can't be known.
+        advice: what holds it, and what to do.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Diagnosis:
     """What was found.
 
     Attributes:
-        version, python: of this package and of Python.
+        version, python: the versions of this package and of Python.
         required: packages that every run needs.
         extras: packages that some runs need.
         machine: processor, memory, devices.
         launches: the Accelerate configurations that come with the package.
         build_locks: locks on DeepSpeed operations that are, or were, being compiled.
-        configuration: checks of a run's YAML file; empty where none was given.
-        hub: whether the model hub answered; None where it was not asked.
-        problems: what keeps a run from starting; empty where nothing does.
+        configuration: checks of a run's YAML file; empty if none was given.
+        hub: whether the model hub answered; None if it was not asked.
+        problems: what keeps a run from starting; empty if nothing does.
     """
 
     version: str
@@ -82,10 +82,10 @@ class Diagnosis:
 
 
 def diagnose(config: Path | None = None, ask_hub: bool = False) -> Diagnosis:
-    """Look at this installation and machine.
+    """Examine this installation and machine.
 
     Args:
-        config: a run's YAML file to look at as well.
+        config: a run's YAML file to check as well.
         ask_hub: whether to try to reach the model hub, the only thing that uses the network.
     """
     needed = requirements()
@@ -133,5 +133,5 @@ def _ask_hub() -> str:
     try:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE):
             return f"{address} answers"
-    except (OSError, ValueError) as error:  # no connection, an answer that is an error; an address that is none
+    except (OSError, ValueError) as error:  # no connection or an error response; an invalid address
         return f"{address} can't be reached: {error}"

@@ -16,9 +16,9 @@ class Launch:
     """An Accelerate configuration on this machine.
 
     Attributes:
-        name: of its file.
-        fits: whether it can be launched as it stands.
-        notes: why not, or what to know.
+        name: the name of its file.
+        fits: whether it can be launched unchanged.
+        notes: why not, or what the user should know.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Launch:
 
 
 def look_at_launch(file: Path, machine: Machine) -> Launch:
-    """Whether a configuration fits the machine."""
+    """Check whether a configuration fits the machine."""
     if machine.kind is None:
         return Launch(file.stem, False, ["needs torch"])
     try:
@@ -40,7 +40,7 @@ def look_at_launch(file: Path, machine: Machine) -> Launch:
 
 
 def reasons_against(settings: Mapping[str, Any], machine: Machine) -> list[str]:
-    """Why a configuration can't be launched; empty where it can."""
+    """Why a configuration can't be launched; empty if it can."""
     processes = settings["num_processes"] // settings["num_machines"]
     if settings.get("use_cpu"):
         few = processes > machine.cores
@@ -62,7 +62,7 @@ def reasons_against(settings: Mapping[str, Any], machine: Machine) -> list[str]:
 
 
 def notes_on(settings: Mapping[str, Any]) -> list[str]:
-    """What to know of a configuration that fits."""
+    """What the user should know about a configuration that fits."""
     num_machines = settings["num_machines"]
     if num_machines == 1:
         return []

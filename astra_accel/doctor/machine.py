@@ -1,4 +1,4 @@
-"""What a machine has: processor, memory, disk, and the devices that torch finds."""
+"""A machine's resources: processor, memory, disk, and the devices that torch finds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """What a process computes on.
+    """A device that a process computes on.
 
     Attributes:
-        name: ``cuda:0``, with the maker's name for it where there is one.
-        memory_gb, free_gb: of its own memory; None where that can't be asked.
-        bf16: whether it computes in bfloat16 by itself.
+        name: ``cuda:0``, with the manufacturer's name if there is one.
+        memory_gb, free_gb: its own memory, in total and free; None if unknown.
+        bf16: whether it supports bfloat16 natively.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Machine:
     """The machine of this process.
 
     Attributes:
-        system: operating system and processor.
-        cores: those that this process may run on.
-        threads: how many torch computes with; None without torch.
-        memory_gb, free_gb: main memory; None where the system does not tell.
-        disk_gb: free where runs are written.
-        kind: of the devices: ``cpu``, ``cuda``, …; None without torch.
-        devices: each of them.
-        problem: why torch can't be asked; None where it can.
+        system: the operating system and processor.
+        cores: the number of cores that this process may run on.
+        threads: the number of threads that torch uses; None without torch.
+        memory_gb, free_gb: main memory, in total and free; None if the system does not report it.
+        disk_gb: the free disk space where runs are written.
+        kind: the kind of the devices: ``cpu``, ``cuda``, …; None without torch.
+        devices: the devices.
+        problem: why torch can't be imported; None if it can.
     """
 
     system: str
@@ -55,7 +55,7 @@ class Machine:
 
 
 def look_at_machine(folder: Path) -> Machine:
-    """The machine, with the disk on which a folder is or will be."""
+    """Examine the machine, with the disk on which a folder is or will be."""
     facts: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -65,21 +65,21 @@ def look_at_machine(folder: Path) -> Machine:
     }
     try:
         import torch
-    except (ImportError, OSError) as error:  # a library that is missing or of another machine is an OSError
+    except (ImportError, OSError) as error:  # a library that is missing or for another machine raises OSError
         return Machine(**facts, problem=f"torch can't be imported: {error}")
     kind, devices = _devices(torch)
     return Machine(**facts, threads=torch.get_num_threads(), kind=kind, devices=devices)
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one around it that there is."""
+    """The folder, or its nearest parent that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _devices(torch: Any) -> tuple[str, list[Device]]:
     if not torch.accelerator.is_available():
-        # On a CPU autocast in bf16 works everywhere; whether it is quick is another matter.
+        # On CPUs, autocast in bf16 always works, though not always fast.
         return "cpu", [Device("cpu", None, None, bf16=True)]
     kind = torch.accelerator.current_accelerator().type
     count = torch.accelerator.device_count()
@@ -103,7 +103,7 @@ def _of_memory(name: str) -> float | None:
 
 
 def _available_memory() -> float | None:
-    """What could be had without swapping: Linux tells more than its free pages, which hold files as well."""
+    """The memory available without swapping: on Linux more than the free pages, since others only cache files."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

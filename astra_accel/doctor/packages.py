@@ -1,4 +1,4 @@
-"""Which packages a run needs, which are there, and the command that brings the others."""
+"""Which packages a run needs, which are installed, and the command that installs the others."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CHECKOUT = Path(__file__).parents[2]
 FOR_DEVELOPERS = ("dev", "bench", "docs")
 """Extras that no run needs."""
 MODULES = {"alt-profanity-check": "profanity_check", "mlflow-skinny": "mlflow", "pyyaml": "yaml"}
-"""What packages are imported as, where it is not their name."""
+"""The module names of packages whose module is named differently."""
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package that this one needs: always, or for an extra."""
+    """A package that this one requires: always, or for an extra."""
 
     name: str
     lowest: str
@@ -28,19 +28,19 @@ class Requirement:
 
     @property
     def module(self) -> str:
-        """What it is imported as."""
+        """The module that it is imported as."""
         return MODULES.get(self.name.lower(), self.name.replace("-", "_"))
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package that is needed, as it was found.
+    """A required package and its installation.
 
     Attributes:
-        name: as pip knows it.
-        lowest: the lowest version that will do; empty where any does.
-        installed: its version; None where it is missing.
-        problem: why it won't do; None where it does.
+        name: its name for pip.
+        lowest: the lowest sufficient version; empty if any is.
+        installed: the installed version; None if missing.
+        problem: what is wrong with it; None if nothing is.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Package:
 
 
 def requirements() -> list[Requirement]:
-    """What the package says that it needs: in a checkout its ``pyproject.toml``, else what was installed with it.
+    """The package's declared requirements: from ``pyproject.toml`` in a checkout, else from its installed metadata.
 
     Raises:
-        PackageNotFoundError: it is neither.
+        PackageNotFoundError: there is neither.
     """
     project = CHECKOUT / "pyproject.toml"
     if not project.is_file():
@@ -76,12 +76,12 @@ def requirement(line: str, extra: str | None = None) -> Requirement:
 
 
 def required_modules() -> set[str]:
-    """What every installation can import."""
+    """The modules that every installation can import."""
     return {one.module for one in requirements() if one.extra is None}
 
 
 def find_package(needed: Requirement) -> Package:
-    """A package as it is here; nothing of it is run."""
+    """Look up a package's installation, without running any of its code."""
     try:
         installed = metadata.version(needed.name)
     except metadata.PackageNotFoundError:
@@ -95,7 +95,7 @@ def find_package(needed: Requirement) -> Package:
 
 
 def can_be_found(module: str) -> bool:
-    """Whether Python knows where a module is."""
+    """Whether Python can find a module."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
@@ -103,7 +103,7 @@ def can_be_found(module: str) -> bool:
 
 
 def pip_line(extra: str | None = None) -> str:
-    """The command that installs this package with what it needs, or with an extra besides."""
+    """The command that installs this package with its requirements, or also with an extra."""
     wanted = "" if extra is None else f"[{extra}]"
     if (CHECKOUT / "pyproject.toml").is_file():
         return f"{sys.executable} -m pip install -e '{CHECKOUT}{wanted}'"

@@ -33,7 +33,7 @@ def as_text(found: Diagnosis) -> str:
 
 
 def _part(title: str, rows: Sequence[tuple[str, str, str]]) -> list[str]:
-    """A title and its rows with their columns under one another; nothing where there is no row."""
+    """A title and its rows with aligned columns; empty if there are no rows."""
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     lines = [f"  {sign:<{widths[0]}}  {name:<{widths[1]}}  {rest}".rstrip() for sign, name, rest in rows]
     return ["", title, *lines] if rows else []

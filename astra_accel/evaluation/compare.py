@@ -1,4 +1,4 @@
-"""Two testers on the same prompts."""
+"""Compares two testers on the same prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from astra_accel.evaluation.figures.summary import text_diversity
 from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder, differing
 
 JUDGED_ALIKE = ("scorers", "tree_width", "tree_depth")
-"""What two evaluations must share, besides the prompts, for their figures to mean the same."""
+"""What two evaluations must share, besides the prompts, for their figures to be comparable."""
 FIRST, SECOND = "first", "second"
 _FEW = 3
 
@@ -27,26 +27,26 @@ def compare(
     num_resamples: int = NUM_RESAMPLES,
     figures: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """How the figures of a second evaluation differ from those of a first, with intervals of paired resamples.
+    """How the figures of a second evaluation differ from those of a first, with intervals from paired resamples.
 
-    Both are resampled by the same draws of prompts, so that how hard a prompt is cancels out.
+    Both are resampled with the same draws of prompts, so that the difficulty of prompts cancels out.
 
     Args:
-        first, second: folders of evaluations that have ended.
-        threshold: a response with at least this score is a success; None takes what both were measured with.
+        first, second: the folders of two finished evaluations.
+        threshold: a response with at least this score is a success; None uses the one that both were measured with.
         num_resamples: see :func:`~astra_accel.evaluation.figures.bootstrap.estimate`.
-        figures: the names of those to compare, of the resampled ones; None takes all figures.
+        figures: the names of the resampled figures to compare; None compares all figures.
 
     Returns:
         A dict for JSON: ``metrics`` by name, each with ``first``, ``second`` and ``difference`` (second minus first,
         with ``low`` and ``high`` unless it can't be resampled); ``differing``, what else differs between the two;
-        ``trained``, of ``first`` and ``second`` whether it is of a trained tester (None: it does not say).
-        Where scores are missing, ``difference`` has ``lower`` and ``upper`` (of the worst cases for either tester), and
-        ``missing`` tells of ``first`` and ``second`` how many (``num_missing``) and their ends.
+        ``trained``, whether ``first`` and ``second`` are of a trained tester (None: not recorded). If scores are
+        missing, ``difference`` has ``lower`` and ``upper`` (of the worst cases for either tester), and ``missing``
+        gives for ``first`` and ``second`` their number (``num_missing``) and their ends.
 
     Raises:
-        FileNotFoundError: a folder holds no evaluation that has ended.
-        EvaluationError: they have different prompts, scorers, trees or thresholds; says which.
+        FileNotFoundError: a folder holds no finished evaluation.
+        EvaluationError: they differ in prompts, scorers, trees or thresholds; says in which.
     """
     folders = [EvaluationFolder(first), EvaluationFolder(second)]
     identities = [folder.identity() for folder in folders]
@@ -79,7 +79,7 @@ def compare(
 
 
 def is_trained(identity: Mapping[str, Any]) -> bool | None:
-    """Whether an evaluation is of a trained tester, whose weights it names; None where it does not say."""
+    """Whether an evaluation is of a trained tester, whose weights it names; None if it does not say."""
     tester = identity["settings"].get("tester")
     return None if tester is None else "weights" in tester
 
@@ -101,7 +101,7 @@ def _resampled(statistics: Sequence[Mapping[str, Statistic]], num_episodes: int,
 
 
 def _missing(first: Statistic, second: Statistic, num_episodes: int) -> dict[str, Any]:
-    """What of either is missing, and between which ends it lies; nothing where nothing is."""
+    """How many scores of each are missing, and its ends; empty if none are missing."""
     both = {"first": first, "second": second}
     found = {
         which: {NUM_MISSING: statistic.num_missing} | _end_values(statistic, num_episodes)
@@ -126,7 +126,7 @@ def _counted(counted: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
 
 
 def _nodes(folder: EvaluationFolder, identity: Mapping[str, Any], seeds: Sequence[Any]) -> Nodes:
-    """The nodes of a folder, episodes numbered by the order of the first evaluation's prompts."""
+    """The nodes of a folder, with episodes numbered in the order of the first evaluation's prompts."""
     place = {seed: index for index, seed in enumerate(seeds)}
     rows = [{**row, "episode": place[identity["seeds"][row["episode"]]]} for row in folder.rows()]
     missing = len(seeds) - len({row["episode"] for row in rows})

@@ -1,4 +1,4 @@
-"""Figures as a person reads them on a screen."""
+"""Shows figures on a screen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANGE_NOTE = "from … to: some scores are missing; all of them safe, or all of 
 
 
 def show_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
-    """The first figures of an evaluation, with their intervals."""
+    """Show the headline figures of an evaluation, with their intervals."""
     interval = f"{metrics['interval']['confidence']:.0%} interval"
     title = f"{metrics['num_episodes']} held-out prompts, success from a score of {metrics['threshold']}"
     figures = {name: metrics["metrics"][name] for name in headlines(metrics["metrics"])}
@@ -39,7 +39,7 @@ def show_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
 
 
 def category_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, Figure, Figure]]:
-    """The kinds of harm: scorer, label, how often an attack succeeded and the mean score; by scorer, worst first.
+    """The kinds of harm: scorer, label, attack success and mean score; by scorer, worst first.
 
     Args:
         figures: ``metrics`` of an evaluation, by name.
@@ -64,7 +64,7 @@ def _show_categories(console: Console, figures: Mapping[str, Any], interval: str
 
 
 def show_comparison(comparison: Mapping[str, Any]) -> None:
-    """How the figures of two evaluations differ."""
+    """Show how the figures of two evaluations differ."""
     console = Console(file=cast("IO[str]", LastingStream("stdout")))
     console.print(f"first:  {comparison['first']}\nsecond: {comparison['second']}", markup=False)
     for line in comparison["differing"]:
@@ -88,7 +88,7 @@ def _ends(missing: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def value_text(figure: Figure) -> str:
-    """A figure's value, or from where to where it may lie, as some of its scores are missing."""
+    """A figure's value, or its possible range if scores are missing."""
     low, high = (figure[end]["value"] if end in figure else figure["value"] for end in (LOWER, UPPER))
     if low == high:
         return number(figure["value"] if low is None else low)
@@ -96,12 +96,12 @@ def value_text(figure: Figure) -> str:
 
 
 def number(value: float | None) -> str:
-    """A figure with as many digits as one reads."""
+    """A figure with as many digits as are readable."""
     return "-" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def interval_of(figure: Figure) -> str:
-    """From low to high; an end that is not there is left open, and nothing is said of a figure without both."""
+    """The interval from low to high; a missing high end is left open, and without a low one the text is empty."""
     low, high = interval_ends(figure)
     if low is None or high is None:
         return "" if low is None else f"from {number(low)}"
@@ -109,12 +109,12 @@ def interval_of(figure: Figure) -> str:
 
 
 def details_of(figure: Figure) -> str:
-    """What belongs in brackets after a figure: its interval, and how many of its scores are missing."""
+    """The text in brackets after a figure: its interval, and how many of its scores are missing."""
     num_missing = num_missing_of(figure)
     missing = f"{num_missing} score{'s' * (num_missing > 1)} missing" if num_missing else ""
     return "; ".join(part for part in (interval_of(figure), missing) if part)
 
 
 def interval_ends(figure: Figure) -> tuple[float | None, float | None]:
-    """The interval's ends; where scores are missing, from the low one of the lower end to the high one of the upper."""
+    """The interval's ends; if scores are missing, the lower end's low and the upper end's high."""
     return figure.get(LOWER, figure).get("low"), figure.get(UPPER, figure).get("high")

@@ -1,4 +1,4 @@
-"""What an evaluation of adaptive stress testing reports."""
+"""The evaluator of adaptive stress testing."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ RESPONSE_SCORE = "response_score"
 SUCCESS, SUCCESS_UPPER, NUM_UNDETERMINED = "attack_success", "attack_success/upper", "attack_success/num_undetermined"
 REWARD = "reward/mean"
 ROWS = "rows"
-"""Of an episode's metrics: what the figures that are asked for are made of."""
+"""The key in an episode's metrics for the rows that the requested figures are computed from."""
 
 
 class ASTEvaluator(Evaluator):
-    """Rewards, and how often, how badly and in how many ways the target failed.
+    """Measures rewards, and how often, how badly and in how many ways the target failed.
 
-    A trainer takes :meth:`compute_metrics` and :meth:`aggregate_metrics` of the rollouts that it makes on the way:
-    their scores come from the nodes (an ``ASTSystem`` leaves them there), so nothing is scored twice. For evidence
-    there is :meth:`evaluate_to`, which writes every node and figures with intervals to a folder::
+    During training, a trainer calls :meth:`compute_metrics` and :meth:`aggregate_metrics` on its evaluation rollouts:
+    scores come from the nodes (an ``ASTSystem`` stores them there), so nothing is scored twice. For evidence use
+    :meth:`evaluate_to`, which writes every node and figures with intervals to a folder::
 
         evaluator = ASTEvaluator(sampler, held_out_prompts, scorers={"insult": DetoxifyScorer(label="insult")})
         metrics = evaluator.evaluate_to("runs/demo/evaluation")["metrics"]
@@ -37,18 +37,18 @@ class ASTEvaluator(Evaluator):
 
     Args:
         sampler: makes the evaluation rollouts.
-        seeds: one an episode; None counts from 0.
+        seeds: one per episode; None counts from 0.
         threshold: a response with at least this score is a failure of the target.
-        scorers: further scorers by name, which the tester was not trained by.
-        embed: from texts to sentence embeddings ``[texts, size]``, for how different the probes are in meaning.
-        num_resamples: of the bootstrap intervals.
-        figures: those of ``evaluate_to`` that :meth:`aggregate_metrics` is to have too, from
+        scorers: further scorers by name, not used to train the tester.
+        embed: maps texts to sentence embeddings ``[texts, size]``, to measure how different the probes are in meaning.
+        num_resamples: the number of resamples for bootstrap intervals.
+        figures: the figures of ``evaluate_to`` that :meth:`aggregate_metrics` also computes, from
             :data:`~astra_accel.evaluation.figures.dev_figures.DEV_FIGURES` (``probe_perplexity/median``, ``self_bleu``,
-            …). They cost a pass of the baseline, or of the scorer on the probes; those not asked for cost nothing.
+            …). They cost a pass of the baseline, or of the scorer on the probes; figures not requested cost nothing.
 
     Raises:
-        ValueError: a scorer's name is taken, or holds a "/" or "~", which part the names of figures; or there is no
-            such figure.
+        ValueError: a scorer's name is taken, or contains "/" or "~", which separate the parts of figures' names; or
+            there is no such figure.
         ImportError: a package that a figure needs is not installed.
     """
 
@@ -78,9 +78,9 @@ class ASTEvaluator(Evaluator):
     def compute_metrics(self, graph: Graph) -> dict[str, float]:
         """The metrics of one episode: means over the nodes that have them, and the worst response's score.
 
-        ``attack_success`` is 1 if a response that was scored is a success, whatever is missing. Where none is and a
-        score is missing, which it was nobody knows: it is 0, and ``attack_success/upper`` is 1. The mean of a term that
-        is missing at every node is nan.
+        ``attack_success`` is 1 if a scored response is a success, whatever is missing. If none is and a score is
+        missing, the outcome is unknown: it is 0, and ``attack_success/upper`` is 1. The mean of a term that is missing
+        at every node is nan.
         """
         nodes = [node for _, node in walk(graph)]
         terms = term_values(nodes)
@@ -101,7 +101,7 @@ class ASTEvaluator(Evaluator):
         return metrics
 
     def compute_metrics_many(self, graphs: Sequence[Graph]) -> list[dict[str, Any]]:
-        """The metrics of each episode, with what ``figures`` are made of."""
+        """The metrics of each episode, with the rows that ``figures`` are computed from."""
         metrics: list[dict[str, Any]] = [dict(self.compute_metrics(graph)) for graph in graphs]
         if self.figures:
             from astra_accel.evaluation.figures.dev_figures import rows_of
@@ -111,11 +111,12 @@ class ASTEvaluator(Evaluator):
         return metrics
 
     def aggregate_metrics(self, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """The mean of each metric over the episodes that have it, nan where it is missing in all; and ``figures``.
+        """The mean of each metric over the episodes that have it, nan if all lack it; and ``figures``.
 
-        ``attack_success`` is over all episodes whose responses were to be scored: the lower end, at which no response
-        without a score was a success. Only where that leaves episodes open there are ``attack_success/upper``, at which
-        each of those was one, and ``attack_success/num_undetermined``, how many they are.
+        ``attack_success`` is over all episodes whose responses were to be scored: the lower end, which counts no
+        response without a score as a success. Only if that leaves episodes undetermined, there are also
+        ``attack_success/upper``, which counts each of those as a success, and ``attack_success/num_undetermined``,
+        their number.
         """
         names = dict.fromkeys(name for episode in metrics for name in episode if name not in (SUCCESS_UPPER, ROWS))
         if metrics:
@@ -138,7 +139,7 @@ class ASTEvaluator(Evaluator):
     ) -> dict[str, Any]:
         """Evaluate on all seeds, write nodes and figures to a folder, and return the figures.
 
-        On all processes of the accelerator together, and resumable. See
+        All processes of the accelerator must call it; it is resumable. See
         :func:`astra_accel.evaluation.loop.evaluate_to` for options, files and errors.
         """
         from astra_accel.evaluation.loop import evaluate_to
@@ -146,7 +147,7 @@ class ASTEvaluator(Evaluator):
         return evaluate_to(folder, self, accelerator=accelerator, **options)
 
     def describe(self) -> dict[str, Any]:
-        """What of this evaluator the nodes depend on, the seeds aside; values of JSON."""
+        """What the nodes depend on in this evaluator, except the seeds; JSON values."""
         trained_by = getattr(self.sampler.system, "scorer", None)
         judges = {"reward": trained_by, **self.scorers}
         return {
@@ -177,13 +178,13 @@ class ASTEvaluator(Evaluator):
 
 
 def metric_names(terms: Sequence[str]) -> list[str]:
-    """What every evaluation in training has, if the reward has these terms."""
+    """The metrics of every evaluation in training, given the reward's terms."""
     means = [f"{name}/mean" for name in terms]
     return [REWARD, *means, *([f"{RESPONSE_SCORE}/max", SUCCESS] if RESPONSE_SCORE in terms else [])]
 
 
 def figures_among(names: Sequence[str]) -> list[str]:
-    """Those of some metrics that an evaluator has to be asked for, by ``figures``."""
+    """Those of the given metrics that must be requested from an evaluator through ``figures``."""
     from astra_accel.evaluation.figures.dev_figures import DEV_FIGURES
 
     return [name for name in dict.fromkeys(names) if name in DEV_FIGURES]
@@ -195,7 +196,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def check_scorer_names(names: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for a scorer's name that figures can't be named by."""
+    """Raise ``ValueError`` for a scorer's name that can't be part of a figure's name."""
     for name in names:
         if name in ("", "reward") or "/" in name or "~" in name:
             raise ValueError(

@@ -25,21 +25,21 @@ from astra_accel.files.run_folder import environment
 from astra_accel.files.tables import write_table
 
 EVALUATION = "evaluation"
-"""Where the evaluation of a run is, unless told otherwise."""
+"""The default name of the folder of a run's evaluation."""
 EVALUATION_UNTRAINED = "evaluation_untrained"
-"""Likewise of its tester as it was before."""
+"""The same for the evaluation of its untrained tester."""
 IDENTITY, NODES, LINES, METRICS = "evaluation.json", "nodes", "nodes.jsonl", "metrics.json"
 FILES = (IDENTITY, NODES, LINES, METRICS)
 FIELD = "--output"
-"""What a person names the folder of an evaluation by."""
+"""The option that names the folder of an evaluation."""
 
 
 class EvaluationError(ConfigurationError):
-    """A folder does not hold the evaluation that was asked for."""
+    """A folder does not hold the requested evaluation."""
 
 
 def find_evaluation(path: str | Path) -> Path:
-    """The folder of an evaluation: the one given, or ``evaluation/`` in a run."""
+    """The folder of an evaluation: the given one, or ``evaluation/`` in a run."""
     inside = Path(path) / EVALUATION
     return inside if inside.is_dir() else Path(path)
 
@@ -55,10 +55,10 @@ class EvaluationFolder:
         self.path = Path(path)
 
     def begin(self, identity: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Say what is evaluated, or find that the folder holds a part of the same evaluation, to continue with.
+        """Record what is evaluated, or check that the folder holds a part of the same evaluation, to continue it.
 
         Raises:
-            EvaluationError: it holds another one; names what differs.
+            EvaluationError: it holds another evaluation; names what differs.
         """
         if overwrite:
             for name in FILES:
@@ -70,10 +70,10 @@ class EvaluationFolder:
             write_atomically(self.path / IDENTITY, text + "\n")
 
     def check(self, identity: Mapping[str, Any]) -> None:
-        """Find that the folder holds another evaluation, as far as some or all of what is evaluated tells.
+        """Check that the folder does not hold another evaluation, given all or part of what is evaluated.
 
         Raises:
-            EvaluationError: it does; names what differs.
+            EvaluationError: it holds another one; names what differs.
         """
         if not (self.path / IDENTITY).exists():
             held = [name for name in (NODES, METRICS) if (self.path / name).exists()]
@@ -84,7 +84,7 @@ class EvaluationFolder:
                 )
             return
         there = self.identity()
-        now = json.loads(json.dumps(identity))  # as it was read: tuples are lists
+        now = json.loads(json.dumps(identity))  # as read from JSON: tuples become lists
         differences = differing({name: there.get(name) for name in now}, now)
         if differences:
             raise EvaluationError(
@@ -101,11 +101,11 @@ class EvaluationFolder:
         return self._read_json(IDENTITY)["identity"]
 
     def metrics(self) -> dict[str, Any]:
-        """The figures, as ``metrics.json`` has them. Raises as :meth:`identity`."""
+        """The figures in ``metrics.json``. Raises the errors of :meth:`identity`."""
         return self._read_json(METRICS)
 
     def whole_parts(self, num_parts: int) -> list[int]:
-        """Which of the parts are there; one that can't be read is written again."""
+        """The numbers of the parts that exist; one that can't be read is written again."""
         return [part for part in range(num_parts) if _readable(self.part(part))]
 
     def part(self, number: int) -> Path:
@@ -120,7 +120,7 @@ class EvaluationFolder:
         """Every node, in the order of episodes.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there are no nodes.
         """
         files = sorted((self.path / NODES).glob("part-*.parquet"))
         if not files:
@@ -129,7 +129,7 @@ class EvaluationFolder:
         return pa.concat_tables(map(pq.read_table, files), promote_options="permissive").to_pylist()
 
     def write_lines(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write every node as a line of JSON."""
+        """Write every node as a JSON line."""
         write_atomically(self.path / LINES, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -147,7 +147,7 @@ class EvaluationFolder:
 
 
 def differing(before: Any, now: Any, name: str = "") -> list[str]:
-    """Where two values of JSON differ, by dotted name: ``rollout.tree_depth (3, now 5)``."""
+    """Where two JSON values differ, by dotted name: ``rollout.tree_depth (3, now 5)``."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = dict.fromkeys([*before, *now])
         found = [differing(before.get(key), now.get(key), f"{name}.{key}" if name else key) for key in names]

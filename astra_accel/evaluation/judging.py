@@ -1,4 +1,4 @@
-"""A row for each node: who said what where, and what the scorers and the baseline say of it."""
+"""Makes a row for each node: texts, place in the tree, and what the scorers and the baseline say about them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from astra_accel.evaluation.figures.metrics import (
 from astra_accel.files.tables import rollout_rows
 
 LARGEST_EXPONENT = 700.0
-"""exp of much more is no float."""
+"""exp of much more overflows a float."""
 
 
 def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
     """The rows of the nodes of each graph, parents before children.
 
-    A row has what a rollout's row has (the reward's parts with it, so a response is not scored again by the reward's
-    scorer), the score of the probe and, where the scorer has categories, those of the response; the same by each
-    scorer that was held out; and the perplexity of the probe under the baseline.
+    A row has what a rollout's row has (including the reward's parts, so the reward's scorer does not score a response
+    again), the score of the probe and, if the scorer has categories, those of the response; the same by each held-out
+    scorer; and the perplexity of the probe under the baseline.
 
     Args:
-        graphs: rollouts.
-        system: made them. Its ``scorer`` and ``get_baseline_logprobs`` are used where it has them.
-        scorers: those that were held out, by name.
+        graphs: the rollouts.
+        system: the system that made them. Its ``scorer`` and ``get_baseline_logprobs`` are used if it has them.
+        scorers: the held-out scorers by name.
 
     Raises:
-        ScorerError: a scorer did not return one number from 0 to 1 a text, or None.
+        ScorerError: a scorer did not return one number from 0 to 1, or None, per text.
     """
     by_graph = [list(rollout_rows([graph])) for graph in graphs]
     nodes = [node for graph in graphs for _, node in walk(graph)]
@@ -66,19 +66,19 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
 def category_columns(
     name: str, scorer: Any, probes: Sequence[str], responses: Sequence[str]
 ) -> dict[str, list[float | None]]:
-    """A column for each kind of harm that a scorer tells apart in responses."""
+    """A column for each kind of harm that a scorer distinguishes in responses."""
     found = response_categories(scorer, probes, responses)
     return {category_column(name, label): scores for label, scores in found.items()}
 
 
 @torch.no_grad()
 def baseline_perplexities(system: Any, nodes: Sequence[Node]) -> list[float | None]:
-    """exp(-mean log-prob a token) of each probe under the baseline; None for a probe of no token."""
+    """exp(-mean log-prob per token) of each probe under the baseline; None for a probe without tokens."""
     logprobs_BT = system.get_baseline_logprobs([node.context for node in nodes], [node.probe for node in nodes])
     counted_B = (logprobs_BT != 0).sum(-1).tolist()
     found: list[float | None] = []
     for node, total, counted in zip(nodes, logprobs_BT.double().sum(-1).tolist(), counted_B, strict=True):
-        # A token that is certain has log-prob 0, as padding has, so the node's own count is better.
+        # A certain token has log-prob 0, as padding does, so the node's own count is better.
         num_tokens = getattr(node, "info", {}).get("probe_tokens") or counted
         found.append(math.exp(min(-total / num_tokens, LARGEST_EXPONENT)) if num_tokens else None)
     return found

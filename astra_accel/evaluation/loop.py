@@ -31,25 +31,25 @@ def evaluate_to(
 ) -> dict[str, Any]:
     """Roll out on all of an evaluator's seeds, judge every node, and write nodes and figures to a folder.
 
-    All processes together; each gets the figures. Episodes go in parts, each of which is written when it is done. An
-    evaluation that was stopped continues after its last part, with the same figures in the end; one that has ended is
-    only measured again, with another threshold, say.
+    All processes must call it; each gets the figures. Episodes are processed in parts, each written when it is done. A
+    stopped evaluation continues after its last part, and ends with the same figures; a finished one is only measured
+    again, e.g. with another threshold.
 
     Args:
         folder: where to write; see ``folder`` for the files.
         evaluator: has ``sampler``, ``seeds``, ``describe``, ``judge`` and ``measure``, as an ``ASTEvaluator`` has.
-        accelerator: the processes to share the work with; None is this one alone.
-        settings: what else decides how the conversations come out (models, sampling), so that an evaluation is not
-            taken up with others. Values of JSON.
-        episodes_at_once: of a part, over all processes.
-        jsonl: write the nodes as lines of JSON too.
-        overwrite: begin anew, whatever the folder holds.
-        lock: of the folder, which the caller holds already; None takes it for as long as this lasts.
+        accelerator: connects the processes that share the work; None uses only this one.
+        settings: what else determines the conversations (models, sampling), so that an evaluation is not continued with
+            other settings. JSON values.
+        episodes_at_once: the number of episodes in a part, over all processes.
+        jsonl: whether to write the nodes as JSON lines too.
+        overwrite: whether to start from the beginning, whatever the folder holds.
+        lock: the folder's lock if the caller already holds it; None acquires it for the duration of the call.
 
     Raises:
         FolderInUseError: another evaluation writes to the folder now.
-        LockLostError: another one took it over, since this one showed no life.
-        ValueError: there are no seeds, or one of them twice; an :class:`EvaluationError` where the folder holds another
+        LockLostError: another evaluation took over the folder, since this one's heartbeat had stopped.
+        ValueError: there are no seeds, or a seed occurs twice; an :class:`EvaluationError` if the folder holds another
             evaluation.
     """
     if accelerator is None:
@@ -77,7 +77,7 @@ def _evaluate(
     overwrite: bool,
     lock: RunLock,
 ) -> dict[str, Any]:
-    """The same in a folder that nobody else writes to."""
+    """The same, in a folder that no other process writes to."""
     seeds, episodes_at_once = identity["seeds"], identity["episodes_at_once"]
     on_main(accelerator, lambda: files.begin(identity, overwrite))
     harness = Harness(evaluator.sampler, None, accelerator=accelerator)
@@ -109,10 +109,10 @@ def _evaluate(
 
 
 def check_seeds(seeds: Sequence[Any] | None) -> list[Any]:
-    """The seeds, once it is sure that there are some and none twice: the same conversation twice is no more evidence.
+    """The seeds, after checking that there are some and none occurs twice: a repeated conversation adds no evidence.
 
     Raises:
-        ValueError: otherwise; says which.
+        ValueError: there are none, or a seed occurs twice; names it.
     """
     if not seeds:
         raise ValueError("the evaluator has no seeds (held-out prompts); expected at least one")

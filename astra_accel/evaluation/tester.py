@@ -1,4 +1,4 @@
-"""The trained tester that is evaluated: where it is, and a configuration that loads it."""
+"""Finds the trained tester to evaluate, and makes a configuration that loads it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def find_tester(path: Path) -> Path:
     """The folder of a trained tester: ``tester/`` of a run, or the folder itself.
 
     Raises:
-        FileNotFoundError: there is none, or its weights are missing; says what was looked for.
-        ConfigurationError: a file of weights is damaged.
+        FileNotFoundError: there is no tester, or its weights are missing; says what was looked for.
+        ConfigurationError: a weights file is damaged.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}; expected a run or a tester")
@@ -40,11 +40,11 @@ def find_tester(path: Path) -> Path:
 
 
 def load_configuration(path: Path, config: Path | None, overrides: list[str]) -> RunConfiguration:
-    """The configuration to evaluate with: the one given, else that of the run.
+    """The configuration to evaluate with: the given one, else the run's.
 
     Raises:
-        FileNotFoundError: none is given, and the path is no run with a ``config.yaml``.
-        ConfigurationError: a field of it is wrong.
+        FileNotFoundError: none is given, and the path is not a run with a ``config.yaml``.
+        ConfigurationError: one of its fields is invalid.
     """
     if config is None and not (path / CONFIG).is_file():
         raise FileNotFoundError(f"no {CONFIG} in {path}; expected a run, or --config FILE for a tester without its run")
@@ -52,9 +52,9 @@ def load_configuration(path: Path, config: Path | None, overrides: list[str]) ->
 
 
 def with_tester(config: RunConfiguration, folder: Path | None) -> RunConfiguration:
-    """The configuration with the tester of a folder: an adapter on the configured model, or a model of its own.
+    """The configuration with the tester of a folder: an adapter on the configured model, or a complete model.
 
-    The baseline stays what it was in training. Without a folder the tester does, too: a new adapter changes nothing.
+    The baseline stays what it was in training. Without a folder, so does the tester: a new adapter changes nothing.
     """
     if folder is None:
         return config
@@ -67,16 +67,17 @@ def with_tester(config: RunConfiguration, folder: Path | None) -> RunConfigurati
 
 
 def settings_of(config: RunConfiguration, folder: Path | None) -> dict[str, Any]:
-    """What decides how the conversations of an evaluation come out, but for the prompts; values of JSON.
+    """The settings, besides the prompts, that determine an evaluation's conversations; JSON values.
 
     Args:
-        config: before :func:`with_tester`, since a tester is known by its weights and not by where it lies.
-        folder: the tester's; None for the tester as it is before training.
+        config: the configuration before :func:`with_tester`, since a tester is identified by its weights, not its
+            location.
+        folder: the tester's folder; None for the tester before training.
     """
     sections = {"tester", "target", "baseline", "rollout", "reward", "scorer"}
     settings: dict[str, Any] = config.model_dump(mode="json", include=sections)
     settings["held_out"] = config.model_dump(mode="json")["evaluation"]["scorers"]
-    for name in ("tree_width", "batch_rows"):  # of training; and without a say
+    for name in ("tree_width", "batch_rows"):  # only for training; and without influence
         del settings["rollout"][name]
     settings["rollout"]["tree_depth"] = config.eval_depth
     if folder is not None:

@@ -1,4 +1,4 @@
-"""What training did to attack success, in words that anyone can read."""
+"""Describes the effect of training on attack success in plain words."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from astra_accel.evaluation.figures.metrics import ANY_TURN
 from astra_accel.evaluation.figures.missing import LOWER, NUM_MISSING, UPPER
 
 WEIGHTS = "tester.weights"
-"""The setting of an evaluation that training changes, and no other."""
+"""The only setting of an evaluation that training changes."""
 
 Range = tuple[float, float]
-"""From where to where a number may lie, as some scores are missing; twice the same where none is."""
+"""The range in which a number may lie because of missing scores; two equal values if none are missing."""
 
 
 def verdict(comparison: Mapping[str, Any]) -> str | None:
-    """How many conversations brought out an unsafe response with either tester, and whether the two differ.
+    """How many conversations brought out an unsafe response with each tester, and whether the two differ.
 
     ``Before training, 4 of 120 conversations brought out an unsafe response (3%); after, 52 of 120 (43%): 40 points
-    more (95% interval 31 to 49).`` The difference and its interval are the paired ones of the comparison. Where scores
-    are missing, numbers are ranges between the worst cases, and the interval reaches around both of them.
+    more (95% interval 31 to 49).`` The difference and its interval are the paired ones of the comparison. If scores are
+    missing, numbers are ranges between the worst cases, and the interval covers both of them.
 
     Args:
-        comparison: what :func:`~astra_accel.evaluation.compare.compare` returns, with
+        comparison: the result of :func:`~astra_accel.evaluation.compare.compare`, with
             :data:`~astra_accel.evaluation.figures.metrics.ANY_TURN` among its figures.
 
     Returns:
-        One sentence; more where scores are missing or settings differ besides the weights. None where the evaluations
-        have no attack success.
+        One sentence; more if scores are missing or settings besides the weights differ. None if the evaluations have no
+        attack success.
     """
     figure = comparison["metrics"].get(ANY_TURN)
     if figure is None or figure["difference"]["value"] is None:
@@ -117,5 +117,5 @@ def _joined(low: str, high: str) -> str:
 
 
 def _rounded(number: float) -> str:
-    """Whole, unless that would hide that it is not 0, or not 100."""
+    """The number without decimals, unless that would hide that it is not 0, or not 100."""
     return f"{number:.1f}" if 0 < number < 1 or 99 < number < 100 else str(math.floor(number + 0.5))

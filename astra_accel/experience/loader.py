@@ -75,13 +75,13 @@ def _slowest(shards: Sequence[Sequence[int]], cost: Cost) -> int:
 
 @dataclass(frozen=True)
 class Experience:
-    """What was collected with the weights of one training step; the same on every process.
+    """The data collected with the weights of one training step; the same on every process.
 
     Attributes:
         index: number of the training step, from 0.
         graphs: one graph per episode, in order.
         steps: the training examples of all graphs, in order, followed by those of a replay.
-        trees: for each example the number of its graph; one from a replay has a number of its own. Examples of a tree
+        trees: the number of each example's graph; one from a replay has its own number. Examples of a tree
             share most of what a model reads for them, so they stay together.
         figures: further figures to log.
     """

@@ -14,7 +14,7 @@ from astra_accel.core.algorithm import ReplayEntry
 
 Words = frozenset[str]
 NUM_COMPARED = 128
-"""The most texts that :func:`mean_overlap` compares with one another, so that it takes a few milliseconds at any size."""
+"""The most texts that :func:`mean_overlap` compares, so that it takes a few milliseconds at any size."""
 
 
 def words_of(texts: Iterable[object]) -> Words:
@@ -23,10 +23,10 @@ def words_of(texts: Iterable[object]) -> Words:
 
 
 def overlap(one: Words, other: Words) -> float:
-    """The fraction of the words of ``one`` that ``other`` has too. Not symmetric; an empty ``one`` only equals an empty ``other``.
+    """The fraction of the words of ``one`` that ``other`` has too; if ``one`` is empty, 1 only if both are.
 
-    ``you are so rude`` shares three of its four words with ``you are rude today my friend``: 0.75, and 0.5 the other
-    way round.
+    Not symmetric: ``you are so rude`` shares three of its four words with ``you are rude today my friend``: 0.75, and
+    0.5 the other way round.
     """
     if not one:
         return float(not other)

@@ -1,1 +1,1 @@
-"""Ways of stress testing, one folder a method."""
+"""Stress testing methods, one folder per method."""

@@ -176,7 +176,7 @@ def pad_logprobs(logprobs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def can_pack(model: Any, *, required: bool = False) -> bool:
-    """Whether a transformers model gives the same log-probs packed as in the plain way; checked once.
+    """Whether a transformers model gives the same log-probs packed and unpacked; checked once.
 
     Raises:
         UnsupportedModelError: it does not, and ``required`` is set.
@@ -337,8 +337,7 @@ def _padded_readings(
 def _given_readings(
     model: Any, read: ReadGiven, switch: Switch, contexts: Sequence[Tokens], continuations: Sequence[Tokens]
 ) -> Sequence[torch.Tensor]:
-    """Run one forward of the whole model, also left-padded, and read its logits and the states they are computed
-    from."""
+    """Run one forward of the whole model, also left-padded, and read its logits and its output layer's input."""
     inputs = _padded_inputs(model, contexts, continuations)
     lengths = list(map(len, continuations))
     got = LayerInput()

@@ -315,8 +315,7 @@ class _Base:
             self._restore_trained()
 
     def _freeze_unreached(self, module: Any) -> frozenset[str]:
-        """Freeze what no text reaches and record what is trained; returns the names in ``module`` of what was
-        frozen."""
+        """Freeze what no text reaches, record what is trained; returns the frozen names within ``module``."""
         frozen = {id(parameter) for parameter in freeze_unreached(self.model)}
         self.trained = frozenset(name for name, one in self.model.named_parameters() if one.requires_grad)
         return frozenset(name for name, one in module.named_parameters(remove_duplicate=False) if id(one) in frozen)

@@ -57,7 +57,7 @@ class Part:
 
     @cached_property
     def distinct_pairs(self) -> float | None:
-        """The number of distinct word pairs over all word pairs of its probes."""
+        """The number of distinct word pairs in its probes, divided by the number of all pairs."""
         return distinct_n([probe.split() for probe in self.table.column("probe").to_pylist()], 2)
 
     def success_share(self, threshold: float) -> float | None:

@@ -51,7 +51,7 @@ class HateSonarScorer(BatchedScorer):
         return [1 - neither for *_, neither in self._probabilities(texts)]
 
     def score_categories(self, texts: Sequence[str]) -> dict[str, list[float | None]]:
-        """Return the probabilities of ``hate_speech`` and ``offensive_language``. Raises the errors of :meth:`score`."""
+        """Return the probabilities of ``hate_speech`` and ``offensive_language``. Raises as :meth:`score` does."""
 
         def of_batch(batch: list[tuple[str]]) -> dict[str, list[float]]:
             rows = self._probabilities([text for (text,) in batch])

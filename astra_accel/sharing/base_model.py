@@ -20,8 +20,7 @@ TINY_NAME = "tiny"
 
 
 def hub_id(model: Mapping[str, Any] | None) -> str | None:
-    """The hub's name for the model of a configuration's section; None for a folder, and for a model that is not on the
-    hub."""
+    """The hub's name for the model of a configuration's section; None for a folder or a model not on the hub."""
     if model is None:
         return None
     path = str(model["path"])

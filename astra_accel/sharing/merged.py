@@ -20,8 +20,7 @@ from astra_accel.sharing.model_card import Origin, model_card
 
 MergedDtype = Literal["float32", "bfloat16", "float16"]
 TOLERANCE = 1e-3
-"""The largest allowed difference of a log-prob between merged model and adapter, in nats; float32 rounds to about
-1e-5."""
+"""The largest allowed log-prob difference of merged model and adapter, in nats; float32 rounds to about 1e-5."""
 TEXT = "Good morning. My flight was delayed again, and nobody told me why! 1234 µé猫\n"
 
 

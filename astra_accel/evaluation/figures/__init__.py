@@ -1,6 +1,6 @@
-"""Figures of held-out rollouts, and how sure they are.
+"""Figures of held-out rollouts, and their uncertainty.
 
 ``nodes`` (rows as columns), ``metrics`` (which figures), ``statistics`` and ``diversity`` (how they are computed),
 ``missing`` (what missing scores do to them), ``bootstrap`` (their intervals), ``summary`` (all of them),
-``dev_figures`` (those that evaluations during training may have too).
+``dev_figures`` (those also available to evaluations during training).
 """

@@ -1,8 +1,9 @@
 """Bootstrap intervals for figures of episodes.
 
-Nodes of an episode depend on one another, so whole episodes are drawn. A resample is how often each episode was drawn,
-a row of ``weights_RE`` (R resamples, E episodes), and a :data:`Statistic` is a function of such weights: all ones give
-its value on the sample, a zero among ones leaves an episode out, and two testers are compared on the same draws.
+Nodes of an episode depend on one another, so whole episodes are drawn. A resample is given by how often each episode
+was drawn, a row of ``weights_RE`` (R resamples, E episodes), and a :data:`Statistic` is a function of such weights: all
+ones give its value on the sample, a zero among ones leaves an episode out, and two testers are compared on the same
+draws.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""From weights ``[resamples, episodes]`` to values ``[resamples]``; NaN or infinite where there is no value."""
+"""Maps weights ``[resamples, episodes]`` to values ``[resamples]``; NaN or infinite if there is no value."""
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -30,8 +31,8 @@ class Estimate:
     """A figure and the interval around it.
 
     Attributes:
-        value: on the sample; None where it is not defined (a median of nothing).
-        low, high: the interval's ends; None where it has no end there, or a resample leaves the figure undefined.
+        value: the value on the sample; None if undefined (a median of nothing).
+        low, high: the interval's ends; None if it is unbounded there, or the figure is undefined on a resample.
     """
 
     value: float | None
@@ -51,20 +52,20 @@ def estimate(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> dict[Name, Estimate]:
-    """Each statistic with its BCa interval, all of them on the same resamples.
+    """Each statistic with its BCa interval, all on the same resamples.
 
-    Where all resamples agree, they say nothing of how sure a figure is. A statistic may then bring an interval of its
-    own, ``interval_without_spread(confidence)``; for others it is the value itself.
+    If all resamples agree, they say nothing about a figure's uncertainty. A statistic may then provide its own
+    interval, ``interval_without_spread(confidence)``; for others the interval is the value itself.
 
     Args:
-        statistics: by name.
-        num_episodes: of the sample.
+        statistics: the statistics by name.
+        num_episodes: the number of episodes in the sample.
         num_resamples: how often a sample is drawn from the sample.
-        confidence: the share of samples whose interval is to hold the true value.
-        seed: of the draws.
+        confidence: the share of samples whose interval should contain the true value.
+        seed: the seed of the draws.
 
     Raises:
-        ValueError: no episode, no resample, or a confidence that is not between 0 and 1.
+        ValueError: there is no episode or no resample, or the confidence is not between 0 and 1.
     """
     if num_episodes < 1 or num_resamples < 1 or not 0 < confidence < 1:
         raise ValueError(
@@ -82,7 +83,7 @@ def estimate(
 
 
 def value_of(statistic: Statistic, num_episodes: int) -> float:
-    """A statistic of the sample itself."""
+    """The value of a statistic on the sample itself."""
     return float(statistic(np.ones((1, num_episodes)))[0])
 
 
@@ -95,13 +96,14 @@ def bca_interval(
     ``a`` the acceleration of the jackknife, the tail's end is the quantile of the resamples at
     ``Phi(b + (b + z) / (1 - a (b + z)))``.
 
-    ``scipy.stats.bootstrap`` gives the same, which a test holds it to. It isn't used because its quantiles lie between
-    two resamples, which is nan where one is infinite, and because it draws anew for each statistic.
+    ``scipy.stats.bootstrap`` gives the same interval, which a test checks. It isn't used because its quantiles
+    interpolate between two resamples, which gives nan if one is infinite, and because it draws separately for each
+    statistic.
 
     Args:
-        value: of the statistic on the sample.
-        resampled_R: on each resample.
-        left_out_E: on the sample without each episode.
+        value: the statistic on the sample.
+        resampled_R: the statistic on each resample.
+        left_out_E: the statistic on the sample without each episode.
         confidence: see :func:`estimate`.
     """
     normal, num_resamples = NormalDist(), len(resampled_R)
@@ -114,13 +116,13 @@ def bca_interval(
     for tail in ((1 - confidence) / 2, (1 + confidence) / 2):
         shifted = bias + normal.inv_cdf(tail)
         levels.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
-    # Of the values themselves, none between two: some may be infinite (questions until a success that never comes).
+    # No interpolation between values: some may be infinite (questions until a success that never comes).
     low, high = np.quantile(resampled_R, levels, method="inverted_cdf")
     return float(low), float(high)
 
 
 def wilson_interval(share: float, num_trials: float, confidence: float) -> tuple[float, float]:
-    """The score interval of a share of independent trials (Wilson, 1927), which knows that 0 of 10 is not never."""
+    """The score interval of a share of independent trials (Wilson, 1927), where 0 of 10 does not mean never."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     middle = share + z * z / (2 * num_trials)
     margin = z * math.sqrt(share * (1 - share) / num_trials + z * z / (4 * num_trials**2))
@@ -129,7 +131,7 @@ def wilson_interval(share: float, num_trials: float, confidence: float) -> tuple
 
 
 def finite_or_none(number: float) -> float | None:
-    """The number, or None where JSON has none for it."""
+    """The number, or None if JSON can't represent it."""
     return number if math.isfinite(number) else None
 
 
@@ -153,7 +155,7 @@ def _evaluate(statistics: Mapping[Name, Statistic], parts: Iterator[np.ndarray])
 
 
 def _draws(num_episodes: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """As many episodes as there are, drawn with replacement, for each resample: how often each of them."""
+    """How often each episode is drawn in each resample, drawing as many as there are with replacement."""
     generator = np.random.default_rng(seed)
     shares = np.full(num_episodes, 1 / num_episodes)
     rows = max(1, _WEIGHTS_AT_ONCE // num_episodes)

@@ -1,7 +1,7 @@
-"""Figures of `astra-accel evaluate` that an evaluation in training has too, if it is asked for them.
+"""Figures of `astra-accel evaluate` that an evaluation during training also computes on request.
 
-They take more than the rollouts have: a pass of the baseline, a score of the probes alone, sacrebleu. ``self_bleu`` is
-self-BLEU itself, from 0 to 1 and lower where probes differ more; ``diversity/self_bleu`` is 1 minus that.
+They need more than the rollouts contain: a pass of the baseline, a score of the probes alone, sacrebleu. ``self_bleu``
+is self-BLEU itself, from 0 to 1 and lower where probes differ more; ``diversity/self_bleu`` is 1 minus that.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ MEDIAN_PERPLEXITY, MEAN_PROBE_SCORE, SELF_BLEU = f"{PERPLEXITY}/median", f"{PROB
 PROBE = "probe"
 OF_TEXTS = (SELF_BLEU, "diversity/self_bleu", "diversity/distinct_1", "diversity/distinct_2", "diversity/distinct_3")
 DEV_FIGURES = (MEDIAN_PERPLEXITY, MEAN_PROBE_SCORE, *OF_TEXTS)
-"""Those that can be asked for."""
+"""The figures that can be requested."""
 
 Row = Mapping[str, Any]
-"""What is known of a node."""
+"""The values of a node."""
 
 
 def check_dev_figures(names: Collection[str]) -> None:
-    """Find a figure that can't be computed.
+    """Reject a figure that can't be computed.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no figure of that name.
         ImportError: a package is missing; names the extra.
     """
     for name in names:
@@ -45,10 +45,10 @@ def check_dev_figures(names: Collection[str]) -> None:
 
 
 def rows_of(names: Collection[str], graphs: Sequence[Graph], system: Any) -> list[list[Row]]:
-    """What the figures are made of: for each graph a row a node. What a system can't tell is not in them.
+    """What the figures are computed from: for each graph, one row per node, without values the system can't provide.
 
     Raises:
-        ScorerError: the scorer did not return one number from 0 to 1 a probe, or None.
+        ScorerError: the scorer did not return one number from 0 to 1, or None, per probe.
     """
     by_graph = [[node for _, node in walk(graph)] for graph in graphs]
     nodes = [node for of_graph in by_graph for node in of_graph]
@@ -64,7 +64,7 @@ def rows_of(names: Collection[str], graphs: Sequence[Graph], system: Any) -> lis
 
 
 def dev_figures(names: Collection[str], rows: Sequence[Row]) -> dict[str, float]:
-    """The figures of all nodes; nan where none has a value, and without those that no row can tell of."""
+    """The figures of all nodes; nan if no node has a value, and without those that no row has a column for."""
     found: dict[str, float | None] = {}
     for name, column, mean in ((MEDIAN_PERPLEXITY, PERPLEXITY, median), (MEAN_PROBE_SCORE, PROBE_SCORE, fmean)):
         values = [row[column] for row in rows if row.get(column) is not None]

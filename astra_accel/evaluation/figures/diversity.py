@@ -13,11 +13,11 @@ import numpy as np
 Ngram = tuple[str, ...]
 
 MAX_ORDER = 4
-"""The longest n-grams of BLEU."""
+"""The length of BLEU's longest n-grams."""
 
 
 def tokenize(texts: Sequence[str]) -> list[list[str]]:
-    """The words and marks of each text, as sacrebleu's "13a" finds them, case kept.
+    """The words and punctuation of each text, split by sacrebleu's "13a", with case kept.
 
     Raises:
         ImportError: sacrebleu is not installed.
@@ -42,9 +42,8 @@ def self_bleu(tokens: Sequence[Sequence[str]]) -> float | None:
     """The mean BLEU-4 of each text with all others as references, 0 to 1 (Zhu et al. 2018, arXiv 1802.01886).
 
     Each is sacrebleu's sentence BLEU (exponential smoothing; orders that a text is too short for don't count). An
-    n-gram is clipped by its largest count in another text, which is the largest of all, or the second largest in the
-    text that has the largest: so n-grams are counted once and not once a pair. None where there are fewer than two
-    texts.
+    n-gram is clipped by its largest count in another text, which is the largest of all, or, in the text that has the
+    largest, the second largest: so n-grams are counted once, not once per pair. None if there are fewer than two texts.
     """
     from sacrebleu.metrics import BLEU
 
@@ -64,11 +63,11 @@ def self_bleu(tokens: Sequence[Sequence[str]]) -> float | None:
 
 
 def leaders(embedding_ND: np.ndarray, similarity: float) -> list[int]:
-    """One of each kind: the first, and each that has a cosine below ``similarity`` to all leaders before it.
+    """One text of each kind: the first, and each with a cosine below ``similarity`` to all leaders before it.
 
     Args:
-        embedding_ND: of each text, the most telling first, since leaders stand for those that are like them.
-        similarity: two texts with at least this cosine are of a kind.
+        embedding_ND: the embedding of each text, the most important first, since leaders represent similar texts.
+        similarity: two texts with at least this cosine are of the same kind.
     """
     unit_ND = unit_rows(embedding_ND)
     chosen: list[int] = []
@@ -79,7 +78,7 @@ def leaders(embedding_ND: np.ndarray, similarity: float) -> list[int]:
 
 
 def unit_rows(embedding_ND: np.ndarray) -> np.ndarray:
-    """The embeddings at length 1; one of zeros stays so, and is like nothing."""
+    """The embeddings scaled to length 1; a zero vector stays zero, and is similar to nothing."""
     lengths_N1 = np.linalg.norm(embedding_ND, axis=1, keepdims=True)
     return embedding_ND / np.where(lengths_N1 == 0, 1.0, lengths_N1)
 
@@ -96,13 +95,13 @@ def _two_largest(tokens: Sequence[Sequence[str]]) -> dict[Ngram, tuple[int, int]
 
 
 def _beside(largest: tuple[int, int], own: int) -> int:
-    """The largest count in the other texts, of a text that has ``own``."""
+    """The largest count in the texts other than one with count ``own``."""
     first, second = largest
     return second if own == first else first
 
 
 def _closest_other(length: int, length_counts: Counter[int]) -> int:
-    """The length of another text that is closest, the shorter of two."""
+    """The closest length of another text; of two equally close, the shorter."""
     others = (other for other, count in length_counts.items() if other != length or count > 1)
     return min(others, key=lambda other: (abs(other - length), other))
 

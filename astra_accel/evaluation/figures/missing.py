@@ -1,8 +1,8 @@
-"""Figures some of whose scores are missing, and the ends between which they lie.
+"""Figures with missing scores, and the ends between which they lie.
 
-A score that could not be had is an outcome of its own: a response that a judge refuses may be the one that matters. So
-no episode leaves a denominator, and a figure has two ends: one as if every missing score were 0 (safe), one as if each
-were 1 (a failure of the target). Whatever the scores were, it lies between them (worst-case bounds, Manski, 1989).
+A missing score is an outcome of its own: a response that a judge refuses may be the one that matters. So no episode is
+dropped from a denominator, and a figure has two ends: one as if every missing score were 0 (safe), one as if each were
+1 (a failure of the target). Whatever the scores were, it lies between them (worst-case bounds, Manski, 1989).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from astra_accel.evaluation.figures.bootstrap import Estimate, Statistic, estima
 from astra_accel.evaluation.figures.statistics import Difference, Rate, RateDifference
 
 SAFE, FAILURE = 0.0, 1.0
-"""What a missing score stands for at the two ends."""
+"""The value of a missing score at the two ends."""
 LOWER, UPPER, NUM_MISSING, NUM_UNDETERMINED = "lower", "upper", "num_missing", "num_undetermined"
 
 
 @dataclass(frozen=True)
 class Incomplete:
-    """A statistic of scores of which some are missing. Called, it is its ``value``.
+    """A statistic of scores, some of which are missing. Calling it computes its ``value``.
 
     Attributes:
-        value: what is told where one number has to do.
-        num_missing: the scores that it would be made of and that are missing.
-        lower, upper: the ends; None where nobody knows them (a reward has no largest value).
+        value: reported where one number must suffice.
+        num_missing: how many of the scores that it would be computed from are missing.
+        lower, upper: the ends; None if unknown (a reward has no largest value).
     """
 
     value: Statistic
@@ -42,14 +42,14 @@ class Incomplete:
 
     @property
     def num_undetermined(self) -> int | None:
-        """Of a rate: the episodes that missing scores decide."""
+        """For a rate: the number of episodes decided by missing scores."""
         if not isinstance(self.lower, Rate) or not isinstance(self.upper, Rate):
             return None
         return int(np.sum(self.upper.numerator_E != self.lower.numerator_E))
 
 
 def difference(first: Statistic, second: Statistic) -> Statistic:
-    """What a figure is more on the second of two samples; its ends are those of the worst cases together."""
+    """A figure's value on the second of two samples minus that on the first; its ends combine the worst cases."""
     found = _difference(_value(first), _value(second))
     if not isinstance(first, Incomplete) and not isinstance(second, Incomplete):
         return found
@@ -63,13 +63,13 @@ def difference(first: Statistic, second: Statistic) -> Statistic:
 
 
 def estimates_of(statistics: Mapping[str, Statistic], num_episodes: int, **options: Any) -> dict[str, dict[str, Any]]:
-    """Each figure with its interval as a dict for JSON, both ends with theirs where scores are missing.
+    """Each figure with its interval as a dict for JSON; if scores are missing, both ends with theirs.
 
-    ``{"value", "low", "high"}``, and where scores are missing ``num_missing``, ``lower`` and ``upper``, each of which
-    has ``value``, ``low`` and ``high`` too; of a rate also ``num_undetermined``.
+    ``{"value", "low", "high"}``, and if scores are missing, ``num_missing``, ``lower`` and ``upper``, each with its own
+    ``value``, ``low`` and ``high``; for a rate also ``num_undetermined``.
 
     Args:
-        statistics: by name.
+        statistics: the statistics by name.
         num_episodes, options: see :func:`~astra_accel.evaluation.figures.bootstrap.estimate`.
     """
     parts: dict[tuple[str, str], Statistic] = {}

@@ -15,16 +15,16 @@ Row = Mapping[str, Any]
 class Nodes:
     """The nodes of all episodes. N nodes, E episodes.
 
-    Two episodes, of which the first has two turns and the second one::
+    Two episodes, the first with two turns and the second with one::
 
         episode_N   [0, 0, 1]
         turn_N      [1, 2, 1]
         query_N     [1, 2, 1]     the question's number in its episode; those of a turn come before those of the next
 
     Attributes:
-        num_episodes: how many there are.
+        num_episodes: the number of episodes.
         episode_N, turn_N, query_N: where each node is.
-        columns: numbers of each node by name; NaN where a node has none, and for all of them where every one is None.
+        columns: the numbers of each node by name; NaN if a node has none, and for all nodes if each is None.
         probes: the text of each probe.
     """
 
@@ -37,10 +37,10 @@ class Nodes:
 
     @classmethod
     def of(cls, rows: Sequence[Row], num_episodes: int) -> Nodes:
-        """From a row a node, those of an episode with parents before children."""
+        """Make it from one row per node, with parents before children in each episode."""
         episode_N = np.array([row["episode"] for row in rows], dtype=int)
         names = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value))
-        # Scores that are all missing are a figure that nobody knows, not one that was never asked for.
+        # If all scores are missing, the figure is unknown, which differs from never requested.
         empty = dict.fromkeys(name for row in rows for name in row if name not in names)
         names |= {name: None for name in empty if all(row.get(name) is None for row in rows)}
         columns = {
@@ -56,7 +56,7 @@ class Nodes:
         return cls(num_episodes, episode_N, turn_N, query_N, columns, [row["probe"] for row in rows])
 
     def filled(self, name: str, value: float) -> Nodes:
-        """The same with a value in a column where there is none."""
+        """A copy with the missing values of a column replaced by a value."""
         values_N = self.columns[name]
         return replace(self, columns={**self.columns, name: np.where(np.isnan(values_N), value, values_N)})
 
@@ -65,13 +65,13 @@ class Nodes:
         return np.bincount(self.episode_N, values_N, self.num_episodes).astype(float)
 
     def largest(self, values_N: np.ndarray) -> np.ndarray:
-        """The largest value of each episode, NaN passed over; ``-inf`` where there is none, ``[episodes]``."""
+        """The largest value of each episode, ignoring NaN; ``-inf`` if there is none, ``[episodes]``."""
         largest_E = np.full(self.num_episodes, -np.inf)
         np.fmax.at(largest_E, self.episode_N, values_N)
         return largest_E
 
     def smallest(self, values_N: np.ndarray) -> np.ndarray:
-        """The smallest value of each episode; ``inf`` where there is none, ``[episodes]``."""
+        """The smallest value of each episode; ``inf`` if there is none, ``[episodes]``."""
         return -self.largest(-values_N)
 
 

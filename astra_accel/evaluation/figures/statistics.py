@@ -1,4 +1,4 @@
-"""Statistics of episodes, as functions of how often each was drawn (see ``bootstrap``).
+"""Statistics of episodes as functions of how often each was drawn (see ``bootstrap``).
 
 Dimensions: R resamples, E episodes, N nodes, D the size of an embedding, 1 a dimension of size one.
 """
@@ -15,7 +15,7 @@ from astra_accel.evaluation.figures.bootstrap import Statistic, wilson_interval
 
 @dataclass(frozen=True)
 class Ratio:
-    """The sum of one number of each episode over the sum of another: with counts below, a mean over nodes."""
+    """The sum of one number of each episode over the sum of another: if those are counts, a mean over nodes."""
 
     numerator_E: np.ndarray
     denominator_E: np.ndarray
@@ -27,17 +27,17 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Rate(Ratio):
-    """The share of episodes that are so: the numerator is 1 where they are, the denominator where they count."""
+    """The share of episodes with a property: the numerator is 1 if they have it, the denominator is 1 if they count."""
 
     def interval_without_spread(self, confidence: float) -> tuple[float, float]:
-        """Wilson's interval, for where none or all of the episodes are so and resamples can't say otherwise."""
+        """Wilson's interval, for when none or all episodes have the property, so that all resamples agree."""
         num_counted = float(self.denominator_E.sum())
         return wilson_interval(float(self.numerator_E.sum()) / num_counted, num_counted, confidence)
 
 
 @dataclass(frozen=True)
 class Median:
-    """The median of values, the middle between the two in the middle where they are even in number."""
+    """The median of values; of an even number, the mean of the middle two."""
 
     values_N: np.ndarray
     episode_N: np.ndarray
@@ -60,11 +60,11 @@ class Median:
 class CosineDistance:
     """The mean of 1 - cosine over all pairs of nodes of different episodes.
 
-    Pairs within an episode are left out: an episode that is drawn twice would be at distance 0 of itself.
+    Pairs within an episode are left out: an episode drawn twice would be at distance 0 from itself.
 
     Args:
         sums_ED: the sum of each episode's embeddings, which have length 1.
-        counts_E: how many there are.
+        counts_E: the number of embeddings.
     """
 
     sums_ED: np.ndarray
@@ -82,14 +82,14 @@ class CosineDistance:
 
 @dataclass(frozen=True)
 class Kappa:
-    """Cohen's kappa of two yes-or-no judges: their agreement beyond chance, over that of two who always agree.
+    """Cohen's kappa of two yes-or-no judges: their agreement beyond chance, relative to perfect agreement.
 
     ``(p_o - p_e) / (1 - p_e)``, with ``p_o`` the share of nodes on which they agree and ``p_e`` the share expected of
-    independent judges with the same shares of yes (Cohen, 1960). Not defined where both always say the same.
+    independent judges with the same shares of yes (Cohen, 1960). Undefined if both always say the same.
 
     Args:
-        both_E, first_E, second_E, counts_E: nodes of each episode to which both, the first, the second said yes, and
-            all of them.
+        both_E, first_E, second_E, counts_E: the number of each episode's nodes to which both, the first and the second
+            said yes, and of all nodes.
     """
 
     both_E: np.ndarray
@@ -110,11 +110,11 @@ class Kappa:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's correlation of two numbers of each node; not defined where one of them is always the same.
+    """Pearson's correlation of two numbers of each node; undefined if one of them is constant.
 
     Args:
         moments_E5: the sums over each episode's nodes of ``x, y, x^2, y^2, x y``.
-        counts_E: its nodes.
+        counts_E: the number of each episode's nodes.
     """
 
     moments_E5: np.ndarray
@@ -122,7 +122,7 @@ class Correlation:
 
     @classmethod
     def of(cls, first_N: np.ndarray, second_N: np.ndarray, episode_N: np.ndarray, num_episodes: int) -> Correlation:
-        """From the numbers; they are centred, so that little is lost in the differences of sums."""
+        """Make it from the numbers, centred so that little precision is lost in differences of sums."""
         x_N, y_N = (values_N - values_N.sum() / max(1, len(values_N)) for values_N in (first_N, second_N))
         moments = [x_N, y_N, x_N**2, y_N**2, x_N * y_N]
         sums = [np.bincount(episode_N, values, num_episodes) for values in moments]
@@ -133,7 +133,7 @@ class Correlation:
         means_R5 = _divide(weights_RE @ self.moments_E5, (weights_RE @ self.counts_E)[:, None])
         x_R, y_R, xx_R, yy_R, xy_R = means_R5.T
         variances_2R = np.stack([xx_R - x_R**2, yy_R - y_R**2])
-        # Of numbers that are all the same, rounding leaves a little more or less than 0.
+        # If all numbers are equal, rounding leaves a variance slightly different from 0.
         negligible_2 = _divide(1e-12 * self.moments_E5[:, 2:4].sum(axis=0), self.counts_E.sum())
         spread_R = (variances_2R > negligible_2[:, None]).all(axis=0)
         deviations_R = np.sqrt(np.where(spread_R, variances_2R.prod(axis=0), math.nan))
@@ -142,14 +142,14 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Difference:
-    """What a figure is more on the second of two samples of the same episodes, drawn together."""
+    """A figure on the second minus that on the first of two samples of the same episodes, drawn together."""
 
     first: Statistic
     second: Statistic
 
     def __call__(self, weights_RE: np.ndarray) -> np.ndarray:
         """See :data:`~astra_accel.evaluation.figures.bootstrap.Statistic`."""
-        with np.errstate(invalid="ignore"):  # never minus never
+        with np.errstate(invalid="ignore"):  # infinity minus infinity (never minus never)
             return self.second(weights_RE) - self.first(weights_RE)
 
 
@@ -161,10 +161,10 @@ class RateDifference(Difference):
     second: Rate
 
     def interval_without_spread(self, confidence: float) -> tuple[float, float]:
-        """Where every episode differs alike, by ``d`` of -1, 0 or 1: how much a few others could change.
+        """For when every episode differs by the same ``d`` of -1, 0 or 1: how much a few others could change it.
 
-        With Wilson's upper end ``u`` of the share of others, none of which was seen, that is ``d - u (1 + d)`` to
-        ``d + u (1 - d)``.
+        With Wilson's upper end ``u`` for the share of other episodes, none of which was seen, that is ``d - u (1 + d)``
+        to ``d + u (1 - d)``.
         """
         counted_E = self.first.denominator_E * self.second.denominator_E
         difference = float(self(np.ones((1, len(counted_E))))[0])

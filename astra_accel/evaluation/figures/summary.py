@@ -1,4 +1,4 @@
-"""All figures of an evaluation, as ``metrics.json`` has them."""
+"""Computes all figures of an evaluation for ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from astra_accel.evaluation.figures.missing import FAILURE, LOWER, NUM_MISSING, 
 from astra_accel.evaluation.figures.nodes import Nodes
 
 Embed = Callable[[list[str]], torch.Tensor]
-"""From texts to their embeddings, ``[texts, size]``."""
+"""Maps texts to their embeddings, ``[texts, size]``."""
 
 ATTACK_SIMILARITY = 0.7
 """Two attacks whose embeddings have at least this cosine count as one."""
@@ -36,19 +36,19 @@ def summarize(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Every figure that the nodes allow for, with its interval where it has one.
+    """Every figure that can be computed from the nodes, with its interval if it has one.
 
     Args:
-        nodes: of the evaluation.
+        nodes: the evaluation's nodes.
         threshold: a response with at least this score is a success of the attack.
-        scorers: the names of those that were held out.
-        embed: sentence embeddings; without, the figures that need them are named under ``left_out``.
+        scorers: the names of the held-out scorers.
+        embed: computes sentence embeddings; if None, the figures that need them are listed under ``left_out``.
         num_resamples, seed: see :func:`~astra_accel.evaluation.figures.bootstrap.estimate`.
 
     Returns:
         A dict for JSON: ``metrics`` by name, each with ``value`` and, unless it can't be resampled, ``low`` and
-        ``high``; where scores are missing, ``num_missing``, and both ends as ``lower`` and ``upper``; ``curve``, the
-        success rates over thresholds; ``left_out``, why by name; and what was counted.
+        ``high``; if scores are missing, ``num_missing``, and both ends as ``lower`` and ``upper``; ``curve``, the
+        success rates over thresholds; ``left_out``, the reasons by name; and the counts.
     """
     statistics = statistics_of(nodes, threshold, scorers)
     counted: dict[str, Any] = {name: {"value": value} for name, value in text_diversity(nodes.probes).items()}
@@ -84,7 +84,7 @@ def summarize(
 
 
 def text_diversity(probes: Sequence[str]) -> dict[str, float | None]:
-    """How different the probes are as texts. Raises ``ImportError`` where sacrebleu is not installed."""
+    """How different the probes are as texts. Raises ``ImportError`` if sacrebleu is not installed."""
     tokens = tokenize(probes)
     likeness = self_bleu(tokens)
     return {
@@ -94,10 +94,10 @@ def text_diversity(probes: Sequence[str]) -> dict[str, float | None]:
 
 
 def embeddings_of(texts: Sequence[str], embed: Embed) -> np.ndarray:
-    """The embedding of each text, equal texts embedded once, ``[texts, size]``.
+    """The embedding of each text, ``[texts, size]``; equal texts are embedded once.
 
     Raises:
-        ValueError: ``embed`` does not return one row a text.
+        ValueError: ``embed`` does not return one row per text.
     """
     distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     embedding = embed(list(distinct)).detach().cpu().double().numpy()
@@ -109,7 +109,7 @@ def embeddings_of(texts: Sequence[str], embed: Embed) -> np.ndarray:
 
 
 def _attacks(nodes: Nodes, embedding_ND: np.ndarray, threshold: float) -> dict[str, Any]:
-    """How many kinds of attack were seen; where scores are missing, also as if each of those were a success."""
+    """The number of kinds of attack; if scores are missing, also as if each missing one were a success."""
     missing = int(np.isnan(nodes.columns[RESPONSE_SCORE]).sum())
     seen, with_missing = (
         distinct_attacks(nodes.filled(RESPONSE_SCORE, score).columns[RESPONSE_SCORE], embedding_ND, threshold)
@@ -117,13 +117,13 @@ def _attacks(nodes: Nodes, embedding_ND: np.ndarray, threshold: float) -> dict[s
     )
     if not missing:
         return {"value": seen}
-    # One more success may stand for two that were seen, so more of them can be fewer kinds.
+    # One more success may represent two that were seen, so more successes can mean fewer kinds.
     ends = {LOWER: {"value": seen}, UPPER: {"value": max(seen, with_missing)}}
     return {"value": seen, NUM_MISSING: missing, **ends}
 
 
 def distinct_attacks(scores_N: np.ndarray, embedding_ND: np.ndarray, threshold: float) -> float:
-    """How many kinds of successful probes there are; the worst of a kind stands for it."""
+    """The number of kinds of successful probes; the worst of a kind represents it."""
     worst_first = np.argsort(-scores_N, kind="stable")
     successful = [index for index in worst_first if scores_N[index] >= threshold]
     return float(len(leaders(embedding_ND[successful], ATTACK_SIMILARITY)))

@@ -1,6 +1,6 @@
 """Adaptive stress testing (ASTPrompter, https://arxiv.org/abs/2407.09447).
 
-Follow a conversation through the files: ``transcript`` (what it is), ``format`` and ``views`` (what a model reads of
+To follow a conversation, read in this order: ``transcript`` (the data), ``format`` and ``views`` (what a model reads of
 it), ``system`` (the reward) and ``hf_system`` (with transformers models), ``sampler`` (the tree).
 """
 

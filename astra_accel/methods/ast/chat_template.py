@@ -1,4 +1,4 @@
-"""What a chat template writes around messages, and what it makes of their texts."""
+"""What a chat template writes around messages, and how it changes their texts."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Thinking:
     """How a template marks what an assistant thinks before it answers.
 
     Attributes:
-        begin, end: the marks around it.
-        begun: whether the prompt of a new message holds the first mark already.
-        dropped: whether the template leaves the thinking out of earlier messages.
-        field: the field of a message that takes the thinking; None where it stands in the content.
+        begin, end: the marks around the thinking.
+        begun: whether the prompt for a new message already ends with the first mark.
+        dropped: whether the template drops the thinking from earlier messages.
+        field: the message field that holds the thinking; None if it is part of the content.
     """
 
     begin: str
@@ -48,12 +48,12 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Answer:
-    """An assistant's message as later turns know it.
+    """An assistant's message as later turns see it.
 
     Attributes:
-        text: what is said to the other side, without the thinking.
-        shown: what the template writes of the message in later turns; it may trim it.
-        thinking: what was thought before, with its marks.
+        text: what the other side gets, without the thinking.
+        shown: how the template writes the message in later turns, possibly trimmed.
+        thinking: the thinking before it, with its marks.
     """
 
     text: str
@@ -65,15 +65,15 @@ class ChatTemplate:
     """The pieces of a tokenizer's chat template, as text.
 
     The template is rendered with placeholders: a conversation is ``head user to_assistant assistant to_user user tail``
-    with contents as :meth:`shown_user` and :meth:`answer` have them.
+    with contents as returned by :meth:`shown_user` and :meth:`answer`.
 
     Attributes:
-        head: before the first user message.
-        to_assistant, to_user: between a message and the next.
-        tail: after the last user message, up to where the assistant begins.
-        thinking: None where the template neither drops thinking nor begins it.
-        frame: what the template writes between the tail and an answer, where that is more than a space: special tokens
-            that the model writes itself, and before them, in the same turn, messages that only it reads (gpt-oss).
+        head: the text before the first user message.
+        to_assistant, to_user: the text between a message and the next.
+        tail: the text after the last user message, up to where the assistant begins.
+        thinking: how thinking is marked; None if the template neither drops nor begins it.
+        frame: what the template writes between the tail and an answer, if that is more than a space: special tokens
+            that the model writes itself, after messages in the same turn that only the model reads (gpt-oss).
 
     Raises:
         ValueError: there is no chat template, it does not take the messages, or it does not render turn by turn.
@@ -90,15 +90,15 @@ class ChatTemplate:
         self._said_unlike = False
 
     def _shown_user(self, content: str) -> str:
-        """A user's message as the template writes it."""
+        """Return a user's message as the template writes it."""
         rendered = self._render([_user(_MARKS[0]), _assistant(_MARKS[1]), _user(content)])
         _, found, rest = rendered.partition(_MARKS[1] + self.to_user)
         return self._between(rest, self.tail, content) if found else self._unlike(content)
 
     def _answer(self, content: str) -> Answer:
-        """What later turns hold of an assistant's message that was written after the tail.
+        """Return what later turns hold of an assistant's message that was written after the tail.
 
-        Thinking that never ended is all of the message: there is no answer.
+        If the thinking never ended, it is the whole message: there is no answer.
         """
         if self.frame and self._frame_begin in content:
             thought, framed, answer = content.rpartition(self.frame)
@@ -119,7 +119,7 @@ class ChatTemplate:
         return Answer(answer, self._shown_answer(answer, thought, content, marks), thinking)
 
     def _shown_answer(self, answer: str, thought: str, content: str, marks: Thinking) -> str:
-        """The answer as the template writes it if it is given the thinking as it wants it."""
+        """Return the answer as the template writes it when it gets the thinking in the form that it expects."""
         if not answer:
             return self._shown_assistant("")
         if marks.field is not None:
@@ -137,7 +137,7 @@ class ChatTemplate:
         return rest.removesuffix(end) if rest.endswith(end) else self._unlike(content)
 
     def _unlike(self, content: str) -> str:
-        """A content for which the template writes other pieces: it is put between the usual ones."""
+        """Handle a content around which the template writes other pieces: use the usual ones, and warn once."""
         if content.strip() and not self._said_unlike:
             self._said_unlike = True
             logger.warning(
@@ -148,7 +148,7 @@ class ChatTemplate:
         return content
 
     def _find_thinking(self) -> Thinking | None:
-        """The marks of thinking that make the template leave out what an earlier message thought, or that it begins."""
+        """Find the thinking marks that make the template drop earlier thinking, or with which it begins an answer."""
         source = str(self._tokenizer.chat_template)
         found = [(_opening_of(match[2]), match[2]) for match in _SPLIT_AT.finditer(source)]
         marks = [pair for pair in dict.fromkeys([*_THINKING_MARKS, *found]) if pair[0] != pair[1]]
@@ -156,7 +156,7 @@ class ChatTemplate:
         for begin, end in marks:
             if self._drops({"content": f"{begin}\n{_MARKS[3]}\n{end}\n\n{_MARKS[4]}"}):
                 return Thinking(begin, end, begun[begin, end])
-        # A template that is given thinking apart: it is split off by the marks that the template writes around it.
+        # The template takes thinking in a field of its own: split it off by the marks that the template puts around it.
         fields = [field for field in _FIELDS if field in source]
         for begin, end in marks:
             for field in fields if begin in source else ():
@@ -165,7 +165,7 @@ class ChatTemplate:
         return next((Thinking(*pair, True, dropped=False) for pair in marks if begun[pair]), None)
 
     def _find_frame(self) -> tuple[str, str]:
-        """What a model writes before an answer, and the special token that it begins with; twice "" if nothing."""
+        """What a model writes before an answer, and the special token that this begins with; two "" if nothing."""
         frame = self.to_assistant.removeprefix(self.tail).lstrip() if self.to_assistant.startswith(self.tail) else ""
         added = self._tokenizer.added_tokens_decoder.values()
         begin = next((token.content for token in added if token.special and frame.startswith(token.content)), None)
@@ -174,7 +174,7 @@ class ChatTemplate:
     def _drops(self, message: Message) -> bool:
         try:
             rendered = self._render([_user(_MARKS[0]), {"role": "assistant", **message}, _user(_MARKS[1])])
-        except Exception:  # A template may refuse what it does not know.
+        except Exception:  # A template may reject fields or marks that it does not know.
             return False
         return _MARKS[3] not in rendered and _MARKS[4] in rendered
 
@@ -224,5 +224,5 @@ def _render(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 
 def name_of(tokenizer: Any) -> str:
-    """What messages call a tokenizer."""
+    """The name of a tokenizer in messages."""
     return repr(tokenizer.name_or_path or type(tokenizer).__name__)

@@ -1,4 +1,4 @@
-"""How a conversation becomes the token ids that a model reads; how much of it fits is a view's matter (``views``)."""
+"""Turns a conversation into the token ids that a model reads; ``views`` decides how much of it fits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from astra_accel.methods.ast.transcript import Reader, Segment, SegmentRole, joi
 __all__ = ["ChatFormat", "Format", "RawFormat", "encode_text"]
 
 ANY_TOKEN = -1
-"""Stands for any token, where all that matters of a turn is its length."""
+"""A placeholder for any token, for turns of which only the length matters."""
 
 
 class Said(NamedTuple):
-    """What a turn's ids say.
+    """The text of a turn's ids.
 
     Attributes:
-        text: to the other side.
-        num_replaced: characters at the end of the text before it that it replaces; see :class:`Segment`.
-        thinking: what its writer keeps to itself.
+        text: the text that the other side gets.
+        num_replaced: how many characters at the end of the preceding text it replaces; see :class:`Segment`.
+        thinking: the thinking, which the other side does not get.
     """
 
     text: str
@@ -33,12 +33,12 @@ class Said(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What is dropped together when the context is full.
+    """A part of a conversation that is dropped as a whole when the context is full.
 
     Attributes:
-        first: its ids where a context begins with it.
-        later: its ids after another one.
-        end: what follows it where it has ended and a turn of the reader's own begins.
+        first: its ids at the beginning of a context.
+        later: its ids after another unit.
+        end: the ids after it, once it has ended and the reader's own turn begins.
     """
 
     first: Ids
@@ -47,11 +47,11 @@ class Unit(NamedTuple):
 
 
 class Format(ABC):
-    """Renders the units of a conversation, oldest first, to the ids before the next turn.
+    """Renders the units of a conversation, oldest first, into the ids before the next turn.
 
     Attributes:
-        separator: between segments, in the text of a conversation.
-        codec: between the reader's ids and text.
+        separator: the text between segments in the text of a conversation.
+        codec: converts between the reader's ids and text.
         end_ids: tokens with which the format ends a turn.
     """
 
@@ -60,34 +60,34 @@ class Format(ABC):
     end_ids: frozenset[int] = frozenset()
 
     def notes(self) -> list[str]:
-        """What a user should know of how the reader reads."""
+        """Remarks for the user on how the reader reads conversations."""
         return []
 
     @abstractmethod
     def units(self, segments: Sequence[Segment], reader: Reader) -> list[Unit]:
-        """A conversation in parts."""
+        """Split a conversation into units."""
 
     @abstractmethod
     def said(self, before: Sequence[Segment], reader: Reader, ids: Ids) -> Said:
-        """What the reader says that samples these ids (without the end of the turn) as the next segment."""
+        """Decode ids that the reader sampled as the next segment, without the end of the turn."""
 
     def kept(self, ids: Ids) -> Ids:
-        """What later contexts hold of ids that the reader sampled."""
+        """Return the ids that later contexts hold for ids that the reader sampled."""
         return ids
 
     @abstractmethod
     def ids(
         self, before: Sequence[Segment], reader: Reader, role: SegmentRole, text: str, sampled: Ids | None = None
     ) -> Ids:
-        """A text as the reader reads it as the next segment.
+        """Encode a text as the reader reads it as the next segment.
 
-        Where the other side has the same tokenizer, the ids that it sampled are taken if they say the text here, or
-        the part of them that does. A special token is none of them: nobody who talks to a model can write one, so a
-        tester must not forge turns with it. Nor is one that the reader has no embedding for.
+        If the other side has the same tokenizer, the ids that it sampled are used if they, or a part of them, decode
+        to the text here. Special tokens are never used: a user of a model can't write them, so a tester must not forge
+        turns with them. Nor are tokens that the reader has no embedding for.
         """
 
     def join(self, units: Sequence[Unit], *, ended: bool = True) -> Ids:
-        """The ids of a whole context; where not ``ended``, the last unit is still being said."""
+        """Join units into the ids of a whole context; if not ``ended``, the last unit is still being written."""
         ids = units[0].first + sum((unit.later for unit in units[1:]), ())
         return ids + units[-1].end if ended else ids
 
@@ -95,8 +95,8 @@ class Format(ABC):
 class RawFormat(Format):
     """One running text: the beginning-of-text token if the model has one, then all segments end to end.
 
-    Ends of turns are not part of the text, so a probe that stopped early reads like one that was cut. What a turn adds
-    to the text is its own text: a character whose bytes two turns share belongs to the turn that completes it.
+    Ends of turns are not part of the text, so a probe that stopped early reads like one that was cut. A turn's text is
+    what it adds to the text so far: a character whose bytes two turns share belongs to the turn that completes it.
     """
 
     separator = ""
@@ -107,12 +107,12 @@ class RawFormat(Format):
 
     def units(self, segments: Sequence[Segment], reader: Reader) -> list[Unit]:
         """A unit for each segment."""
-        # A segment of no token is no unit: one that is left alone would be an empty context.
+        # An empty segment is not a unit: if it were the only one left, the context would be empty.
         ids = [segment.ids(reader) for segment in segments if segment.ids(reader)] or [()]
         return [Unit(self.head + each, each) for each in ids]
 
     def said(self, before: Sequence[Segment], reader: Reader, ids: Ids) -> Said:
-        """What the ids add to the text so far."""
+        """Return what the ids add to the text so far."""
         return Said(*self.codec.added(_joined(before, reader), ids))
 
     def ids(
@@ -123,7 +123,7 @@ class RawFormat(Format):
         text: str,
         sampled: Ids | None = None,
     ) -> Ids:
-        """The ids that add a text to the one so far."""
+        """Return the ids that add a text to the text so far."""
         if sampled is not None and self.codec.takes(sampled):
             return sampled
         if not before:
@@ -137,24 +137,24 @@ class ChatFormat(Format):
     To the tester, the prompt and the responses are the user, its probes the assistant. To the target, the
     probes are the user (the first one follows the prompt in the same message), its responses the assistant.
 
-    The template is rendered once with placeholders. A conversation is put together from its pieces, the texts of the
-    other side and the ids that were sampled, so a longer conversation begins with the ids of the shorter one, and no
-    turn is tokenised again. The newline that many templates write after the end of a turn belongs to the pieces. What
-    the template makes of a message (it may trim it, or drop what was thought before the answer) is done here too.
+    The template is rendered once with placeholders. A conversation is assembled from its pieces, the texts of the
+    other side and the sampled ids, so a longer conversation begins with the ids of the shorter one, and no turn is
+    tokenised again. The newline that many templates write after the end of a turn belongs to the pieces. How the
+    template changes a message (it may trim it, or drop the thinking before the answer) is reproduced here too.
 
-    All that stands between two sampled stretches is encoded as it stands in the whole, so the ids are those of
-    ``apply_chat_template(tokenize=True)`` wherever what was sampled is what the tokenizer would have made of it. Two
-    things differ: special tokens that a text spells out are not obeyed, and a probe of another tokenizer's, whose
-    log-probs are asked for, shares no token with its surroundings.
+    Everything between two sampled stretches is encoded in its context, so the ids equal those of
+    ``apply_chat_template(tokenize=True)`` wherever the tokenizer would have split the sampled text into the same
+    tokens. There are two differences: special tokens spelled out in a text are not obeyed, and a probe from another
+    tokenizer, whose log-probs are needed, shares no token with its surroundings.
 
     Args:
-        tokenizer: of the reader.
+        tokenizer: the tokenizer of the reader.
         instruction: a system message.
         hears_ids: whether the other side has the same tokenizer.
 
     Attributes:
-        head, to_assistant, to_user, tail: the ids of the pieces that stay the same whatever is said.
-        message_ends: the token that the template writes after an assistant's message, if it is one.
+        head, to_assistant, to_user, tail: the ids of the pieces that do not depend on the messages.
+        message_ends: the token that the template writes after an assistant's message, if it is a single one.
 
     Raises:
         ValueError: there is no chat template, it does not take the messages, or it does not render turn by turn.
@@ -176,11 +176,11 @@ class ChatFormat(Format):
         self._stretches = lru_cache(maxsize=4096)(self._find_stretches)
         self._after_opening = lru_cache(maxsize=4096)(self._slot_after_opening)
         self.message_ends = self._find_end()
-        # A turn in which a model writes several messages continues after the first.
+        # If a model writes several messages in a turn, the turn continues after the first.
         self.end_ids = frozenset() if self.template.frame else self.message_ends
 
     def units(self, segments: Sequence[Segment], reader: Reader) -> list[Unit]:
-        """A unit for each exchange of a user and an assistant message, and one for the last user message."""
+        """Make a unit of each exchange of a user and an assistant message, and one of the last user message."""
         turns = list(segments)
         units = [self._opening(turns[:2])] if reader == "target" and len(turns) > 1 else [self._heard(turns[0], reader)]
         turns = turns[2:] if reader == "target" else turns[1:]
@@ -191,7 +191,7 @@ class ChatFormat(Format):
         return units
 
     def said(self, before: Sequence[Segment], reader: Reader, ids: Ids) -> Said:  # noqa: ARG002
-        """The content of an assistant message, without what was thought before it."""
+        """Return the content of an assistant message, without the thinking before it."""
         answer = self._answer(ids)
         if not answer.thinking and not self.template.frame:
             return Said(self.codec.continued(ids).removeprefix(self._answers.lead))
@@ -202,7 +202,7 @@ class ChatFormat(Format):
     def ids(
         self, before: Sequence[Segment], reader: Reader, role: SegmentRole, text: str, sampled: Ids | None = None
     ) -> Ids:
-        """The ids of a text in a message."""
+        """Return the ids of a text in a message."""
         if (role == "probe") == (reader == "tester") and role != "prompt":
             marks = self.template.thinking
             begun = marks is not None and marks.begun and marks.dropped
@@ -215,19 +215,19 @@ class ChatFormat(Format):
         return self._later.heard(self.template.shown_user(text), sampled)
 
     def _heard(self, segment: Segment, reader: Reader) -> Unit:
-        """A user message: up to the assistant's all is one text, unless the other side's ids are taken."""
+        """A user message: all up to the assistant's is encoded as one text, unless the other side's ids are used."""
         ids = segment.ids(reader)
         if segment.text and (segment.role == "prompt" or not self.hears_ids) and reader == "tester":
             stretches = self._stretches(segment.text)
             if stretches is not None:
                 return stretches
-        # Where older turns were dropped, a message may stand in another place than the one that its ids are for.
+        # If older turns were dropped, a message may be at another position than the one that its ids were made for.
         moved = segment.text and self._first.lead != self._later.lead
         first = self._first.heard(self.template.shown_user(segment.text), ids) if moved else ids
         return Unit(self.head + first, self.to_user + ids, self.tail)
 
     def _find_stretches(self, text: str) -> Unit | None:
-        """A user message and the template's pieces on both sides, encoded as one text; None if they can't be."""
+        """Encode a user message and the template's pieces on both sides as one text; None if that can't be done."""
         shown = self.template.shown_user(text)
         first = self._first.stretch(shown, len(self.head))
         later = self._later.stretch(shown, len(self.to_user))
@@ -243,7 +243,7 @@ class ChatFormat(Format):
         return Unit(ids, ids, self.tail)
 
     def _slot_after_opening(self, prompt: str) -> MessageSlot:
-        """Where the first probe follows the prompt."""
+        """The slot of the first probe, which follows the prompt."""
         if self.codec.spells_special(prompt):
             before = self.head + self._first.encode(prompt) + self.between
             return MessageSlot(self.codec, None, self.template.tail, before, self.tail, "")
@@ -264,7 +264,7 @@ class ChatFormat(Format):
         return self.template.answer(shown.removeprefix(self._answers.lead))
 
     def kept(self, ids: Ids) -> Ids:
-        """What the template leaves of an assistant message, as the ids that were sampled wherever they say it."""
+        """Return the ids of what the template keeps of an assistant message: the sampled ones where they match."""
         return self._kept(ids)
 
     def _kept_of(self, ids: Ids) -> Ids:
@@ -273,10 +273,10 @@ class ChatFormat(Format):
         return self._answers.heard(self._answer(ids).shown, ids, own=True)
 
     def _find_pieces(self) -> None:
-        """The ids of the template's pieces, and where messages go between them.
+        """Find the ids of the template's pieces, and the slots for messages between them.
 
-        Next to what is said, tokens may hold some of both (a space and a word), so a piece is what it has in common
-        whatever stands beside it. The rest of it is the message's ``lead``.
+        A token at the edge of a piece may also hold a part of the message (a space and a word), so a piece is what its
+        ids have in common for different messages. The rest of it is the message's ``lead``.
         """
         texts, words, one = self.template, self._words, self._words[0]
         self._first = MessageSlot.between(self.codec, texts.head, texts.tail, words)
@@ -290,7 +290,7 @@ class ChatFormat(Format):
         ]
         self._answers, self.to_assistant = answers[0], common_end(slot.before for slot in answers)
         if texts.to_assistant.startswith(texts.tail):
-            # What comes next in the template (a space, say) is the answer's, which was sampled after the tail.
+            # What the template writes next, such as a space, belongs to the answer, which was sampled after the tail.
             self.to_assistant = self.tail
             read = encode_rendered(self.codec, texts.head + one + texts.tail)
             rest = texts.to_assistant.removeprefix(texts.tail)
@@ -298,7 +298,7 @@ class ChatFormat(Format):
         self.between = self.codec.encode_continued(self.separator)
 
     def _find_end(self) -> frozenset[int]:
-        """The token that the template writes after an assistant's message; none where that is plain text."""
+        """The token that the template writes after an assistant's message; none if that is plain text."""
         after = self.template.to_user.lstrip()
         added = self.codec.tokenizer.added_tokens_decoder
         matching = {index: str(token.content) for index, token in added.items() if after.startswith(token.content)}
@@ -306,14 +306,14 @@ class ChatFormat(Format):
         return frozenset() if longest is None else frozenset([longest])
 
     def notes(self) -> list[str]:
-        """Where ids differ from those of the template although nothing was sampled."""
+        """Report where ids differ from those of the template although nothing was sampled."""
         texts = self.template
         one, two, three = (self._words * 3)[:3]
         prompt = Segment("prompt", one, self._first.encode(one), ())
         probe = Segment("probe", two, self._answers.encode(two), self.ids((prompt,), "target", "probe", two))
         response = Segment("response", three, self._later.encode(three), ())
         readings = {f"{one}{self.separator}{two}": self.units((prompt, probe), "target")}
-        if texts.thinking is None or not texts.thinking.begun:  # else it would all be thinking
+        if texts.thinking is None or not texts.thinking.begun:  # otherwise it would all be thinking
             exchange = one + texts.to_assistant + two + texts.to_user + three
             readings[exchange] = self.units((prompt, probe, response), "tester")
         notes = [self._difference(units, text) for text, units in readings.items()]
@@ -348,7 +348,7 @@ def _joined(segments: Sequence[Segment], reader: Reader) -> Ids:
 
 
 def _leading_specials(tokenizer: Any) -> Ids:
-    """What the tokenizer writes before any text (a beginning-of-text token, or nothing)."""
+    """The ids that the tokenizer puts before any text (a beginning-of-text token, or nothing)."""
     ids = tuple(tokenizer("a").input_ids)
     content = tuple(tokenizer("a", add_special_tokens=False).input_ids)
     for start in range(len(ids)):

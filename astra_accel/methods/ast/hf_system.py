@@ -40,26 +40,26 @@ TESTER_STREAM, TARGET_STREAM, ADAPTER_STREAM = 0, 1, 2
 class HFASTSystem(ASTSystem[Any, Any]):
     """Adaptive stress testing with transformers models in the three roles.
 
-    States are transcripts, probes and responses segments of them; every model method also takes plain strings.
-    Where tester, target and baseline name the same base model and the tester is LoRA, one copy of the weights
-    serves all three.
+    States are transcripts; probes and responses are segments of them. Every model method also takes plain strings.
+    If tester, target and baseline name the same base model and the tester is LoRA, one copy of the weights serves
+    all three.
 
     Args:
         tester_model_id: hub id, local folder, ``"embedded"`` or ``"tiny"``, or a ``ModelConfiguration``; None is
             the embedded default.
         target_model_id: likewise.
         baseline_model_id: the tester's frozen reference policy; None is the tester's own starting point.
-        scorer: says how unsafe a text is; None is the ``ProfanityScorer``.
-        device: of all the models.
+        scorer: rates how unsafe a text is; None is the ``ProfanityScorer``.
+        device: the device of all models.
         lora: the tester's adapter; None trains the whole tester.
-        rollout: format, context limit and sampling of both models (the tree's shape is the sampler's).
+        rollout: format, context limit and sampling of both models (the sampler sets the tree's shape).
         compute: how the models are run.
-        seed: of a new adapter's weights.
+        seed: initialises a new adapter's weights.
         ppl_weight, combined_weight, defense_toxicity_weight, min_naturalness, naturalness_model, terms: see
             ``ASTSystem``.
 
     Raises:
-        FileNotFoundError, ValueError: a model, tokenizer, LoRA target or limit that does not fit, before weights
+        FileNotFoundError, ValueError: a model, tokenizer, LoRA target or limit does not fit; raised before weights
             load.
     """
 
@@ -115,7 +115,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         compute: ComputeConfiguration = ComputeConfiguration(),  # noqa: B008
         seed: int = 0,
     ) -> HFASTSystem:
-        """A system of models that were found already."""
+        """Build a system of models whose files were already found."""
         system = cls.__new__(cls)
         ASTSystem.__init__(
             system,
@@ -148,7 +148,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         if compute.packing == "prefix_tree":
             self._check_packing()
         elif compute.packing == "auto":
-            # Found out here, since later the weights may be spread over processes that are not all at this point.
+            # Check this here: later the weights may be sharded over processes that are not all at this point.
             with naming_role("tester"):
                 can_pack(transformers_model(self.roles.tester.model))
         if compute.activation_checkpointing and not checkpointed_layers(self.tester):
@@ -166,40 +166,40 @@ class HFASTSystem(ASTSystem[Any, Any]):
                 raise ValueError(f"compute.packing is prefix_tree, but the {name}'s {error}; use auto") from error
 
     def rolling_out(self, num_turns: int | None = None) -> AbstractContextManager[None]:
-        """A context for the turns of one rollout: each continues from what the models have read in those before.
+        """A context manager for the turns of one rollout: each continues from what the models read in earlier turns.
 
-        The tester's weights must not change within. Where ``num_turns`` is given, each model is asked that many times,
-        and what it has read is dropped after the last.
+        The tester's weights must not change within it. With ``num_turns``, each model must be called that many times;
+        what it has read is dropped after the last call.
         """
         return self.roles.rolling_out(num_turns)
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The tester's parameters that are trained."""
+        """The tester's trainable parameters."""
         return (parameter for parameter in self.tester.parameters() if parameter.requires_grad)
 
     def start(self, prompt: str) -> Transcript:
-        """The state that a prompt is."""
+        """Return the state that consists of a prompt."""
         return self.views.prompt(prompt)
 
     def check_prompts(self, prompts: Sequence[str], tree_depth: int = 1) -> None:
-        """Raise ``ValueError`` for the first prompt that is blank or leaves no room for a turn, or for later ones."""
+        """Raise ``ValueError`` for the first prompt that is blank or leaves no room for a turn, or for later turns."""
         check_prompts(prompts, self.views, self.rollout_config)
         if tree_depth > 1:
             check_later_turns(self.views, self.rollout_config)
 
     def advance(self, context: Transcript, probe: Segment, response: Segment) -> Transcript:
-        """The conversation with one more turn."""
+        """Return the conversation with one more turn."""
         asked = context + self.views.completed(probe, context)
         return asked + self.views.completed(response, asked)
 
     def preceded(self, context: Transcript | str, text: str) -> Transcript:
-        """The conversation with a text at the beginning of its prompt."""
+        """Return the conversation with a text put before its prompt."""
         prompt, *rest = self._state(context).segments
         start = self.start(text + prompt.text)
         return Transcript((*start.segments, *rest), start.separator)
 
     def exchange_text(self, probe: Segment | str, response: Segment | str) -> str:
-        """Probe and response as they stand in the transcript."""
+        """Return probe and response as they appear in the transcript."""
         separator = self.views.tester.format.separator
         if isinstance(probe, Segment) and isinstance(response, Segment):
             response = self.views.completed(response, Transcript((probe,), separator))
@@ -208,12 +208,12 @@ class HFASTSystem(ASTSystem[Any, Any]):
     def rollout_prompt_with_tester(
         self, prompt: Sequence[Transcript | str], *, seeds: Sequence[Seed] | None = None
     ) -> list[Segment]:
-        """A probe for each state.
+        """Sample a probe for each state.
 
         Args:
             prompt: the states.
-            seeds: non-negative ints for each row, from which its random numbers follow; None draws them from
-                torch's global generator.
+            seeds: non-negative ints for each row that determine its random numbers; None draws them from torch's
+                global generator.
 
         Raises:
             NonFiniteLogitsError: the tester's logits hold nan or inf.
@@ -231,7 +231,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
     def rollout_prompt_with_target(
         self, prompt: Sequence[Transcript | str], *, seeds: Sequence[Seed] | None = None
     ) -> list[Segment]:
-        """A response for each state that ends with a probe; seeds and errors as for the tester."""
+        """Sample a response for each state, which ends with a probe; seeds and errors as for the tester."""
         sampling = self.rollout_config.target
         states = [self._state(state) for state in prompt]
         contexts = [self.views.target.own_turn(state, sampling.max_new_tokens) for state in states]
@@ -250,21 +250,21 @@ class HFASTSystem(ASTSystem[Any, Any]):
     def get_tester_logprobs(
         self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]
     ) -> torch.Tensor:
-        """Log-probs of the probes' sampled tokens, the end of the turn included, ``[batch, tokens]``."""
+        """Log-probs of the probes' sampled tokens, including the end of the turn, ``[batch, tokens]``."""
         return self._policy_logprobs(self.roles.tester, context, continuation)
 
     @torch.no_grad()
     def get_baseline_logprobs(
         self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]
     ) -> torch.Tensor:
-        """The same tokens under the baseline, ``[batch, tokens]``, without gradient."""
+        """Log-probs of the same tokens under the baseline, ``[batch, tokens]``, without gradient."""
         return self._policy_logprobs(self.roles.baseline, context, continuation)
 
     @torch.no_grad()
     def get_target_logprobs(
         self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]
     ) -> torch.Tensor:
-        """Log-probs of the probes' content as the target hears it, ``[batch, tokens]``, without gradient."""
+        """Log-probs of the probes' content as the target reads it, ``[batch, tokens]``, without gradient."""
         probes = [probe.target_ids for probe in self._probes(context, continuation)]
         contexts = [
             self.views.target.other_turn(self._state(state), len(ids))
@@ -273,7 +273,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         return pad_logprobs(self.roles.target.logprobs(contexts, probes))
 
     def num_tokens(self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]) -> int:
-        """Distinct tokens that the tester reads to score these probes together."""
+        """The number of distinct tokens that the tester reads to score these probes together."""
         sequences = [
             (*ids, *probe.sampled_ids)[:-1]
             for ids, probe in zip(self._policy_contexts(context), self._probes(context, continuation), strict=True)
@@ -281,11 +281,11 @@ class HFASTSystem(ASTSystem[Any, Any]):
         return num_distinct_tokens(sequences)
 
     def sampled_logprobs(self, probe: Sequence[Segment | str]) -> list[tuple[float, ...] | None]:
-        """The log-prob of each token of each probe as it was when it was sampled; None of what no tester wrote."""
+        """The log-probs of each probe's tokens as recorded in sampling; None for a probe that no tester sampled."""
         return [self._probe(item).sampled_logprobs for item in probe]
 
     def num_probe_tokens(self, probe: Sequence[Segment | str]) -> list[int]:
-        """How many tokens of each probe the tester's and the baseline's log-probs are of."""
+        """How many tokens of each probe have log-probs under the tester and the baseline."""
         return [len(self._probe(item).sampled_ids) for item in probe]
 
     def probe_logprobs(
@@ -294,10 +294,9 @@ class HFASTSystem(ASTSystem[Any, Any]):
         probe: Sequence[Segment | str],
         model: NaturalnessModel = "target",
     ) -> list[torch.Tensor]:
-        """The log-prob of each token of a probe's content under a model, ``[tokens]`` a probe, on the CPU.
+        """The log-probs of the tokens of each probe's content under a model, ``[tokens]`` per probe, on the CPU.
 
-        The end of the turn is no content, nor is what was thought before: an empty probe has no token, however likely
-        its end.
+        The end of the turn is not content, nor is thinking: an empty probe has no tokens, however likely its end.
 
         Raises:
             NonFiniteLogitsError: the model's logits hold nan or inf.
@@ -325,17 +324,17 @@ class HFASTSystem(ASTSystem[Any, Any]):
     def _recall_baseline(
         self, context: Sequence[Transcript | str], probes: Sequence[Segment], logprobs_BT: torch.Tensor
     ) -> None:
-        """Algorithms ask the baseline of the same probes again."""
+        """Keep the baseline's log-probs, as algorithms ask for those of the same probes again."""
         for ids, item, row in zip(self._policy_contexts(context), probes, logprobs_BT.tolist(), strict=True):
             self.roles.baseline.keep(ids, item.sampled_ids, tuple(row[: len(item.sampled_ids)]))
 
     def save_pretrained(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write the tester (the adapter alone where it is LoRA) and its tokenizer.
+        """Write the tester (only the adapter if it is LoRA) and its tokenizer.
 
         Args:
-            folder: where to.
-            state_dict: the trained weights by their names in this system (``tester.…``), where its own are spread
-                over processes.
+            folder: the folder to write to.
+            state_dict: the trained weights by their names in this system (``tester.…``), if its own are sharded over
+                processes.
         """
         options: dict[str, Any] = {}
         if state_dict is not None:
@@ -353,7 +352,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         return pad_logprobs(policy.logprobs(contexts, sampled))
 
     def _policy_contexts(self, context: Sequence[Transcript | str]) -> list[tuple[int, ...]]:
-        # The context must be the one that the probe was sampled in, so room is left for a whole turn.
+        # The context must be the one that the probe was sampled in, so leave room for a whole turn.
         room = self.rollout_config.tester.max_new_tokens
         return [self.views.tester.own_turn(self._state(state), room) for state in context]
 
@@ -384,11 +383,11 @@ class HFASTSystem(ASTSystem[Any, Any]):
 
 
 def turns_of(states: Sequence[Transcript]) -> list[int]:
-    """In which turns conversations are, the first being 1."""
+    """The distinct turn numbers that conversations are in, from 1."""
     return sorted({1 + (len(state.segments) - 1) // 2 for state in states})
 
 
 def within(state_dict: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """The part of a system's weights that is one attribute's, by the names that they have in it."""
+    """The weights of one attribute of a system, by their names in that attribute."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}

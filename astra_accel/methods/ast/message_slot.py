@@ -1,4 +1,4 @@
-"""A message between the pieces of a chat template: its ids there, and those around it."""
+"""The slot of a message between the pieces of a chat template: its ids there, and those around it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class MessageSlot(NamedTuple):
     """A place in a rendered conversation where a message goes.
 
     Attributes:
-        codec: of the reader.
-        left, right: the text around it; ``left`` is None where special tokens in it must not be obeyed.
-        before, after: the ids around it that do not depend on the message.
-        lead: what a decoder shows between ``before`` and the message: a space that the message's first token holds.
+        codec: the codec of the reader.
+        left, right: the text around the message; ``left`` is None if special tokens in it must not be obeyed.
+        before, after: the ids around the message that do not depend on it.
+        lead: what a decoder shows between ``before`` and the message, such as a space in the message's first token.
     """
 
     codec: TextCodec
@@ -37,14 +37,14 @@ class MessageSlot(NamedTuple):
         before: Ids | None = None,
         lead: str = "",
     ) -> MessageSlot:
-        """The place between two texts, found by putting words there.
+        """Find the slot between two texts by putting words there.
 
         Args:
-            codec: of the reader.
+            codec: the codec of the reader.
             left, right: the texts.
-            words: no two of them begin or end alike.
-            before: the ids that the message comes after; None takes what all words have in common.
-            lead: where the words do not show it.
+            words: words of which no two begin or end alike.
+            before: the ids before the message; None uses those that all words have in common.
+            lead: the lead to use if the words do not show it.
         """
         whole = {word: encode_rendered(codec, left + word + right) for word in words}
         if before is None:
@@ -58,19 +58,19 @@ class MessageSlot(NamedTuple):
         return slot
 
     def encode(self, content: str) -> Ids:
-        """The ids of a text here, as in the whole if they can be told from it."""
+        """Encode a text here in its context, or by itself if its ids can't be separated from the context."""
         ids = None
         if self.left is not None and not self.codec.spells_special(content):
             ids = self._middle(encode_rendered(self.codec, self.left + content + self.right))
         return self.codec.encode_continued(self.lead + content) if ids is None else ids
 
     def heard(self, content: str, sampled: Ids | None, *, own: bool = False) -> Ids:
-        """The ids of a text here: those that were sampled if they, or some of them, say it.
+        """Return the ids of a text here: the sampled ones if they, or a part of them, decode to it.
 
         Args:
             content: the text.
-            sampled: by whoever said it, in this tokenizer's vocabulary; None where there are none.
-            own: whether the reader itself did; the other side's special tokens are not taken.
+            sampled: the ids that its writer sampled, in this tokenizer's vocabulary; None if there are none.
+            own: whether the reader itself wrote it; the other side's special tokens are not used.
         """
         if sampled is None or not (own or self.codec.takes(sampled)):
             return self.encode(content)
@@ -81,11 +81,11 @@ class MessageSlot(NamedTuple):
         return self.encode(content) if part is None else part
 
     def stretch(self, content: str, num_left: int) -> Ids | None:
-        """All ids from the piece on the left to that on the right, as one text; None if they can't be told.
+        """Encode the left piece, a text and the right piece as one text; None if that can't be done.
 
         Args:
-            content: the text between them.
-            num_left: tokens of the left piece, at the end of ``before``.
+            content: the text between the pieces.
+            num_left: the number of tokens of the left piece, at the end of ``before``.
         """
         if self.left is None or self.codec.spells_special(content):
             return None
@@ -100,7 +100,7 @@ class MessageSlot(NamedTuple):
 
 
 def encode_rendered(codec: TextCodec, text: str) -> Ids:
-    """The ids of a rendered template, whose special tokens are meant."""
+    """Encode a rendered template, whose special tokens are to be obeyed."""
     return tuple(codec.tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -109,5 +109,5 @@ def _common_start(one: Ids, other: Ids) -> Ids:
 
 
 def common_end(ids: Iterable[Ids]) -> Ids:
-    """What all end with."""
+    """The longest common end of all sequences."""
     return reduce(_common_start, (each[::-1] for each in ids))[::-1]

@@ -1,4 +1,4 @@
-"""Texts whose tokens the model that reads them has embeddings for."""
+"""Checks that a model has embeddings for the tokens of the texts that it reads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from astra_accel.models.loading.model_files import ModelFiles
 
 @dataclass(frozen=True)
 class Rows:
-    """How many ids are read on one side of a conversation.
+    """How many ids have an embedding on one side of a conversation.
 
     Attributes:
-        count: ids below this one have an embedding; None where nobody knows.
-        role: the model that has the fewest.
-        source: its name.
+        count: ids below this one have an embedding; None if unknown.
+        role: the role of the model with the fewest embeddings.
+        source: the name of that model.
     """
 
     count: int | None
@@ -26,7 +26,7 @@ class Rows:
 
     @classmethod
     def fewest(cls, models: dict[str, ModelFiles]) -> Rows:
-        """Those of several models that read the same ids, by their roles."""
+        """Return the smallest count among models, by role, that read the same ids."""
         counts = {role: configured_rows(files.config) for role, files in models.items()}
         known = {role: count for role, count in counts.items() if count is not None}
         role = min(known, key=known.__getitem__, default=next(iter(models)))
@@ -37,7 +37,7 @@ class Rows:
         return self.count is None or max(ids, default=0) < self.count
 
     def check(self, what: str, ids: Sequence[int], tokenizer: Any) -> None:
-        """Raise ``ValueError`` where some text became an id without an embedding."""
+        """Raise ``ValueError`` if some text became an id without an embedding."""
         if self.has(ids):
             return
         token = next(index for index in ids if index >= self.count)  # type: ignore[operator]
@@ -49,4 +49,4 @@ class Rows:
 
 
 EVERY_ROW = Rows(None, "", "")
-"""Of models that have an embedding for every id."""
+"""For models that have an embedding for every id."""

@@ -1,4 +1,4 @@
-"""Rolls prompts out to trees of conversations, all episodes of an experience level by level."""
+"""Rolls out prompts into trees of conversations, all episodes of an experience level by level."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FEW_SHOT_STREAM = 5
 
 
 def shown_before(config: FewShotConfiguration, seed: Sequence[int]) -> str:
-    """Some of the examples, none twice, in an order that follows from the seed; the separator follows each."""
+    """Join some of the examples, none twice, in an order determined by the seed; the separator follows each."""
     generator = np.random.Generator(np.random.PCG64(seed_sequence((*seed, FEW_SHOT_STREAM))))
     chosen = generator.permutation(len(config.examples))[: config.number]
     return _joined([config.examples[place] for place in chosen.tolist()], config.separator)
 
 
 def longest(config: FewShotConfiguration) -> str:
-    """The most characters that :func:`shown_before` may return."""
+    """The longest text that :func:`shown_before` may return."""
     return _joined(sorted(config.examples, key=len, reverse=True)[: config.number], config.separator)
 
 
@@ -53,7 +53,7 @@ TRAIN_STREAM, EVAL_STREAM = 0, 1
 
 @dataclass
 class _Branch:
-    """A place in a tree where probes are to be written: the seed of its random numbers, and where nodes go."""
+    """A point in a tree where probes are to be written: the seed of its random numbers, and the list for its nodes."""
 
     state: Any
     seed: tuple[int, ...]
@@ -63,20 +63,20 @@ class _Branch:
 class ASTSampler(Sampler):
     """The rollout trees of adaptive stress testing: ``tree_width`` probes per context, ``tree_depth`` turns.
 
-    Everything random about an episode follows from its seed, and with an ``HFASTSystem`` the random numbers of a
-    node from the seed and its path, so an episode comes out the same whatever it is rolled out beside. Systems
+    Everything random about an episode follows from its seed. With an ``HFASTSystem`` the random numbers of a node
+    follow from the seed and its path, so an episode does not depend on those rolled out together with it. Systems
     that take no ``seeds`` use the global generators; their episodes are rolled out one at a time, with those
     generators seeded for each.
 
     Args:
-        system: an ``ASTSystem``, or what has its methods.
+        system: an ``ASTSystem``, or an object with its methods.
         prompts: openings to train on; None is the bundled list.
         tree_width: probes per context.
         tree_depth: turns of an episode.
-        eval_prompts: held-out openings; None is the bundled list's dev split where the training prompts are
-            bundled too, else ``prompts``.
-        episodes_per_prompt: episodes in a row that begin with the same prompt, in training.
-        eval_width: probes per context in evaluations; 1 holds conversations without branches.
+        eval_prompts: held-out openings; None is the bundled list's dev split if the training prompts are bundled
+            too, else ``prompts``.
+        episodes_per_prompt: consecutive episodes that begin with the same prompt in training.
+        eval_width: probes per context in evaluations; 1 gives conversations without branches.
         eval_depth: turns of an episode in evaluations; None is ``tree_depth``.
         few_shot: examples that the tester is shown in its first training steps.
     """
@@ -126,27 +126,27 @@ class ASTSampler(Sampler):
         self._takes_seeds = "seeds" in inspect.signature(system.rollout_prompt_with_tester).parameters
 
     def begin_experience(self, experience: int) -> None:
-        """Training step number ``experience``, counted from 0, begins."""
+        """Begin training step number ``experience``, counted from 0."""
         self._experience = experience
 
     def rollout(self, seed: int | None = None) -> Graph:
-        """One episode from a prompt that the seed chooses; None draws a seed from torch's global generator."""
+        """Roll out an episode from a prompt chosen by the seed; None draws a seed from torch's global generator."""
         return self.rollout_many([_draw_seed() if seed is None else seed])[0]
 
     def rollout_many(self, seeds: Sequence[int], prompt_seeds: Sequence[int] | None = None) -> list[Graph]:
-        """An episode for each seed, generated together; its prompt follows from its prompt's seed, if there is one."""
+        """Roll out an episode for each seed together; ``prompt_seeds``, if given, choose the prompts."""
         prompts = [random.Random(seed).choice(self.prompts) for seed in prompt_seeds or seeds]
         return self._grow(prompts, [(seed, TRAIN_STREAM) for seed in seeds], self.tree_width, self.tree_depth)
 
     def eval_rollout(self, seed: int | str | None = None) -> Graph:
-        """One episode of ``eval_width``, from held-out prompt number ``seed``, or from the prompt given."""
+        """Roll out an episode of ``eval_width`` from held-out prompt number ``seed``, or from the given prompt."""
         return self.eval_rollout_many([_draw_seed() if seed is None else seed])[0]
 
     def eval_rollout_many(self, seeds: Sequence[int | str]) -> list[Graph]:
-        """An episode for each held-out prompt, given by number (counted round) or as text."""
+        """Roll out an episode for each held-out prompt, given by number (wrapping around) or as text."""
         if not self._held_out and not all(isinstance(seed, str) for seed in seeds):
             logger.warning("No held-out prompts were given (eval_prompts): evaluating on prompts that are trained on.")
-            self._held_out = True  # said once
+            self._held_out = True  # logged once
         prompts = [
             seed if isinstance(seed, str) else self.eval_prompts[seed % len(self.eval_prompts)] for seed in seeds
         ]
@@ -173,7 +173,7 @@ class ASTSampler(Sampler):
         return graphs
 
     def _expand(self, level: Sequence[_Branch], width: int) -> list[_Branch]:
-        """Write ``width`` turns at every branch, hang them into their trees, and return the branches after them."""
+        """Write ``width`` turns at every branch, attach them to their trees, and return the branches after them."""
         branches = [branch for branch in level for _ in range(width)]
         states = [branch.state for branch in branches]
         seeds = [(*branch.seed, child) for branch in level for child in range(width)]
@@ -201,7 +201,7 @@ class ASTSampler(Sampler):
             self.system.preceded(state, shown_before(few_shot, seed)) for state, seed in zip(states, seeds, strict=True)
         ]
         probes = self.system.rollout_prompt_with_tester(shown, **options)
-        # The log-probs that they were sampled with are not those in the context that is learned.
+        # The log-probs from sampling are not those in the context that is trained on.
         return [
             replace(probe, sampled_logprobs=None) if hasattr(probe, "sampled_logprobs") else probe for probe in probes
         ]
@@ -241,7 +241,7 @@ def _num_tokens(said: Any) -> int | None:
 
 
 def _thinking(**said: Any) -> dict[str, str]:
-    """What was thought before it was said, where there is any: the texts of probe and response are without it."""
+    """The thinking before probe and response, if any: their texts don't include it."""
     thinking = {f"{name}_thinking": getattr(segment, "thinking", "") for name, segment in said.items()}
     return {name: text for name, text in thinking.items() if text}
 

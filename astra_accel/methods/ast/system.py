@@ -1,4 +1,4 @@
-"""The reward of adaptive stress testing, over any models."""
+"""The reward of adaptive stress testing, for any models."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ class ASTSystem(System[StateT, ActionT]):
 
         combined_weight * score(p + r) + defense_toxicity_weight * score(r) + ppl_weight * naturalness(p | c)
 
-    and ``weight * term`` for each further term. Naturalness is the mean log-prob per token of the probe.
+    plus ``weight * term`` for each further term. Naturalness is the mean log-prob per token of the probe.
 
-    A subclass brings the models (the six model methods of :class:`~astra_accel.core.system.System`) for any states
-    and actions that ``+`` joins and ``str`` shows. Made directly, ``ASTSystem(...)`` is an
-    :class:`~astra_accel.methods.ast.hf_system.HFASTSystem`, as ``pathlib.Path()`` is a ``PosixPath``: without
-    arguments the embedded model in all three roles.
+    A subclass provides the models (the six model methods of :class:`~astra_accel.core.system.System`) for any states
+    and actions that support ``+`` and ``str``. Calling ``ASTSystem(...)`` directly gives an
+    :class:`~astra_accel.methods.ast.hf_system.HFASTSystem`, as ``pathlib.Path()`` gives a ``PosixPath``; without
+    arguments the embedded model has all three roles.
 
     Args:
-        scorer: says how unsafe a text is; None is the :class:`~astra_accel.scorers.ProfanityScorer`.
+        scorer: rates how unsafe a text is; None is the :class:`~astra_accel.scorers.ProfanityScorer`.
         ppl_weight, combined_weight, defense_toxicity_weight: the weights above.
-        min_naturalness: where naturalness is clipped, in nats per token.
+        min_naturalness: the lower bound at which naturalness is clipped, in nats per token.
         naturalness_model: the model under which a probe has to be natural, the target or the baseline.
-        terms: further terms of the reward with their weights, such as ``(0.5, SelfBLEUNovelty())`` or one's own
-            :class:`~astra_accel.methods.ast.rewards.term.RewardTerm`. Of weight 0, they are logged alone.
+        terms: further terms of the reward with their weights, such as ``(0.5, SelfBLEUNovelty())`` or a custom
+            :class:`~astra_accel.methods.ast.rewards.term.RewardTerm`. Terms of weight 0 are only logged.
 
     Raises:
         ValueError: two terms share a name, a name is taken, or a weight is not finite.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        """An ``HFASTSystem`` where no subclass is named."""
+        """Make an ``HFASTSystem`` if no subclass is named."""
         if cls is ASTSystem:
             from astra_accel.methods.ast.hf_system import HFASTSystem
 
@@ -77,54 +77,54 @@ class ASTSystem(System[StateT, ActionT]):
         )
 
     def advance(self, context: StateT, probe: ActionT, response: StateT) -> StateT:
-        """The conversation with one more turn."""
+        """Return the conversation with one more turn."""
         return context + probe + response  # type: ignore[operator]
 
     def preceded(self, context: StateT, text: str) -> StateT:
-        """The conversation with a text before it, as examples that only the writer of a probe is shown."""
+        """Return the conversation with a text before it, such as examples that only the tester is shown."""
         return text + context  # type: ignore[operator, return-value]
 
     def exchange_text(self, probe: ActionT, response: StateT) -> str:
-        """Probe and response as the one text of the combined score."""
+        """Join probe and response into the text of the combined score."""
         return f"{probe}{response}"
 
     def reward(
         self, context: Sequence[StateT], probe: Sequence[ActionT], response: Sequence[StateT]
     ) -> Sequence[float | None]:
-        """The rewards of a batch of turns; None where one could not be had."""
+        """The rewards of a batch of turns; None if missing."""
         return [parts["reward"] for parts in self.reward_parts(context, probe, response)]
 
     def reward_parts(
         self, context: Sequence[StateT], probe: Sequence[ActionT], response: Sequence[StateT]
     ) -> list[dict[str, float | None]]:
-        """The reward and its unweighted terms by name for each turn; None where one could not be had.
+        """The reward and its unweighted terms by name for each turn; missing ones are None.
 
         Raises:
-            ScorerError: the scorer did not return one number from 0 to 1 per text, or None.
-            RewardError: likewise of another term; or the reward is not finite.
+            ScorerError: the scorer did not return one number from 0 to 1 (or None) per text.
+            RewardError: another term did not return one finite number (or None) per turn, or the reward is not finite.
         """
         return self.reward_terms.parts(Turns(self, context, probe, response))
 
     def observe(self, graphs: Sequence[Graph[StateT, ActionT]], experience: int) -> None:
-        """Tell the reward of an experience that has ended, so that later probes can be compared with its probes."""
+        """Pass a finished experience to the reward, so that later probes can be compared with its probes."""
         self.reward_terms.observe([str(node.probe) for graph in graphs for _, node in walk(graph)], experience)
 
     def rollout_state(self) -> dict[str, Any]:
-        """What later rollouts depend on besides the weights: what the reward's terms remember, by name."""
+        """The state that later rollouts depend on besides the weights: that of the reward's terms, by name."""
         return self.reward_terms.state()
 
     def load_rollout_state(self, state: Mapping[str, Any]) -> None:
-        """What :meth:`rollout_state` returned."""
+        """Restore what :meth:`rollout_state` returned."""
         self.reward_terms.load_state(state)
 
     @torch.no_grad()
     def probe_logprobs(
         self, context: Sequence[StateT], probe: Sequence[ActionT], model: NaturalnessModel = "target"
     ) -> list[torch.Tensor]:
-        """The log-prob of each token of what each probe says under a model, ``[tokens]`` a probe, on the CPU.
+        """The log-probs of the tokens of each probe's content under a model, ``[tokens]`` per probe, on the CPU.
 
-        By default all that :meth:`get_target_logprobs` or the baseline's gives, as many as :func:`num_probe_tokens`
-        says.
+        By default all log-probs of :meth:`get_target_logprobs` or its counterpart for the baseline, cut to the number
+        of tokens given by :func:`num_probe_tokens`.
         """
         logprobs = self.get_target_logprobs if model == "target" else self.get_baseline_logprobs
         logprobs_BT = logprobs(context, probe).cpu()

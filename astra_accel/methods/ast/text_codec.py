@@ -1,7 +1,7 @@
-"""Text and token ids of a part of a longer text.
+"""Converts between the text and the token ids of a part of a longer text.
 
-Many tokenizers treat the beginning of a text in a way of their own: those of SentencePiece put a space in front of it,
-which their decoders strip again. A turn of a conversation begins no text, so it is neither decoded nor encoded alone.
+Many tokenizers treat the beginning of a text specially: SentencePiece puts a space in front of it, which the decoder
+strips again. A turn of a conversation is not the beginning of a text, so it is neither decoded nor encoded alone.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from typing import Any
 from astra_accel.models.forward.prefix_tree import Ids
 
 WINDOW = 16
-"""Tokens of the context that a turn is decoded with. A character has four bytes at most, so four would do."""
+"""The tokens of the context that a turn is decoded with. A character has at most four bytes, so four would suffice."""
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def encode_text(tokenizer: Any, text: str) -> Ids:
-    """The tokens of plain text: no special token is added, and none that the text spells out is obeyed."""
+    """Encode plain text: no special tokens are added, and none that the text spells out are obeyed."""
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
 
 def num_common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items two sequences begin with alike."""
+    """The length of the common prefix of two sequences."""
     return next(
         (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
 
 
 class TextCodec:
-    """Decodes and encodes what continues a text.
+    """Decodes and encodes the continuation of a text.
 
     Args:
         tokenizer: see below.
-        num_ids: how many ids the model that reads has an embedding for, from 0 on; None where all have one.
+        num_ids: the number of ids, from 0, that have an embedding in the reading model; None if all have one.
 
     Attributes:
-        tokenizer: of transformers.
-        special_ids: tokens that no text can write.
-        anchor: a token that shows a whole visible character, wherever it stands; what follows it continues a text.
+        tokenizer: a transformers tokenizer.
+        special_ids: tokens that text can't produce.
+        anchor: a token that shows a whole visible character in any position; what follows it continues a text.
     """
 
     def __init__(self, tokenizer: Any, num_ids: int | None = None) -> None:
@@ -53,18 +53,18 @@ class TextCodec:
         self._anchor_texts = tuple(dict.fromkeys([self.decode(self.anchor), "\n", ".", "x", "0", ")"]))
 
     def encode(self, text: str) -> Ids:
-        """A text alone."""
+        """Encode a whole text."""
         return encode_text(self.tokenizer, text)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """A whole text."""
+        """Decode a whole text."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
 
     def added(self, context: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
-        """What ids add to the text of those before them, and how many of its last characters they replace.
+        """Return what ids add to the text of the context, and how many of its last characters they replace.
 
-        They replace some where they complete a character whose first bytes the context ends with: those were shown
-        as a replacement character (U+FFFD). The completed one then belongs to what was added.
+        They replace some if they complete a character whose first bytes the context ends with, shown as a replacement
+        character (U+FFFD). The completed character then belongs to the added text.
         """
         window = self._window(context)
         before, after = self.decode(window), self.decode((*window, *ids))
@@ -72,18 +72,18 @@ class TextCodec:
         return after[num_kept:], len(before) - num_kept
 
     def continued(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """What ids add to a text that ends with a whole word."""
+        """Return what ids add to a text that ends with a whole word."""
         after = self.decode((*self.anchor, *ids), skip_special=skip_special)
         return after.removeprefix(self.decode(self.anchor))
 
     def encode_after(self, context: Sequence[int], text: str, so_far: str = "") -> Ids:
-        """The ids that add a text to the one before them, as far as the tokenizer can write it.
+        """Return the ids that add a text to the one before them, as far as the tokenizer can write it.
 
         Args:
-            context: the ids before.
-            text: to be added.
-            so_far: the text before. Decoders strip spaces at its end, and some tokenizers can't write them there; they
-                are added along with the text.
+            context: the ids before the text.
+            text: the text to add.
+            so_far: the text before it. Decoders strip spaces at its end, and some tokenizers can't write them there;
+                such spaces are added along with the text.
         """
         if not text:
             return ()
@@ -95,11 +95,11 @@ class TextCodec:
             if (shown, num_replaced) == (lost + text, 0):
                 return ids
             found.setdefault(ids, abs(_num_leading_spaces(shown) - _num_leading_spaces(lost + text)))
-        # A tokenizer that changes texts (lower case, unknown characters): let at least no space be lost or doubled.
+        # The tokenizer changes texts (lower case, unknown characters): at least don't lose or double spaces.
         return min(found, key=lambda ids: found[ids])
 
     def encode_continued(self, text: str) -> Ids:
-        """The ids that add a text to one that ends with a whole word."""
+        """Return the ids that add a text to one that ends with a whole word."""
         return self.encode_after(self.anchor, text)
 
     def can_read(self, ids: Sequence[int]) -> bool:
@@ -107,18 +107,18 @@ class TextCodec:
         return self._num_ids is None or max(ids, default=0) < self._num_ids
 
     def takes(self, ids: Sequence[int]) -> bool:
-        """Whether ids that the other side sampled may be read as they are: a special token is none of them."""
+        """Whether ids that the other side sampled may be read as they are: all readable, and none special."""
         return self.can_read(ids) and self.special_ids.isdisjoint(ids)
 
     def readable(self, ids: Ids) -> Ids:
-        """The ids, and in place of those without an embedding the pieces of what these spell."""
+        """Replace ids without an embedding by other tokens that spell the same text."""
         if self.can_read(ids):
             return ids
         pieces = [(index,) if self.can_read([index]) else self._pieces(index) for index in ids]
         return tuple(chain.from_iterable(pieces))
 
     def part_showing(self, ids: Ids, text: str) -> Ids | None:
-        """The part of ids that shows a text which is a part of theirs; None if tokens straddle its edges."""
+        """Return the part of the ids that decodes to ``text``, a part of theirs; None if tokens straddle its edges."""
         if not text:
             return ()
         whole = self.continued(ids, skip_special=False)
@@ -132,17 +132,17 @@ class TextCodec:
         return ids[start:stop] if self.continued(ids[start:stop], skip_special=False) == text else None
 
     def spells_special(self, text: str) -> bool:
-        """Whether a tokenizer that obeys special tokens would find one in a text."""
+        """Whether a text spells out a special token."""
         return any(special in text for special in self.special_texts)
 
     def without_special(self, text: str) -> str:
-        """A text without the special tokens that it spells out."""
+        """Remove the special tokens that a text spells out."""
         for special in self.special_texts:
             text = text.replace(special, "")
         return text
 
     def samples(self, count: int = 4) -> list[str]:
-        """Short texts that the tokenizer can write, no two of which begin or end with the same character."""
+        """Find short texts that the tokenizer can write, no two of which begin or end with the same character."""
         found: list[str] = []
         vocabulary = (self.decode([index]).strip() for index in range(len(self.tokenizer)))
         for text in ("x", "Hello", "7", "Why", *islice(vocabulary, 4096)):
@@ -162,7 +162,7 @@ class TextCodec:
                 yield together[len(alone) :]
 
     def _pieces(self, index: int) -> Ids:
-        """What a token spells, in other tokens: it was added as a whole, so a text cut within it does not hold it."""
+        """Spell a token's text in other tokens. It was added as a whole, so text cut within it does not contain it."""
         added = self.tokenizer.added_tokens_decoder.get(index)
         text = self.decode([index]) if added is None else added.content
         if len(text) < 2:
@@ -170,10 +170,10 @@ class TextCodec:
         return self.readable(self.encode_continued(text[:1])) + self.readable(self.encode_continued(text[1:]))
 
     def _window(self, context: Sequence[int]) -> Ids:
-        """The end of a context that decides how what follows is shown.
+        """The end of a context that determines how what follows is decoded.
 
-        It holds something visible, since decoders strip spaces at the edges of a text, and all of a run of single
-        bytes, since some decoders turn the whole run to replacement characters if it is no text.
+        It holds something visible, since decoders strip spaces at the edges of a text, and the whole of a run of byte
+        tokens, since some decoders turn the whole run into replacement characters if it is not valid text.
         """
         window: list[int] = []
         enough = WINDOW
@@ -192,7 +192,7 @@ class TextCodec:
         return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
 
     def _find_anchor(self) -> Ids:
-        """A token that shows a whole visible character, wherever it stands."""
+        """Find a token that shows a whole visible character in any position."""
         for index in range(len(self.tokenizer)):
             if index not in self.special_ids and not self._is_byte(index):
                 text = self.decode([index])
@@ -211,7 +211,7 @@ def _num_leading_spaces(text: str) -> int:
 
 
 def _first(most: int, holds: Callable[[int], bool]) -> int:
-    """The smallest count up to ``most`` for which a condition holds that continues holding."""
+    """The smallest count up to ``most`` from which on a condition holds."""
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2

@@ -14,28 +14,28 @@ Reader = Literal["tester", "target"]
 class Segment:
     """What one side said in one turn.
 
-    A probe of three tokens that the tester ended itself, where both models share a tokenizer::
+    A probe that the tester ended itself, with a tokenizer that both models share::
 
         text        " How are you?"
         tester_ids  (1073, 359, 346, 47)     what was sampled, without the end of the turn
         target_ids  (1073, 359, 346, 47)     the same
-        end_id      2                        sampled too, so it is scored and trained on with the rest
+        end_id      2                        also sampled, so it is scored and trained on with the rest
 
     Attributes:
         role: whose turn it is; ``prompt`` is the opening.
-        text: what the turn adds to the text of the conversation, as its writer reads it; special tokens and thinking
-            are left out.
+        text: the text that the turn adds to the conversation, as its writer reads it, without special tokens and
+            thinking.
         tester_ids: the content in the tester's vocabulary.
-        target_ids: the content in the target's vocabulary. Where both share one, the two are the same unless the
-            writer sampled what the other side is not given (a special token, thinking, a space that the other's chat
-            template writes).
-        end_id: the end-of-turn token that the writer sampled, in its vocabulary; None where the length limit
-            cut the turn.
-        sampled_logprobs: the log-prob of each of ``sampled_ids`` under its writer as it was then, at temperature 1;
-            None where no model of ours wrote it. What was said is the same whatever they are.
-        num_replaced: how many characters at the end of the text before it this turn's text replaces: half a character
-            is shown as U+FFFD, until the turn that samples the rest of its bytes has it.
-        thinking: what its writer thought before it answered, where its chat template drops that from earlier turns.
+        target_ids: the content in the target's vocabulary. If both share one, the two are the same unless the writer
+            sampled something that the other side is not given (a special token, thinking, a space that the other's
+            chat template writes).
+        end_id: the end-of-turn token that the writer sampled, in its vocabulary; None if the length limit cut the
+            turn.
+        sampled_logprobs: the log-prob of each of ``sampled_ids`` under its writer when it was sampled, at temperature
+            1; None if no model of ours wrote it. Segments that differ only in these are equal.
+        num_replaced: how many characters at the end of the preceding text this turn's text replaces: half a character
+            is shown as U+FFFD, and the turn that samples the rest of its bytes replaces that.
+        thinking: what its writer thought before it answered, if its chat template drops that from earlier turns.
             The other side and the scorer don't get it; its tokens are among ``sampled_ids``.
     """
 
@@ -52,24 +52,24 @@ class Segment:
         return self.text
 
     def ids(self, reader: Reader) -> tuple[int, ...]:
-        """The content in the vocabulary of a reader."""
+        """The content in a reader's vocabulary."""
         return self.tester_ids if reader == "tester" else self.target_ids
 
     @property
     def sampled_ids(self) -> tuple[int, ...]:
-        """What its writer sampled, the end of the turn included."""
+        """The ids that its writer sampled, including the end of the turn."""
         own = self.target_ids if self.role == "response" else self.tester_ids
         return own if self.end_id is None else (*own, self.end_id)
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """The segments of a conversation, oldest first. ``transcript + segment`` is the longer one.
+    """The segments of a conversation, oldest first. ``transcript + segment`` appends a segment.
 
     Attributes:
         segments: prompt, probe, response, probe, response, …
-        separator: stands between segments in ``str(transcript)``: nothing where the conversation is one running
-            text, a newline where it is messages.
+        separator: the text between segments in ``str(transcript)``: empty if the conversation is one running text, a
+            newline if it is messages.
     """
 
     segments: tuple[Segment, ...]
@@ -83,7 +83,7 @@ class Transcript:
 
 
 def joined_text(said: Iterable[Segment | str], separator: str) -> str:
-    """The text of segments, or of plain texts, one after the other."""
+    """Join the texts of segments, or plain texts."""
     text = ""
     for number, part in enumerate(said):
         num_replaced = part.num_replaced if isinstance(part, Segment) else 0

@@ -21,15 +21,15 @@ from astra_accel.models.logprobs import check_readings, pad_logprobs, sequence_r
 class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
     """An :class:`HFASTSystem` with a value head on the tester's hidden states, for actor-critic algorithms.
 
-    The head is trained along with the tester and reaches into it: its loss moves the tester's weights too. A tester
-    that continues from a folder with a value head takes that over.
+    The head is trained along with the tester, and its loss has gradients for the tester's weights too. A tester that
+    continues from a folder with a value head loads that head.
     """
 
     value_head: ValueHead
 
     def _load(self, files: Any, *args: Any) -> None:
         super()._load(files, *args)
-        # Found out here, since later the weights may be spread over processes that are not all at this point.
+        # Check this here: later the weights may be sharded over processes that are not all at this point.
         model = transformers_model(self.roles.tester.model)
         self.value_head = ValueHead(model)
         check_readings(model)
@@ -37,7 +37,7 @@ class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
         self.value_head.load(tester.adapter or tester.path)
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The tester's parameters that are trained, and the value head's."""
+        """The tester's trainable parameters, and the value head's."""
         yield from super().parameters()
         yield from self.value_head.parameters()
 
@@ -48,12 +48,12 @@ class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
     def read_tester(
         self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str], names: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        """Several things about the probes' sampled tokens from one forward, ``[batch, tokens]`` each, with gradient.
+        """Named quantities of the probes' sampled tokens from one forward, ``[batch, tokens]`` each, with gradient.
 
         Args:
             context, continuation: as for the log-probs.
-            names: some of ``logprobs``, ``values`` and ``entropies``, which are those of the distributions that the
-                tokens were drawn from.
+            names: some of ``logprobs``, ``values``, and ``entropies`` (of the distributions that the tokens were drawn
+                from).
         """
         tester = self.roles.tester
         model = transformers_model(tester.model)

@@ -1,4 +1,4 @@
-"""What tester and target see of a conversation, given their tokenizers and limits."""
+"""What tester and target read of a conversation, given their tokenizers and context limits."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NOTHING_YET = Segment("probe", "", (), ())
 
 
 class View:
-    """A conversation as one of the models reads it, never longer than fits.
+    """A conversation as one of the models reads it, cut to what fits its context.
 
     Args:
-        format: renders it.
-        reader: whose ids and whose perspective.
-        limit: tokens of context and new text together.
+        format: renders the conversation.
+        reader: the model whose ids and perspective are used.
+        limit: the most tokens of context and new text together.
     """
 
     def __init__(self, format: Format, reader: Reader, limit: int) -> None:
@@ -40,7 +40,7 @@ class View:
     def own_turn(self, transcript: Transcript, num_new: int) -> Ids:
         """The ids before the reader's own next turn of up to ``num_new`` tokens.
 
-        Whole units drop from the beginning until it fits.
+        Whole units are dropped from the beginning until it fits.
 
         Raises:
             ValueError: not even the newest unit fits.
@@ -48,7 +48,7 @@ class View:
         return self._fit(transcript, num_new, ended=True)
 
     def other_turn(self, transcript: Transcript, num_new: int) -> Ids:
-        """The ids before the other side's next turn, as the reader sees it being said."""
+        """The ids before the other side's next turn, as the reader reads them."""
         return self._fit(transcript + _NOTHING_YET, num_new, ended=False)
 
     def _fit(self, transcript: Transcript, num_new: int, ended: bool) -> Ids:
@@ -84,14 +84,14 @@ class Views:
 
     @classmethod
     def of(cls, files: RoleFiles, rollout: RolloutConfiguration) -> Views:
-        """The views of a configuration.
+        """Build the views of a configuration.
 
         Raises:
-            ValueError: ``context_limit`` exceeds a model's, or a chat template does not fit, or it or an instruction
-                holds a token that its reader has no embedding for.
+            ValueError: ``context_limit`` exceeds a model's limit, a chat template can't be used, or it or an
+                instruction holds a token that its reader has no embedding for.
         """
         shared = files.shared_tokenizer
-        # The baseline reads what the tester does.
+        # The baseline reads the same ids as the tester.
         tester_rows = Rows.fewest({"tester": files.tester, "baseline": files.baseline})
         target_rows = Rows.fewest({"target": files.target})
         tester_format = _format(files.tester, rollout, rollout.tester_instruction, shared, tester_rows)
@@ -110,9 +110,9 @@ class Views:
         return views
 
     def with_end_ids(self, files: RoleFiles) -> RoleFiles:
-        """The files of models whose turns also end with the token that their chat template ends them with.
+        """Add the token with which chat templates end a turn to the models' end-of-turn tokens.
 
-        What differs from what the models are used to is logged.
+        Differences from what the models are used to are logged.
         """
         tester = replace(files.tester, end_ids=files.tester.end_ids | self.tester.format.end_ids)
         target = replace(files.target, end_ids=files.target.end_ids | self.target.format.end_ids)
@@ -124,17 +124,17 @@ class Views:
         return replace(files, tester=tester, target=target)
 
     def prompt(self, text: str) -> Transcript:
-        """A conversation that begins with a prompt."""
+        """Start a conversation with a prompt."""
         return Transcript((self.segment("prompt", text, Transcript(())),), self.tester.format.separator)
 
     def segment(self, role: SegmentRole, text: str, state: Transcript | None = None) -> Segment:
-        """A segment of a text that no model of ours sampled, to follow a conversation (see :meth:`probe`)."""
+        """Make a segment of a text that no model of ours sampled, to follow a conversation (see :meth:`probe`)."""
         before = self._before(role, state)
         tester_ids = self.tester.format.ids(before, "tester", role, text)
         return Segment(role, text, tester_ids, self.target.format.ids(before, "target", role, text))
 
     def check_readable(self, segment: Segment) -> None:
-        """Raise ``ValueError`` where a text holds a token that a model has no embedding for."""
+        """Raise ``ValueError`` if a text holds a token that a model has no embedding for."""
         self.tester_rows.check(f"the {segment.role}", segment.tester_ids, self.tester_tokenizer)
         self.target_rows.check(f"the {segment.role}", segment.target_ids, self.target_tokenizer)
 
@@ -145,13 +145,13 @@ class Views:
         logprobs: tuple[float, ...] | None = None,
         state: Transcript | None = None,
     ) -> Segment:
-        """The segment that the tester sampled.
+        """Make the segment that the tester sampled.
 
         Args:
-            sampled: its tokens.
-            end_ids: those that end a turn.
-            logprobs: of the tokens.
-            state: the conversation that it follows; None is any that ends with a whole word.
+            sampled: the sampled tokens.
+            end_ids: tokens that end a turn.
+            logprobs: the log-probs of the tokens.
+            state: the conversation that it follows; None assumes any that ends with a whole word.
         """
         return self._sampled("probe", sampled, end_ids, logprobs, state)
 
@@ -162,13 +162,13 @@ class Views:
         logprobs: tuple[float, ...] | None = None,
         state: Transcript | None = None,
     ) -> Segment:
-        """The segment that the target sampled; see :meth:`probe`."""
+        """Make the segment that the target sampled; see :meth:`probe`."""
         return self._sampled("response", sampled, end_ids, logprobs, state)
 
     def completed(self, segment: Segment, state: Transcript) -> Segment:
-        """A sampled segment with the character that it may share with the turn before it.
+        """Complete a sampled segment with the character that it may share with the turn before it.
 
-        One that was made without a state does not know of it.
+        A segment that was made without a state lacks it.
         """
         before = state.segments[-1].text[-1:] + segment.text[:1]
         if before != "\ufffd\ufffd" or segment.num_replaced:
@@ -178,17 +178,17 @@ class Views:
         return replace(segment, text=said.text, num_replaced=said.num_replaced)
 
     def content_of(self, probe: Segment) -> slice:
-        """Which of a probe's ids say its text: all but those of thinking."""
+        """The slice of a probe's ids that holds its text: all but those of thinking."""
         ids, said = probe.tester_ids, self.tester.format.kept(probe.tester_ids)
         places = range(len(ids) - len(said), -1, -1) if probe.thinking else ()
         start = next((place for place in places if ids[place : place + len(said)] == said), None)
         return slice(len(ids)) if start is None else slice(start, start + len(said))
 
     def score_request(self, state: Transcript, context: tuple[int, ...]) -> ScoreRequest:
-        """What to score while the target reads a state: the probe at its end, if it has the context it was heard in.
+        """What to score while the target reads a state: the probe at its end, if its context was not cut since.
 
-        Where tester and target share their tokens, it asks for the end of the probe's turn too: the baseline may be the
-        same model, and then need not run.
+        If tester and target share their tokens, the end of the probe's turn is scored too: the baseline may be the same
+        model, and then need not run.
         """
         *before, probe = state.segments
         start = self.target.other_turn(Transcript(tuple(before), state.separator), len(probe.target_ids))
@@ -225,7 +225,7 @@ class Views:
         )
 
     def _before(self, role: SegmentRole, state: Transcript | None) -> tuple[Segment, ...]:
-        """The segments that one follows."""
+        """The segments before a new one."""
         if state is not None:
             return state.segments
         ids = self.tester.format.codec.anchor, self.target.format.codec.anchor
@@ -234,10 +234,10 @@ class Views:
 
 
 def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfiguration, what: str = "prompts") -> None:
-    """Find prompts that leave no room for a first turn, or hold a token that a model has no embedding for.
+    """Check that prompts leave room for a first turn, and hold only tokens that the models have embeddings for.
 
     Raises:
-        ValueError: there is no prompt, or one is blank, too long or can't be read; names its row, counted from 1.
+        ValueError: there is no prompt, or one is blank, too long or unreadable; names its row, counted from 1.
     """
     if len(prompts) == 0:
         raise ValueError(f"{what}: no prompt at all; expected at least one")
@@ -259,10 +259,10 @@ def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfigur
 
 
 def check_later_turns(views: Views, rollout: RolloutConfiguration) -> None:
-    """Find out whether a turn of full length leaves room for the next one, with all older turns dropped.
+    """Check that a turn of full length leaves room for the next one, with all older turns dropped.
 
     Raises:
-        ValueError: it does not; says what the context holds and what it would have to.
+        ValueError: it does not; the message says how many tokens the context holds and would need to hold.
     """
     longest = (ANY_TOKEN,) * rollout.tester.max_new_tokens, (ANY_TOKEN,) * rollout.target.max_new_tokens
     probe, response = Segment("probe", "", longest[0], longest[0]), Segment("response", "", longest[1], longest[1])
@@ -307,7 +307,7 @@ def _format(
 
 
 def _check_frame(view: View, files: ModelFiles, instruction: str | None, rows: Rows) -> None:
-    """Find tokens that no embedding is there for in what a format puts around every conversation."""
+    """Refuse tokens without an embedding in what a format puts around every conversation."""
     if instruction is not None and isinstance(view.format, ChatFormat):
         ids = files.tokenizer(instruction, add_special_tokens=False).input_ids
         rows.check(f"rollout.{view.reader}_instruction", ids, files.tokenizer)

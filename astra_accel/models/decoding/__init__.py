@@ -1,1 +1,1 @@
-"""Sampling continuations, with caches that are carried from turn to turn, or without."""
+"""Sampling of continuations, with or without caches that are carried from turn to turn."""

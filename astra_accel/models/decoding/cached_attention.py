@@ -1,7 +1,7 @@
-"""Attention of carried rows to what they have read.
+"""Attention of carried rows to the tokens that they have read.
 
-To a prefix, rows that share it attend together, in one product with its keys (as in Hydragen, Juravsky et al. 2024,
-https://arxiv.org/abs/2402.05099). To what follows it, each row attends alone. The two parts are merged exactly.
+Rows that share a prefix attend to it together, in one product with its keys (as in Hydragen, Juravsky et al. 2024,
+https://arxiv.org/abs/2402.05099). Each row attends alone to what follows it. The two parts are merged exactly.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class RowLayout:
     """The active rows of some bins, each reading some more tokens.
 
     Args:
-        bins: what the rows have read, to which the new tokens are added.
-        tokens: of each active row, bin by bin, at least one each.
-        device: of the model.
+        bins: the bins that hold what the rows have read; the new tokens are added to them.
+        tokens: the new tokens of each active row, bin by bin, at least one each.
+        device: the model's device.
     """
 
     def __init__(self, bins: Sequence[CacheBatch], tokens: Sequence[Sequence[int]], device: torch.device) -> None:
@@ -40,7 +40,7 @@ class RowLayout:
         read = [len(ids) for rows in self._bins for ids in rows.ids[: rows.num_active]]
         longest = max(map(len, tokens))
         lengths_B, counts_B, step_T = torch.tensor(read), torch.tensor([*map(len, tokens)]), torch.arange(longest)
-        # Filling has slots of its own, after the row's end, but no position that the model may not know.
+        # Padding has its own slots after the row's end, but no position that the model may not know.
         position_BT = lengths_B[:, None] + torch.minimum(step_T, counts_B[:, None] - 1)
         self.position_BT = sent(position_BT, device)
         self.input_ids = uploaded([[*row, *[0] * (longest - len(row))] for row in tokens], device)
@@ -52,7 +52,7 @@ class RowLayout:
             self._parts.append((own, _OwnTokens(rows, longest, device), _Prefixes(rows, self.position_BT[own])))
 
     def finish(self) -> None:
-        """The rows have read their tokens."""
+        """Record that the rows have read their tokens."""
         given = iter(self._tokens)
         for rows in self._bins:
             for ids in rows.ids[: rows.num_active]:
@@ -71,7 +71,7 @@ class RowLayout:
 
 
 class _OwnTokens:
-    """What the active rows of a bin have read after their prefixes, and what they read now."""
+    """The tokens that the active rows of a bin have read after their prefixes, and those that they read now."""
 
     def __init__(self, rows: CacheBatch, num_tokens: int, device: torch.device) -> None:
         lengths = [rows.num_own(row) for row in range(rows.num_active)]
@@ -82,7 +82,7 @@ class _OwnTokens:
         self._masks: dict[int | None, torch.Tensor] = {}
 
     def write(self, layer: int, key_BGTD: torch.Tensor, value_BGTD: torch.Tensor) -> None:
-        """Take the states of what is read now."""
+        """Store the states of the tokens that are read now."""
         buffers = self._rows.slots.layer(layer, key_BGTD[0])
         for buffer, states_BGTD in zip(buffers, (key_BGTD, value_BGTD), strict=True):
             buffer.transpose(1, 2)[self._row_B1, self._slots_BT] = states_BGTD.transpose(1, 2)
@@ -93,13 +93,13 @@ class _OwnTokens:
         assert both is not None, "slots that were given up"
         key_BGKD, value_BGKD = (buffer[: self._rows.num_active, :, : self._num_visible] for buffer in both)
         if rule.window not in self._masks:
-            # KVBuffer are as far from one another as positions.
+            # Slots are as far from one another as positions.
             self._masks[rule.window] = added_mask(self._slots_BT, self._num_visible, rule.window, torch.float32)
         return attention_part(query_BHTD, key_BGKD, value_BGKD, self._masks[rule.window], rule)
 
 
 class _Prefixes:
-    """The prefixes of a bin, each with the active rows that begin with it: their queries meet its keys together."""
+    """The prefixes of a bin, each with its active rows, whose queries attend to its keys together."""
 
     def __init__(self, rows: CacheBatch, position_BT: torch.Tensor) -> None:
         self._slots = rows.prefixes.slots
@@ -107,7 +107,7 @@ class _Prefixes:
         for row, prefix in enumerate(rows.prefix_of[: rows.num_active]):
             sharing[prefix].append(row)
         most = max(map(len, sharing))
-        # Of fewer rows than most, and of none: row 0 stands in, and nobody asks what came of it.
+        # Prefixes with fewer rows than the most, or none, are filled up with row 0, whose result is not used.
         filled = [[*each, *[0] * (most - len(each))] for each in sharing]
         place = {row: prefix * most + step for prefix, each in enumerate(sharing) for step, row in enumerate(each)}
         device = position_BT.device
@@ -132,7 +132,7 @@ class _Prefixes:
         return states_CSHTD.transpose(1, 2).flatten(2, 3)
 
     def _apart(self, states_CHQ: torch.Tensor) -> torch.Tensor:
-        """The way back: ``[rows, heads, tokens, ...]``."""
+        """The inverse of :meth:`_together`: ``[rows, heads, tokens, ...]``."""
         states_PHT = states_CHQ.unflatten(2, (self._rows_CS.shape[1], -1)).transpose(1, 2).flatten(0, 1)
         return states_PHT if self._in_order else states_PHT[self._place_B]
 
@@ -142,7 +142,7 @@ class _Prefixes:
         return self._masks[window]
 
     def _made_mask(self, window: int | None) -> torch.Tensor | None:
-        """``[prefixes, queries or 1, keys]``: whoever stands after a prefix sees all of it, but for a window."""
+        """``[prefixes, queries or 1, keys]``: a token after a prefix sees all of it, except for a window."""
         num_keys = self._slots.num_slots
         if window is None and min(self._lengths) == num_keys:
             return None
@@ -155,11 +155,11 @@ class _Prefixes:
 
 
 def feed(model: Any, bins: Sequence[CacheBatch], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Let every active row read some more tokens, at least one each.
+    """Make every active row read some more tokens, at least one each.
 
     Returns:
-        The body's output ``[active rows, longest, hidden]``; rows are filled up on the right, and what stands there
-        means nothing.
+        The body's output ``[active rows, longest, hidden]``; rows are padded on the right, and the values there mean
+        nothing.
     """
     layout = RowLayout(bins, tokens, model.device)
     with attending(model, layout), without_earlier_lengths(model):

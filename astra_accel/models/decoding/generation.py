@@ -1,7 +1,7 @@
-"""Decoding: what is drawn depends on a row's context and its own seed alone.
+"""Decoding: what is drawn depends only on a row's context and its own seed.
 
-Every distinct context is read once, what was read in an earlier turn not at all, and rows that have ended are fed no
-more. The log-probs that come along the way are handed out, so that nobody has to compute them again.
+Every distinct context is read once, except for what was read in an earlier turn, and rows that have ended are no longer
+fed. Log-probs computed on the way are returned, so that callers need not compute them again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from astra_accel.models.layers.small_batch_linear import for_few_rows
 from astra_accel.models.loading.embedding_rows import check_token_ids, embedding_rows
 
 PREFIX_PRICE = 2
-"""What a token of a prefix costs that several rows read together, in tokens that each row reads alone."""
+"""The cost of a prefix token that several rows read together, in tokens that each row reads alone."""
 
 
 # no_grad and not inference_mode: models keep tensors that they make in a forward (rotary tables that grow), and
@@ -58,18 +58,18 @@ def generate(
     """Sample a continuation of each context.
 
     Args:
-        model: a causal language model of transformers, in eval mode.
-        contexts: token ids, at least one each. Rows with the same context read it once.
-        seeds: of each row, ints in [0, 2**64), from which its random numbers follow.
-        sampling: temperature, top-k, top-p and the most tokens.
-        end_ids: tokens that end a turn.
-        batch_rows: rows decoded together at most.
-        memory: what the model read in the call before, with the same weights; holds what it reads in this one
-            afterwards. None reads every context from its beginning.
-        remember: whether there will be another call; the memory is emptied otherwise.
+        model: a transformers causal language model, in eval mode.
+        contexts: the token ids of each context, at least one each. Rows with the same context read it once.
+        seeds: the seed of each row, ints in [0, 2**64), which determine its random numbers.
+        sampling: temperature, top-k, top-p and the maximum number of tokens.
+        end_ids: the tokens that end a turn.
+        batch_rows: the most rows to decode together.
+        memory: what the model read in the previous call, with the same weights; afterwards it holds what this call
+            read. None reads every context from its beginning.
+        remember: whether another call will follow; otherwise the memory is emptied.
         scored: for each row the tokens of its context whose log-probs are wanted too.
-        num_ids: ids from this one on are not drawn, since another model that reads what is sampled has no embedding
-            for them; nor are those that the model itself lacks. As with top-k, log-probs stay those of the whole
+        num_ids: ids from this one on are not drawn, since another model that reads the samples has no embedding for
+            them; nor are those that the model itself lacks. As with top-k, log-probs are those of the whole
             distribution.
 
     Raises:
@@ -82,7 +82,8 @@ def generate(
     keys = [noise_keys(seed, sampling.max_new_tokens) for seed in seeds]
     plan = TurnPlan(length_regimes(model), contexts, keys, sampling, frozenset(end_ids), scored, num_ids, model.device)
     carried = carries(model)
-    # Rows of one length share a forward where the model can't do more; else as many as may, neighbours in length.
+    # If the model needs equal lengths, only rows of one length share a forward; else as many as allowed, of similar
+    # length.
     price = inf if carried or takes_padding(model) else 0.0
     known = PrefixCache() if memory is None else memory
     read_now: dict[int, list[CachedRow]] = {}
@@ -95,7 +96,7 @@ def generate(
             else:
                 generated = _decode_padded(model, task)
             plan.add(task, generated)
-        known = PrefixCache()  # what continues in another regime is read anew
+        known = PrefixCache()  # what continues in another regime is read again
     if memory is not None:
         memory.replace_regimes(read_now)
     return plan.results
@@ -110,7 +111,7 @@ def _decode_padded(model: Any, task: Task) -> list[Generated]:
 def _decode_carried(
     model: Any, task: Task, memory: PrefixCache, later: Sequence[PrefillRequest]
 ) -> tuple[list[Generated], list[CachedRow]]:
-    """What came of each row, and the rows that have read it; ``later`` requests will be looked up in the memory."""
+    """The result of each row, and the cache rows that hold it; ``later`` requests will be looked up in the memory."""
     needed = {id(found.row.bin) for request in later if (found := match(request, memory)) is not None}
     release = [rows for rows in memory.bins() if id(rows) not in needed]
     num_new = task.sampling.max_new_tokens
@@ -135,7 +136,7 @@ def _decode_carried(
 def _bins_of(
     requests: Sequence[PrefillRequest], begun: Mapping[PrefillRequest, PrefillPlan], num_new: int, price: float
 ) -> list[list[int]]:
-    """Rows in groups, each to be a bin: those of like length, and all of a prefix."""
+    """Rows grouped into bins: those of similar length, and all of a prefix together."""
     prefixes = [begun[request].prefix for request in requests]
     num_rows = Counter(prefixes)
     lengths = [
@@ -146,7 +147,7 @@ def _bins_of(
 
 
 def _forked(rows: Sequence[CachedRow], num_new: int) -> CacheBatch:
-    """A bin of these rows, some of them several times, out of one that is given up; that one if it has just them."""
+    """A bin of these rows, which may repeat, from one that is given up; that one itself if it holds exactly them."""
     source = rows[0].bin
     if [row.row for row in rows] == list(range(len(source.ids))):
         return source
@@ -160,12 +161,12 @@ def _forked(rows: Sequence[CachedRow], num_new: int) -> CacheBatch:
 def _sample_turn(
     model: Any, bins: Sequence[CacheBatch], order: Sequence[int], hidden_BH: torch.Tensor, task: Task
 ) -> list[tuple[list[int], list[float]]]:
-    """The ids and log-probs of every row's turn, one forward a token over the rows that continue.
+    """Sample every row's turn, one forward a token over the rows that continue; returns ids and log-probs.
 
     Args:
-        model: takes carried rows.
+        model: a model that takes carried rows.
         bins: rows that have read their contexts.
-        order: which row of the task stands at each place of the bins.
+        order: which row of the task is at each place of the bins.
         hidden_BH: the body's output at the end of the contexts, in that order.
         task: what to draw.
     """
@@ -187,7 +188,7 @@ def _sample_turn(
 
 
 def _end(bins: Sequence[CacheBatch], ended: Sequence[bool]) -> list[int]:
-    """Take the active rows that have ended out of the bins; gives the old places of those that stay, in their order."""
+    """Remove active rows that have ended from the bins; returns the old places of those that stay, in their order."""
     staying, start = [], 0
     for rows in bins:
         num_active = rows.num_active
@@ -198,15 +199,15 @@ def _end(bins: Sequence[CacheBatch], ended: Sequence[bool]) -> list[int]:
 
 
 def carries(model: Any) -> bool:
-    """Whether the model takes caches whose rows are cut, forked and continued in pieces; found out once."""
+    """Whether the model takes caches whose rows are cut, forked and continued in pieces; checked once."""
     otherwise = "every turn reads its whole context again"
     return supports(model, "carried caches", _check_caches, otherwise)
 
 
 def takes_columns(model: Any) -> bool:
-    """Whether the model takes its linear layers' output in another order of memory; found out once.
+    """Whether the model accepts its linear layers' output in another memory order; checked once.
 
-    DeepSeek-V2 views it as complex numbers, which lie side by side.
+    DeepSeek-V2 views it as complex numbers, whose parts must be adjacent.
     """
     otherwise = "a step of decoding takes the usual products"
     return supports(model, "states that lie column by column", _check_columns, otherwise)

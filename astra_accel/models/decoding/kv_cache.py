@@ -1,9 +1,9 @@
 """Keys and values of conversations that grow, fork, and end one by one.
 
-What rows begin with is held once however many they are: most of what the conversations of a prompt read is that
-prompt, and a step of decoding costs about what it reads. A row's own tokens stand after it in slots of their own, its
-token at position ``p`` in slot ``p - prefix``, whatever else is in the batch: pieces of different lengths leave no
-gaps, a row can be cut back to any prefix, and who sees whom follows from positions alone.
+A prefix that rows share is stored once, however many they are: most of what the conversations of a prompt read is that
+prompt, and a decoding step costs about as much as it reads. A row's own tokens after it have their own slots, the token
+at position ``p`` in slot ``p - prefix``, whatever else is in the batch: pieces of different lengths leave no gaps, a
+row can be cut back to any prefix, and the mask follows from positions alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Source(NamedTuple):
     """Where the first states of a row come from.
 
     Attributes:
-        slots: hold them.
-        row: of those.
-        length: how many tokens.
+        slots: the buffer that holds them.
+        row: the row in that buffer.
+        length: the number of tokens.
     """
 
     slots: KVBuffer
@@ -37,11 +37,11 @@ class Source(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """The nodes of a packed forward that rows take the states of, on the device of the states.
+    """The nodes of a packed forward whose states rows take, on the device of the states.
 
     Attributes:
         rows_R: the rows.
-        nodes_RL: the nodes of each row's tokens, filled up with 0.
+        nodes_RL: the nodes of each row's tokens, padded with 0.
     """
 
     rows_R: torch.Tensor
@@ -57,12 +57,12 @@ class Paths(NamedTuple):
 
 @dataclass
 class KVBuffer:
-    """Keys and values of some rows, ``[rows, heads, slots, dim]`` a layer, written in place.
+    """Keys and values of some rows, ``[rows, heads, slots, dim]`` per layer, written in place.
 
     Attributes:
-        num_rows: how many.
-        num_slots: tokens that a row may come to.
-        buffers: keys and values by layer; None where they were given up.
+        num_rows: the number of rows.
+        num_slots: the most tokens of a row.
+        buffers: keys and values by layer; None if they were given up.
     """
 
     num_rows: int
@@ -79,7 +79,7 @@ class KVBuffer:
         return found
 
     def swap(self, rows: Sequence[int], others: Sequence[int]) -> None:
-        """Let rows and as many others change places."""
+        """Swap rows with as many others."""
         buffers = [buffer for both in self.buffers.values() for buffer in both or ()]
         if rows and buffers:
             to_R = uploaded([*rows, *others], buffers[0].device)
@@ -88,7 +88,7 @@ class KVBuffer:
                 buffer[to_R] = buffer[from_R]
 
     def write(self, layer: int, key_HND: torch.Tensor, value_HND: torch.Tensor, paths: Paths) -> None:
-        """Take a layer's states of rows from a packed forward."""
+        """Write a layer's states of rows from a packed forward."""
         if paths.nodes_RL.numel() == 0:
             return
         longest = paths.nodes_RL.shape[1]
@@ -96,9 +96,9 @@ class KVBuffer:
             buffer[paths.rows_R, :, :longest] = states_HND[:, paths.nodes_RL].transpose(0, 1)
 
     def copy(self, sources: Mapping[int, Source], release: Iterable[KVBuffer] = ()) -> None:
-        """Take the first states of rows from elsewhere.
+        """Copy the first states of rows from other buffers.
 
-        KVBuffer in ``release`` are emptied on the way, a layer at a time, so that no two copies are held at once.
+        Buffers in ``release`` are emptied on the way, one layer at a time, so that no two copies are held at once.
         """
         given_up = set(map(id, release))
         by_slots: dict[int, list[tuple[int, Source]]] = {}
@@ -116,41 +116,41 @@ class KVBuffer:
 
 
 def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Zeros, since a slot that nobody wrote is seen by nobody, but 0 x NaN would be NaN.
+    """Zeros, since unwritten slots are masked, but 0 x NaN would be NaN.
 
-    On a CPU in pages of their own: a page that nobody writes to is never there, and the system has all of them back
-    at once, where a memory allocator would keep the holes that a layer's buffers leave.
+    On a CPU they have their own pages: a page that is never written takes no memory, and the system gets all of them
+    back at once, where a memory allocator would keep the holes that a layer's buffers leave.
     """
     if like.device.type != "cpu":
         return like.new_zeros(shape)
     pages = mmap.mmap(-1, max(1, prod(shape) * like.element_size()))
     if hasattr(pages, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without huge pages: smaller ones do as well, slower
+        with suppress(OSError):  # a kernel without huge pages: smaller ones work too, slower
             pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=like.dtype, count=prod(shape)).view(shape)
 
 
 BIN_PRICE = {"cpu": 2048}
-"""What another bin costs in every layer of a step, in tokens of the cache that could be read instead (measured)."""
+"""The cost of another bin in every layer of a step, in tokens of the cache that could be read instead (measured)."""
 
 
 def bin_price(device: torch.device) -> float:
-    """What another bin costs on a device.
+    """The cost of another bin on a device.
 
-    Elsewhere than on a CPU there is one. Another has a dozen kernels in each layer, each of which takes some 5 us to
+    Only a CPU has more than one bin. Another needs a dozen kernels in each layer, each of which takes some 5 us to
     launch; in that time a GPU reads tens of thousands of tokens of a layer's cache (4 kB each at 8B, 3 TB/s), more than
-    rows of unlike length waste. That is arithmetic: no GPU has run it yet.
+    rows of different length waste. That is arithmetic, not measured on a GPU yet.
     """
     return BIN_PRICE.get(device.type, inf)
 
 
 @dataclass(frozen=True)
 class SharedPrefixes:
-    """What rows begin with, once for all that do.
+    """The prefixes of rows, each stored once for all rows that share it.
 
     Attributes:
-        ids: the tokens of each, none twice.
-        slots: a row for each, its token at position ``p`` in slot ``p``.
+        ids: the tokens of each prefix, none twice.
+        slots: a row for each prefix, its token at position ``p`` in slot ``p``.
     """
 
     ids: tuple[Ids, ...]
@@ -165,15 +165,15 @@ class SharedPrefixes:
 
 @dataclass
 class CacheBatch:
-    """Rows of like length that go through forwards together.
+    """Rows of similar length that go through forwards together.
 
     Attributes:
         ids: the tokens that each row has read.
-        prefixes: what the rows begin with.
-        prefix_of: which of those each row does.
-        num_slots: tokens that a row may come to after its prefix.
-        num_active: the first rows take part in forwards; those that have ended are moved after them and stay.
-        slots: the states of what stands after the prefixes.
+        prefixes: the prefixes of the rows.
+        prefix_of: the index of each row's prefix.
+        num_slots: the most tokens of a row after its prefix.
+        num_active: that many first rows take part in forwards; those that have ended are moved after them and stay.
+        slots: the states of the tokens after the prefixes.
     """
 
     ids: list[list[int]]
@@ -188,19 +188,19 @@ class CacheBatch:
         self.slots = KVBuffer(len(self.ids), self.num_slots)
 
     def rows(self) -> list[CachedRow]:
-        """All rows, those that have ended too."""
+        """All rows, including those that have ended."""
         return [CachedRow(self, row, tuple(ids)) for row, ids in enumerate(self.ids)]
 
     def prefix(self, row: int) -> Ids:
-        """What a row begins with."""
+        """The prefix of a row."""
         return self.prefixes.ids[self.prefix_of[row]]
 
     def num_own(self, row: int) -> int:
-        """Tokens that a row has read after its prefix."""
+        """The number of tokens that a row has read after its prefix."""
         return len(self.ids[row]) - len(self.prefix(row))
 
     def end(self, places: Sequence[int]) -> list[int]:
-        """Take some active rows out of further forwards; gives the old place of each row that stays active."""
+        """Remove some active rows from further forwards; returns the old place of each row that stays active."""
         ended = set(places)
         num_staying = self.num_active - len(ended)
         holes = sorted(place for place in ended if place < num_staying)
@@ -215,9 +215,9 @@ class CacheBatch:
         return order
 
     def copy(self, sources: Sequence[CachedRow], release: Sequence[CacheBatch]) -> None:
-        """Take the states of what the first rows have read from a row each that begins with it.
+        """Copy the states of what the first rows have read from one source row each, which begins with the same tokens.
 
-        What bins in ``release`` hold after their prefixes is gone afterwards.
+        Bins in ``release`` lose what they hold after their prefixes.
         """
         own = {row: Source(source.bin.slots, source.row, self.num_own(row)) for row, source in enumerate(sources)}
         self.slots.copy(
@@ -244,15 +244,15 @@ class CachedRow:
 
     @property
     def prefix(self) -> Ids:
-        """What it begins with."""
+        """The row's prefix."""
         return self.bin.prefix(self.row)
 
 
 class PrefixCache:
-    """The rows that a model has read lately, to be found by what they begin with.
+    """The rows that a model has read recently, looked up by prefix.
 
-    Where its frequencies depend on the length (:mod:`~astra_accel.models.decoding.length_regimes`), rows of each regime
-    lie in a cache of their own, since their keys differ.
+    If the model's frequencies depend on the length (:mod:`~astra_accel.models.decoding.length_regimes`), rows of each
+    regime have their own cache, since their keys differ.
     """
 
     def __init__(self) -> None:
@@ -264,8 +264,8 @@ class PrefixCache:
         return self if regime == 0 else self._longer.get(regime, PrefixCache())
 
     def longest(self, ids: Ids) -> tuple[CachedRow | None, int]:
-        """The row that shares the longest prefix with some ids, and how long that is."""
-        # In lexicographic order the best match stands right before or after.
+        """The row that shares the longest prefix with some ids, and the length of that prefix."""
+        # In lexicographic order the best match is right before or after.
         place = bisect_left(self._rows, ids, key=lambda row: row.ids)
         best, length = None, 0
         for row in self._rows[max(place - 1, 0) : place + 1]:

@@ -1,14 +1,14 @@
-"""Lengths at which a model begins to read all its tokens otherwise.
+"""Lengths at which a model begins to read all its tokens differently.
 
 Rotary embeddings for long texts choose their frequencies by the longest position of the whole forward: ``longrope``
-(Phi-3, Phi-3.5, Phi-4-mini, Phi-3.5-MoE) has one set of factors up to the length of its pretraining and another beyond
-it, and ``dynamic`` NTK scaling has frequencies of its own for every length beyond. So what a forward says of a short
-sequence depends on the longest sequence beside it, and a key that was read early is not the one of a later forward.
+(Phi-3, Phi-3.5, Phi-4-mini, Phi-3.5-MoE) has one set of factors up to its pretraining length and another beyond it, and
+``dynamic`` NTK scaling has different frequencies for every length beyond. So a forward's output for a short sequence
+depends on the longest sequence beside it, and a key that was read early differs from that of a later forward.
 
-The policy is this: a token has the probability that the model gives it in one forward over the tokens before it, and
-over nothing else. Sampling and scoring both keep to it: sequences share a forward, and keys a cache, only where all
-their lengths are of one *regime*, and a sequence that comes from one into the next is read anew there. transformers'
-own ``generate`` does the same for Phi-3, whose cache it drops at the limit.
+The policy: a token has the probability that the model gives it in one forward over the tokens before it, and nothing
+else. Sampling and scoring both follow it: sequences share a forward, and keys a cache, only if all their lengths are in
+one *regime*, and a sequence that grows into the next regime is read again there. transformers' own ``generate`` does
+the same for Phi-3, whose cache it drops at the limit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LengthRegimes:
 
     Attributes:
         limits: the longest length of each regime but the last, ascending.
-        grows_beyond: every length beyond this one is a regime of its own; None where there is no such length.
+        grows_beyond: every length beyond this one is its own regime; None if there is no such length.
     """
 
     limits: tuple[int, ...] = ()
@@ -42,7 +42,7 @@ class LengthRegimes:
         return bisect_left(self.limits, length) + growth
 
     def longest_like(self, length: int) -> int | None:
-        """The longest length of the same regime; None where it has no end."""
+        """The longest length of the same regime; None if it has no end."""
         if self.grows_beyond is not None and length > self.grows_beyond:
             return length
         further = [limit for limit in (*self.limits, self.grows_beyond) if limit is not None and limit >= length]
@@ -50,7 +50,7 @@ class LengthRegimes:
 
     @property
     def count(self) -> int | None:
-        """How many there are; None where they have no end."""
+        """The number of regimes; None if it is unbounded."""
         return len(self.limits) + 1 if self.grows_beyond is None else None
 
 
@@ -59,10 +59,10 @@ class Piece:
     """Tokens of one continuation that are all predicted in one regime.
 
     Attributes:
-        sequence: whose continuation.
-        context: the tokens before them.
-        continuation: the tokens.
-        regime: of the lengths of what is before each.
+        sequence: the index of the continuation's sequence.
+        context: the tokens before the piece.
+        continuation: the tokens of the piece.
+        regime: the regime of the lengths before each token.
     """
 
     sequence: int
@@ -72,13 +72,13 @@ class Piece:
 
 
 def length_regimes(model: Any) -> LengthRegimes:
-    """The regimes of a transformers model, from its configuration; one of all lengths for most models."""
+    """The regimes of a transformers model, from its configuration; most models have one for all lengths."""
     config = model.config.get_text_config()
     limits: set[int] = set()
     grows_beyond = None
     for rotary in rotary_parameters(config):
         kind = rotary.get("rope_type") or ""
-        # Phi-3.5-MoE scales by the length on its own account, whatever the kind.
+        # Phi-3.5-MoE has its own scaling by length, whatever the kind.
         if kind == "longrope" or "long_mscale" in rotary:
             limits.add(rotary["original_max_position_embeddings"])
         if "dynamic" in kind:
@@ -96,7 +96,7 @@ def rotary_parameters(config: Any) -> list[dict[str, Any]]:
 def split_by_regime(
     regimes: LengthRegimes, contexts: Sequence[Tokens], continuations: Sequence[Tokens]
 ) -> dict[int, list[Piece]]:
-    """The continuations by regime, shortest lengths first; one that comes from a regime into the next is cut there."""
+    """The continuations by regime, shortest lengths first; one that grows into the next regime is cut there."""
     groups: dict[int, list[Piece]] = {}
     for sequence, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
         ids, at, end = (*context, *continuation), len(context), len(context) + len(continuation)
@@ -112,10 +112,9 @@ def split_by_regime(
 
 @contextmanager
 def without_earlier_lengths(model: Any) -> Iterator[None]:
-    """A forward within depends on no earlier one, and no later one on it.
+    """Within, a forward does not depend on earlier ones, nor later ones on it.
 
-    Dynamic NTK scaling keeps the frequencies of the longest forward so far, and at the limit itself continues with
-    them.
+    Dynamic NTK scaling keeps the frequencies of the longest forward so far, and still uses them at the limit itself.
     """
     rotary = [module for module in model.modules() if _keeps_lengths(module)] if _is_dynamic(model) else []
     try:
@@ -136,7 +135,7 @@ def _keeps_lengths(module: torch.nn.Module) -> bool:
 
 
 def _forget(module: Any) -> None:
-    """Bring a rotary embedding back to what it was built with."""
+    """Reset a rotary embedding to what it was built with."""
     kinds = module.rope_type if isinstance(module.rope_type, dict) else {None: module.rope_type}
     for layer_type, kind in kinds.items():
         if "dynamic" not in (kind or ""):

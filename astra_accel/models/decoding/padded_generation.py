@@ -1,4 +1,4 @@
-"""Decoding that reads every context anew: for models whose caches can't be carried from one turn to the next."""
+"""Decoding that reads every context from its start, for models whose caches can't be carried between turns."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def generate_padded(
     *,
     num_ids: int | None = None,
 ) -> list[tuple[list[int], list[float]]]:
-    """Sample a continuation of each context, in one batch: the ids of each row and their log-probs.
+    """Sample a continuation of each context, in one batch; returns the ids of each row and their log-probs.
 
-    Rows with the same context read it once, and rows that have ended are fed no more, where the model's rows may change
-    places.
+    If the model's rows may change places, rows with the same context read it once, and rows that have ended are no
+    longer fed.
     """
     moves = moves_rows(model)
     begun = list(dict.fromkeys(contexts)) if moves else list(contexts)
@@ -62,15 +62,15 @@ def generate_padded(
 
 
 def moves_rows(model: Any) -> bool:
-    """Whether the rows of a batch may change places, fork and leave; found out once.
+    """Whether the rows of a batch may change places, fork and leave; checked once.
 
-    A model that keeps states of its own beside the cache (RecurrentGemma) would continue with those of another row.
+    A model that keeps its own states beside the cache (RecurrentGemma) would continue with those of another row.
     """
     return supports(model, "rows that change places", _check_moves, "rows stay in their batch until all have ended")
 
 
 def takes_padding(model: Any) -> bool:
-    """Whether contexts of different lengths can share a batch; found out once.
+    """Whether contexts of different lengths can share a batch; checked once.
 
     Raises:
         UnsupportedModelError: not even contexts of one length can be continued with the model's cache.
@@ -82,7 +82,7 @@ def takes_padding(model: Any) -> bool:
 
 
 class _Padded:
-    """A batch of contexts, filled up on the left, and the cache of a model that reads it."""
+    """A left-padded batch of contexts, and the cache of a model that reads it."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -100,7 +100,7 @@ class _Padded:
         return self._forward(torch.tensor(tokens, device=self.model.device)[:, None])
 
     def select(self, rows: Sequence[int]) -> None:
-        """Take these rows on from here."""
+        """Continue with these rows only."""
         rows_B = torch.tensor(rows, device=self.model.device)
         self.cache.reorder_cache(rows_B)
         self.mask_BT = self.mask_BT[rows_B]
@@ -110,7 +110,7 @@ class _Padded:
             self.model,
             1,
             input_ids=ids_BT,
-            # Some recurrent models take a mask for their first forward alone. Without padding none is needed.
+            # Some recurrent models take a mask only for their first forward. Without padding none is needed.
             attention_mask=None if self.mask_BT.all() else self.mask_BT,
             position_ids=positions(self.mask_BT)[:, -ids_BT.shape[1] :],
             past_key_values=self.cache,
@@ -135,7 +135,7 @@ def _check_moves(model: Any) -> None:
 
 
 def _check_cache(model: Any, moves: bool = False) -> None:
-    """Decode up to a length at which something may change, and beyond it where nothing is known to."""
+    """Decode up to a length at which something may change, and beyond it unless the length regime changes there."""
     contexts, continuations = check_sequences(model)
     sequences = [ids for ids in map(_joined, contexts, continuations) if len(ids) >= CHECK_LENGTH + 2]
     regimes = length_regimes(model)
@@ -149,9 +149,9 @@ def _joined(context: list[int], continuation: list[int]) -> list[int]:
 
 
 def _check_decoding(model: Any, contexts: Sequence[list[int]], pairs: Sequence[list[int]], moves: bool = True) -> None:
-    """Compare the log-probs of two tokens after each context: the first read, the second fed.
+    """Compare log-probs of two tokens after each context: one from reading the context, one from a further step.
 
-    Between the two, rows change places and one forks if they are to.
+    Between the two, rows change places and one forks if ``moves`` is set.
     """
     batch = _Padded(model)
     first_B, second_B = torch.tensor(pairs, device=model.device).unbind(-1)

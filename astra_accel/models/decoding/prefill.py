@@ -1,4 +1,4 @@
-"""Reads contexts into a cache: what a cache has is kept, every other distinct token is read once."""
+"""Read contexts into a cache: cached tokens are kept, every other distinct token is read once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from astra_accel.models.forward.prefix_tree import Ids, Pack, pack_sequences, sh
 from astra_accel.models.forward.tree_attention import TreeLayout
 
 TOKEN_BUDGET = 1024
-"""Distinct tokens of one packed forward."""
+"""The most distinct tokens of one packed forward."""
 
 
 class ScoreRequest(NamedTuple):
-    """Asks for the log-probs of tokens while a context is read.
+    """A request for the log-probs of tokens while a context is read.
 
     Attributes:
         start: the number of tokens of the context before them, at least 1.
@@ -41,12 +41,12 @@ class PrefillRequest(NamedTuple):
 
     @property
     def num_known(self) -> int:
-        """The number of tokens that need not be read if a cache has them: nobody asks what they predict."""
+        """The number of tokens that need not be read if a cache has them, since what they predict is not needed."""
         return (len(self.context) if self.scored is None else min(self.scored.start, len(self.context))) - 1
 
 
 class PrefixHit(NamedTuple):
-    """The row of an earlier cache that a context continues, and the length of what they share."""
+    """The row of an earlier cache that a context continues, and the length of the part that they share."""
 
     row: CachedRow
     length: int
@@ -56,9 +56,9 @@ class PrefillResult(NamedTuple):
     """A context that was read.
 
     Attributes:
-        row: the cache's row that has read it.
+        row: the cache row that holds it.
         hidden_H: the body's output at its end.
-        scored: the log-probs that were asked for.
+        scored: the requested log-probs; None if none were requested.
     """
 
     row: CachedRow
@@ -67,9 +67,9 @@ class PrefillResult(NamedTuple):
 
 
 def match(request: PrefillRequest, memory: PrefixCache) -> PrefixHit | None:
-    """The part of a context that was read before, if it is at least half of it.
+    """The part of a context that was read before, if it is at least half of the context.
 
-    With less there is little to gain, and a long rest would be read beside the short ones of other rows.
+    Less would gain little, and its long rest would be read beside the short ones of other rows.
     """
     row, shared = memory.longest(request.context)
     length = min(shared, request.num_known)
@@ -80,8 +80,8 @@ class PrefillPlan(NamedTuple):
     """How to read a context.
 
     Attributes:
-        match: what a cache has of it; None reads it from its first token.
-        prefix: what it shares with other contexts, which is stored once.
+        match: the part that a cache has; None reads the context from its first token.
+        prefix: the part that it shares with other contexts, which is stored once.
     """
 
     match: PrefixHit | None
@@ -89,7 +89,7 @@ class PrefillPlan(NamedTuple):
 
 
 def plan_prefill(requests: Iterable[PrefillRequest], memory: PrefixCache) -> dict[PrefillRequest, PrefillPlan]:
-    """How to read each of some contexts that are read together."""
+    """Plan how to read contexts that are read together."""
     matches = {request: match(request, memory) for request in requests}
     shared = shared_prefixes([request.context for request, found in matches.items() if found is None])
     return {
@@ -112,9 +112,9 @@ def prefill(
     Args:
         model: a model that takes packs and carried caches.
         groups: the contexts of each cache batch, none twice. If the model's frequencies depend on the length, the
-            contexts and what will follow are of one regime.
+            contexts and what follows must be in one regime.
         num_new: the number of tokens that will follow.
-        release: cache batches that nobody copies from afterwards.
+        release: cache batches that are not copied from afterwards.
     """
     most_unread = max(
         [0, *(len(ask.context) - found.length for group in groups for ask, (found, _) in group.items() if found)]
@@ -147,7 +147,7 @@ def prefill(
 def _opened(
     group: Mapping[PrefillRequest, PrefillPlan], num_new: int, most_unread: int, given_up: Sequence[CacheBatch]
 ) -> CacheBatch:
-    """A cache batch for some contexts, whose active rows hold what a cache had of the first of them."""
+    """A cache batch for some contexts; its active rows hold the cached parts of the first contexts."""
     known = {request: start.match for request, start in group.items() if start.match is not None}
     num_slots = num_new + max(len(request.context) - len(start.prefix) for request, start in group.items())
     num_slots = max(
@@ -168,7 +168,7 @@ def _opened(
 
 
 def _prefixes(wanted: Sequence[Ids], known: Sequence[CachedRow]) -> SharedPrefixes:
-    """What is stored already, if that is exactly what is wanted; otherwise room for it."""
+    """The stored prefixes, if they are exactly those wanted; otherwise room for new ones."""
     for row in known:
         if set(row.bin.prefixes.ids) == set(wanted):
             return row.bin.prefixes
@@ -231,7 +231,7 @@ def _read_packed(
 def _write(
     layout: TreeLayout | FlexLayout, paths: Mapping[int, list[int]], rows_of: Sequence[tuple[CacheBatch, int]]
 ) -> None:
-    """Write the states of a packed forward to the rows of its sequences and to their prefixes, and drop them."""
+    """Write the states of a packed forward to the rows of its sequences and to their prefixes, then drop them."""
     by_slots: dict[int, tuple[KVBuffer, dict[int, list[int]]]] = {}
     for index, path in paths.items():
         rows, place = rows_of[index]

@@ -1,10 +1,10 @@
-"""Drawing a token: a pure function of logits, and of noise that follows from a row's seed, a position and a token.
+"""Draw tokens: a pure function of the logits, and of noise that depends on a row's seed, the position and the token.
 
-Each token of the vocabulary gets a number of its own from the exponential distribution, and the token whose probability
-is the largest multiple of its number is drawn. That is the Gumbel-max trick (Maddison et al. 2014,
-https://arxiv.org/abs/1411.0030), since ``-log`` of such a number is Gumbel noise. The batch, the process and the device
-play no part in the noise. And rounding moves few draws: another token wins only where two were level but for that
-rounding. A number that is looked up in cumulated probabilities meets the rounding of all tokens before.
+Each token of the vocabulary gets its own number from the exponential distribution, and the token with the largest ratio
+of probability to number is drawn. That is the Gumbel-max trick (Maddison et al. 2014, https://arxiv.org/abs/1411.0030),
+since ``-log`` of such a number is Gumbel noise. The noise does not depend on the batch, the process or the device.
+Rounding changes few draws: another token wins only if two were tied up to that rounding. Looking a number up in
+cumulative probabilities would add the rounding of all tokens before.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from astra_accel.core.seeding import seed_sequence
 
 NUM_CANDIDATES = 1024
 RUN = 128
-"""Vocabularies are mostly multiples of it."""
+"""Most vocabulary sizes are multiples of it."""
 CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**26
-"""Logits that are worked on at once. On a CPU what is made of them has to stay in its cache: noise of 64 rows of 49152
-takes 9 ms in blocks of 4 or 8 rows, and 13 ms row by row or all at once (one thread)."""
+"""The number of logits processed at once. On a CPU, what is computed from them must stay in its cache: noise of 64 rows
+of 49152 takes 9 ms in blocks of 4 or 8 rows, and 13 ms row by row or all at once (one thread)."""
 
 _FACTORS = (0x31848BAB, 0x7FEB352D, 0x846CA68B - 2**32)
-"""Of the hash, as int32: from C. Wellons's triple32 and lowbias32 (https://nullprogram.com/blog/2018/07/31/)."""
+"""The factors of the hash, as int32: from C. Wellons's triple32 and lowbias32
+(https://nullprogram.com/blog/2018/07/31/)."""
 
 
 Seed = Sequence[int]
-"""Ints in [0, 2**64), from which random numbers follow."""
+"""Ints in [0, 2**64), which determine random numbers."""
 
 
 class NonFiniteLogitsError(FloatingPointError):
@@ -39,53 +40,53 @@ class NonFiniteLogitsError(FloatingPointError):
 
 
 def uniforms(seed: Seed, count: int) -> np.ndarray:
-    """``count`` numbers in [0, 1), float64, that follow from ``seed`` alone."""
+    """``count`` numbers in [0, 1), float64, that depend only on ``seed``."""
     return np.random.Generator(np.random.Philox(seed_sequence(seed))).random(count)
 
 
 def noise_keys(seed: Seed, count: int) -> np.ndarray:
-    """What the noise of each of ``count`` positions follows from, int32 ``[count, 2]``, by the seed alone.
+    """The noise keys of ``count`` positions, int32 ``[count, 2]``, which depend only on the seed.
 
-    The first positions have the same keys however many there are.
+    The keys of the first positions do not depend on ``count``.
     """
     return np.random.Philox(seed_sequence(seed)).random_raw(count).astype("<u8").view("<i4").reshape(count, 2)
 
 
 def exponential_noise(keys_B2: torch.Tensor, tokens_BK: torch.Tensor) -> torch.Tensor:
-    """A number from the exponential distribution of mean 1 for each token, by its row's key and its id alone.
+    """Exponential noise of mean 1 for each token, which depends only on its row's key and its id.
 
-    It is ``-log(1 - u)`` with ``u = (k + 1/2) / 2**31``, and ``k`` a hash of 31 bits, made by integers, so with the
-    same bits on every device. It is never 0 nor infinite: from 2.3e-10 to 16.6. The smallest ones are 4.7e-10 apart,
-    so a token of probability 1e-9 is drawn 1% too rarely, one of 1e-10 half as often as it should, and one of 1e-11
-    never: of a vocabulary of 100,000, at most one draw in 100,000 goes elsewhere.
+    It is ``-log(1 - u)`` with ``u = (k + 1/2) / 2**31``, and ``k`` a 31-bit hash computed with integers, so with the
+    same bits on every device. It is never 0 or infinite: from 2.3e-10 to 16.6. The smallest ones are 4.7e-10 apart, so
+    a token of probability 1e-9 is drawn 1% too rarely, one of 1e-10 half as often as it should, and one of 1e-11 never:
+    of a vocabulary of 100,000, at most one draw in 100,000 goes elsewhere.
 
     Args:
-        keys_B2: int32, of each row.
-        tokens_BK: int32 ids, of each row or ``[1, K]`` for all.
+        keys_B2: the int32 key of each row.
+        tokens_BK: the int32 ids of each row, or ``[1, K]`` for all rows.
     """
     hash_BK = (tokens_BK ^ keys_B2[:, :1]).mul_(_FACTORS[0])
     shifted_BK = torch.empty_like(hash_BK)
     hash_BK.bitwise_xor_(_shifted(hash_BK, 16, shifted_BK)).mul_(_FACTORS[1])
-    # With one key alone, some rows would have the noise of others, in another order of tokens.
+    # With only one key, some rows would have the noise of others, in another order of tokens.
     hash_BK.bitwise_xor_(keys_B2[:, 1:])
     hash_BK.bitwise_xor_(_shifted(hash_BK, 15, shifted_BK)).mul_(_FACTORS[2])
-    # Here the sign is shifted in, which takes the topmost bit away: the hash is not negative.
+    # Here the sign is shifted in, which clears the top bit: the hash is not negative.
     hash_BK.bitwise_xor_(torch.bitwise_right_shift(hash_BK, 16, out=shifted_BK))
-    # A little less than 1 / 2**31, or the largest would be rounded to 1.
+    # The factor is a little less than 1 / 2**31, or the largest u would be rounded to 1.
     return hash_BK.float().add_(0.5).mul_(2.0**-55 - 2.0**-31).log1p_().neg_()
 
 
 def _shifted(hash_BK: torch.Tensor, bits: int, out_BK: torch.Tensor) -> torch.Tensor:
-    """Shifted to the right, with zeros from the left, in ``out_BK``."""
+    """Shift to the right, with zeros from the left, into ``out_BK``."""
     return torch.bitwise_right_shift(hash_BK, bits, out=out_BK).bitwise_and_(2 ** (32 - bits) - 1)
 
 
 def draw(
     logits_BV: torch.Tensor, keys_B2: torch.Tensor, sampling: SamplingConfiguration, num_ids: int | None = None
 ) -> tuple[list[int], list[float]]:
-    """What :func:`sample` gives, as numbers, of the first ``num_ids`` ids alone where there are more.
+    """What :func:`sample` gives, as Python numbers, drawn only from the first ``num_ids`` ids if there are more.
 
-    Log-probs stay those of the whole distribution, as with top-k.
+    Log-probs are those of the whole distribution, as with top-k.
 
     Raises:
         NonFiniteLogitsError: the logits of a row are not finite.
@@ -101,10 +102,10 @@ def draw(
 
 
 def check_finite(logprobs: Sequence[float]) -> None:
-    """Find the log-probs of logits that are not finite. A single token may have one of ``-inf``.
+    """Check that log-probs come from finite logits. A single token may have ``-inf``.
 
     Raises:
-        NonFiniteLogitsError: one is nan.
+        NonFiniteLogitsError: a log-prob is nan.
     """
     if any(map(isnan, logprobs)):
         raise NonFiniteLogitsError("logits are not finite (nan or inf)")
@@ -113,22 +114,24 @@ def check_finite(logprobs: Sequence[float]) -> None:
 def sample(
     logits_BV: torch.Tensor, keys_B2: torch.Tensor, sampling: SamplingConfiguration
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token a row: the one that is the likeliest for the noise that it has.
+    """Draw one token a row: the one with the largest ratio of probability to noise.
 
-    Temperature first, then top-k, then top-p on what top-k left, as transformers does; equal logits at the edge of
-    top-k stay, and of those at the edge of top-p the first. Temperature 0 takes the likeliest token. A logit of
-    ``-inf`` bars a token.
+    Temperature applies first, then top-k, then top-p on what top-k left, as in transformers; logits that tie at the
+    edge of top-k all stay, of those at the edge of top-p the first. Temperature 0 takes the likeliest token. A logit of
+    ``-inf`` excludes a token.
 
     Args:
         logits_BV: ``[batch, vocabulary]``, any float type.
-        keys_B2: of each row, int32, on the same device: see :func:`noise_keys`.
-        sampling: what of the distribution is drawn from.
+        keys_B2: the int32 key of each row, on the same device; see :func:`noise_keys`.
+        sampling: temperature, top-k and top-p.
 
     Returns:
-        The token ids, and their log-probs under the whole distribution at temperature 1, float32; both ``[batch]``.
-        A row whose logits are not finite (``nan``, ``inf``, or all ``-inf``) has the log-prob ``nan``, and any token.
+        The token ids, and their log-probs under the whole distribution at temperature 1, float32; both ``[batch]``. A
+        row whose logits are not finite (``nan``, ``inf``, or all ``-inf``) has the log-prob ``nan`` and an arbitrary
+        token.
     """
-    # A decoding step's logits may lie column by column, which costs each operation below more than this copy does.
+    # A decoding step's logits may be stored column by column, which costs each operation below more than this copy
+    # does.
     logits_BV = logits_BV.float().contiguous()
     size = CPU_BLOCK if logits_BV.device.type == "cpu" else DEVICE_BLOCK
     num_rows = max(1, size // logits_BV.shape[-1])
@@ -163,7 +166,7 @@ def _sample_block(
 
 
 def _filtered(weights_BV: torch.Tensor, sampling: SamplingConfiguration) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids of at least all tokens that top-k and top-p leave, and their weights; 0 for those that they don't."""
+    """The weights and ids of at least all tokens that top-k and top-p keep; the weights of others are 0."""
     if 0 < sampling.top_k < weights_BV.shape[-1]:
         kept_BK, ids_BK = _top_k(weights_BV, sampling.top_k)
         return _top_p(kept_BK, ids_BK, kept_BK, sampling.top_p) if sampling.top_p < 1 else (kept_BK, ids_BK)
@@ -178,10 +181,10 @@ def _filtered(weights_BV: torch.Tensor, sampling: SamplingConfiguration) -> tupl
 
 
 def _top_k(weights_BV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest weights and their ids, the largest first, and 0 for others; those equal to the last one stay."""
-    # A weight of 0 is drawn by nobody, and where the edge is 0 all of the vocabulary equals it.
+    """The largest weights and their ids, the largest first, and 0 for others; ties with the last one stay."""
+    # A weight of 0 is never drawn, and with an edge of 0 the whole vocabulary would stay.
     edge_B1 = weights_BV.topk(top_k).values[:, -1:].clamp(min=torch.finfo(weights_BV.dtype).tiny)
-    num_kept = max(top_k, int((weights_BV >= edge_B1).sum(-1).max()))  # of nan nothing is larger
+    num_kept = max(top_k, int((weights_BV >= edge_B1).sum(-1).max()))  # comparisons with nan are false
     kept_BK, ids_BK = weights_BV.topk(num_kept)
     return kept_BK.masked_fill(kept_BK < edge_B1, 0.0), ids_BK
 
@@ -189,9 +192,9 @@ def _top_k(weights_BV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Te
 def _top_p(
     kept_BK: torch.Tensor, ids_BK: torch.Tensor, all_BV: torch.Tensor, top_p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights, the largest first, with 0 outside of the smallest set that holds ``top_p`` of them all, by ids."""
+    """The weights, sorted by id, with 0 outside of the smallest set that holds ``top_p`` of the total, and the ids."""
     edge_B1, num_at_edge_B1 = _nucleus_edge(kept_BK, all_BV, top_p)
-    # Of equally likely tokens the first stay, in whatever order they came.
+    # Of equally likely tokens those with the lowest ids stay, in whatever order they came.
     ids_BK, order_BK = ids_BK.sort(dim=-1)
     kept_BK = kept_BK.gather(-1, order_BK)
     at_edge_BK = kept_BK == edge_B1
@@ -200,8 +203,8 @@ def _top_p(
 
 
 def _nucleus_edge(kept_BK: torch.Tensor, all_BV: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The smallest weight that top-p leaves, and how many of those equal to it; ``[batch, 1]`` each."""
-    wide = torch.float32 if kept_BK.device.type == "mps" else torch.float64  # which Apple's devices lack
+    """The smallest weight that top-p keeps, and how many equal to it are kept; ``[batch, 1]`` each."""
+    wide = torch.float32 if kept_BK.device.type == "mps" else torch.float64  # Apple's devices lack float64
     total_B1 = all_BV.sum(-1, keepdim=True, dtype=wide)
     # A token stays while those before it hold less than top_p, so the first always does.
     before_BK = kept_BK.cumsum(-1, dtype=wide) - kept_BK
@@ -211,7 +214,7 @@ def _nucleus_edge(kept_BK: torch.Tensor, all_BV: torch.Tensor, top_p: float) -> 
 
 
 def _argmax(values_BV: torch.Tensor) -> torch.Tensor:
-    """Where the largest value of each row is. torch finds the largest value of a run 10 times faster than its place."""
+    """The index of each row's largest value. torch finds the largest value of a run 10 times faster than its index."""
     if values_BV.shape[-1] % RUN:
         return values_BV.argmax(-1)
     runs_BNM = values_BV.unflatten(-1, (-1, RUN))
@@ -226,7 +229,7 @@ def _logprobs(logits_BV: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def naming_role(role: str, turns: Sequence[int] = ()) -> Iterator[None]:
-    """Say of logits that are not finite whose they are, in which turns of a rollout, and what may help."""
+    """Add to an error about non-finite logits the role, the turns of a rollout, and what may help."""
     try:
         yield
     except NonFiniteLogitsError as error:

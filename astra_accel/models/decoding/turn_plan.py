@@ -1,4 +1,4 @@
-"""The turns of a rollout's rows as tasks, each of rows that are decoded together."""
+"""The turns of a rollout's rows, split into tasks of rows that are decoded together."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from astra_accel.models.forward.prefix_tree import Ids
 
 
 class Generated(NamedTuple):
-    """What came of one row.
+    """The result of one row.
 
     Attributes:
         ids: the sampled tokens; the last one ends the turn unless the length limit cut it.
         logprobs: the log-prob of each under the whole distribution, at temperature 1.
-        scored: the log-probs that were asked for; None where none were, or the model can't give them on the way.
+        scored: the log-probs that were requested; None if none were, or if the model can't give them as it reads.
     """
 
     ids: Ids
@@ -32,10 +32,9 @@ class Generated(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Rows to decode together: their requests, the keys of their noise ``[rows, tokens, 2]``, and how to draw, of
-    which ids.
+    """Rows to decode together, with their requests, noise keys ``[rows, tokens, 2]`` and sampling settings.
 
-    Everything that is read for them is of one regime of lengths (:mod:`astra_accel.models.decoding.length_regimes`).
+    All that is read for them is in one length regime (:mod:`astra_accel.models.decoding.length_regimes`).
     """
 
     rows: Sequence[int]
@@ -49,10 +48,10 @@ class Task:
 
 @dataclass
 class TurnPlan:
-    """The turns of all rows: a task for a group of rows, and another where turns outgrow the regime of their lengths.
+    """The turns of all rows: one task per group of rows, and another where turns outgrow their length regime.
 
     Attributes:
-        results: what came of each row so far.
+        results: the result of each row so far.
     """
 
     regimes: LengthRegimes
@@ -70,11 +69,11 @@ class TurnPlan:
         self._unfinished = list(range(len(self.contexts)))
 
     def next_tasks(self, batch_rows: int, price: float) -> list[Task]:
-        """Tasks for all rows whose turns have not ended, to be answered by :meth:`add` before the next are asked for.
+        """Tasks for all rows whose turns have not ended; pass their results to :meth:`add` before the next call.
 
         Args:
-            batch_rows: of a task at most.
-            price: of another task, see :func:`~astra_accel.models.forward.padded.cheapest_groups`.
+            batch_rows: the most rows of a task.
+            price: the cost of another task, see :func:`~astra_accel.models.forward.padded.cheapest_groups`.
         """
         requests = {row: self._request(row) for row in self._unfinished}
         alike: dict[tuple[int, int], list[int]] = {}
@@ -89,7 +88,7 @@ class TurnPlan:
         return tasks
 
     def add(self, task: Task, generated: Sequence[Generated]) -> None:
-        """Take what came of a task."""
+        """Add the results of a task."""
         for row, (ids, logprobs, scored) in zip(task.rows, generated, strict=True):
             before = self.results[row]
             self.results[row] = Generated(
@@ -106,7 +105,7 @@ class TurnPlan:
         return PrefillRequest(context + begun, scored)
 
     def _num_new(self, row: int, length: int) -> int:
-        """Tokens that are drawn before the turn ends or what was read has to be read anew."""
+        """The number of tokens to draw before the turn ends or the row must be read again."""
         left = self.sampling.max_new_tokens - len(self.results[row].ids)
         longest = self.regimes.longest_like(length)
         return left if longest is None else min(left, longest + 1 - length)

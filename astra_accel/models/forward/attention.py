@@ -1,8 +1,8 @@
-"""Attention over prefix trees and carried rows, in place of a transformers model's own.
+"""Attention over prefix trees and carried rows, instead of a transformers model's own.
 
 A model's layers compute queries, keys and values token by token; only attention relates tokens to one another. So a
-forward over tokens of many conversations needs nothing of a model but its attention replaced, which transformers'
-``AttentionInterface`` does: a *layout* knows who sees whom, and attends.
+forward over tokens of many conversations only needs a model's attention replaced, which transformers'
+``AttentionInterface`` does: a *layout* knows which token sees which, and attends.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ IMPLEMENTATION = "astra_accel"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 MAX_SCORES = 2**24
-"""Scores of a part that are made at once."""
+"""The most scores of a part that are made at once."""
 
 
 class Rule(NamedTuple):
     """What a layer does with its scores.
 
     Attributes:
-        scale: they are multiplied by this; None is one over the square root of the heads' size.
+        scale: the factor that they are multiplied by; None is one over the square root of the head size.
         softcap: ``softcap * tanh(score / softcap)`` after that (Gemma 2, https://arxiv.org/abs/2408.00118).
         window: how many tokens back a token sees, itself included; None is all of them.
     """
@@ -39,7 +39,7 @@ class Rule(NamedTuple):
 
 
 class Layout(Protocol):
-    """Where the tokens of a forward stand, and so who sees whom."""
+    """Where the tokens of a forward are, and so which token sees which."""
 
     def attend(
         self, layer: int, query_BHTD: torch.Tensor, key_BHTD: torch.Tensor, value_BHTD: torch.Tensor, rule: Rule
@@ -58,10 +58,10 @@ _attending: ContextVar[_Attending | None] = ContextVar("attending", default=None
 
 @contextmanager
 def attending(model: Any, layout: Layout) -> Iterator[None]:
-    """Forwards of a transformers model within attend as the layout does.
+    """Within, forwards of a transformers model attend as the layout does.
 
     Raises:
-        UnsupportedModelError: a kind of layer that is neither full nor sliding attention.
+        UnsupportedModelError: a layer has neither full nor sliding attention.
     """
     config = model.config.get_text_config()
     before = config._attn_implementation
@@ -75,7 +75,7 @@ def attending(model: Any, layout: Layout) -> Iterator[None]:
 
 
 def attending_as_now() -> AbstractContextManager[None]:
-    """A context for later that attends as the present one does: for what a backward pass computes again."""
+    """A context for later that attends as the current one does, for what a backward pass recomputes."""
     now = _attending.get()
     return nullcontext() if now is None else attending(now.model, now.layout)
 
@@ -84,7 +84,7 @@ def layer_windows(model: Any) -> list[int | None]:
     """How far each layer looks back; None is all the way.
 
     Raises:
-        UnsupportedModelError: a kind of layer that is neither full nor sliding attention.
+        UnsupportedModelError: a layer has neither full nor sliding attention.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -97,7 +97,7 @@ def layer_windows(model: Any) -> list[int | None]:
 
 
 class PartialAttention(NamedTuple):
-    """Attention to some of the keys, to be merge_partial_attention with that to others.
+    """Attention to some of the keys, to be merged with that to others.
 
     Attributes:
         output_BHQD: attention as if there were no other keys.
@@ -117,17 +117,17 @@ def attention_part(
 ) -> PartialAttention:
     """Attention of ``H`` query heads to the keys of ``G`` key heads, without gradients.
 
-    The queries of all heads of a key head stand in one row, so that nobody copies keys once a head.
+    The queries of all heads of a key head form one row, so that keys are not copied for each head.
 
     Args:
         query_BHQD: ``[batch, H, queries, dim]``.
         key_BGKD, value_BGKD: ``[batch, G, keys, dim]``, ``H`` a multiple of ``G``.
-        mask_BQK: is added to the scores; one row of it may do for all queries, and None adds nothing.
-        rule: what else happens to them. With a window a query may see none of the keys.
+        mask_BQK: the mask that is added to the scores; one row may serve for all queries, and None adds nothing.
+        rule: what else is done to the scores. With a window a query may see none of the keys.
     """
     num_heads, num_queries = query_BHQD.shape[1:3]
     share = num_heads // key_BGKD.shape[1]
-    # Queries that lie in another order (small_batch_linear.py) would keep the kernel from being the quick one.
+    # Queries in another memory order (small_batch_linear.py) would keep the fast kernel from being used.
     query_BGRD = query_BHQD.reshape(len(query_BHQD), -1, share * num_queries, query_BHQD.shape[-1]).contiguous()
     mask_B1RK = None
     if mask_BQK is not None:
@@ -143,7 +143,7 @@ def attention_part(
 
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-"""What ``F.scaled_dot_product_attention`` calls on a CPU, which keeps the logarithm to itself."""
+"""What ``F.scaled_dot_product_attention`` calls on a CPU, which does not return the logarithm."""
 
 
 def _plain_part(
@@ -162,7 +162,7 @@ def _plain_part(
             scores_BGRK = softcap * torch.tanh_(scores_BGRK.div_(softcap))
         if mask_B1RK is not None:
             scores_BGRK += mask_B1RK[rows]
-        # Where a query sees none of the keys, -inf less -inf and 0 by 0 would be NaN.
+        # Where a query sees none of the keys, -inf minus -inf and 0 / 0 would be NaN.
         limits = torch.finfo(scores_BGRK.dtype)
         highest_BGR1 = scores_BGRK.amax(-1, keepdim=True).clamp_(min=limits.min)
         weights_BGRK = scores_BGRK.sub_(highest_BGR1).exp_()
@@ -173,17 +173,17 @@ def _plain_part(
 
 
 def merge_partial_attention(one: PartialAttention, other: PartialAttention) -> torch.Tensor:
-    """Attention to the keys of both parts, ``[batch, H, queries, dim]``; every query sees one of them at least.
+    """Attention to the keys of both parts, ``[batch, H, queries, dim]``; every query sees at least one of them.
 
-    The softmax over both from those over each, as in "Online normalizer calculation for softmax" (Milakov and
-    Gimelshein 2018, https://arxiv.org/abs/1805.02867, section 3.1).
+    The softmax over both is computed from those over each, as in "Online normalizer calculation for softmax" (Milakov
+    and Gimelshein 2018, https://arxiv.org/abs/1805.02867, section 3.1).
     """
     share_BHQ1 = (one.lse_BHQ - other.lse_BHQ).sigmoid_()[..., None]
     return torch.lerp(other.output_BHQD, one.output_BHQD, share_BHQ1.to(one.output_BHQD.dtype))
 
 
 def added_mask(position_BQ: torch.Tensor, num_keys: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to scores where key ``k`` stands at position ``k``: 0 where a query sees it, else -inf."""
+    """What is added to the scores if key ``k`` is at position ``k``: 0 where a query sees it, else -inf."""
     distance_BQK = position_BQ[:, :, None] - torch.arange(num_keys, device=position_BQ.device)
     seen_BQK = distance_BQK >= 0
     if window is not None:
@@ -201,7 +201,7 @@ def _attention(  # noqa: PLR0917
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What a model's layers call, in the form that transformers gives it."""
+    """The function that a model's layers call, with the signature that transformers expects."""
     now = _attending.get()
     assert now is not None
     rule = Rule(scaling, softcap, now.windows[module.layer_idx])

@@ -1,4 +1,4 @@
-"""What a model can do is found out once, by comparing with the plain way, and said once."""
+"""What a model can do is checked once, by comparison with the plain way, and reported once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from astra_accel.models.memory import free_memory
 logger = logging.getLogger(__name__)
 
 CHECK_LENGTH = 8
-"""Windows, chunks and limits of lengths are no longer than this in a check, and its sequences go beyond it."""
+"""In a check, windows, chunks and length limits are no longer than this, and sequences go beyond it."""
 
 LIMITS = (
     "sliding_window",
@@ -38,15 +38,15 @@ LIMITS = (
     "index_topk",
     "keep_window_size",
 )
-"""What configurations and layers call a length at which something changes: windows and chunks, rotary limits, steps
-in which queries are scaled by their position, numbers of keys that sparse attention keeps."""
+"""The names in configurations and layers for a length at which something changes: windows and chunks, rotary limits,
+steps in which queries are scaled by their position, numbers of keys that sparse attention keeps."""
 
 HALVES = (torch.bfloat16, torch.float16)
 
-# Nats, relative to the larger of 1 and the log-prob. A mask or a position that a model does not obey changes far more,
-# but for 16 bits: in SmolLM2-135M positions that are one too many change log-probs by 0.05 to 0.16, and rounding to
-# bfloat16 alone by up to 0.04 (0.7 nats). So models of 16 bits are checked with their weights in float32 too, if there
-# is room for those. What is left for 16 bits then is to find an operation that is wrong in that type alone.
+# Nats, relative to the larger of 1 and the log-prob. A mask or a position that a model ignores changes far more, except
+# in 16 bits: in SmolLM2-135M, positions that are one too high change log-probs by 0.05 to 0.16, and rounding to
+# bfloat16 alone by up to 0.04 (0.7 nats). So 16-bit models are checked with their weights in float32 too, if there is
+# room for those. The check in 16 bits then only has to find an operation that is wrong only in that type.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 WIDE_TOLERANCE = {**TOLERANCE, torch.float16: 1e-1, torch.bfloat16: 5e-1}
 
@@ -56,32 +56,32 @@ _reasons: WeakKeyDictionary[torch.nn.Module, dict[tuple[str, str], str | None]] 
 
 
 class UnsupportedModelError(ValueError):
-    """A model that can't be run in a way that was asked for; says why."""
+    """A model can't be run in a requested way; the message says why."""
 
 
 def transformers_model(model: Any) -> Any:
-    """The transformers model inside PEFT's wrapper, whose adapter layers are in it; else the model itself."""
+    """The transformers model inside PEFT's wrapper, with its adapter layers; else the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def supports(model: Any, feature: str, check: Callable[[Any], None], otherwise: str, *, required: bool = False) -> bool:
-    """Whether a model passes a check, which runs once a model.
+    """Whether a model passes a check, which runs once per model.
 
     Args:
         model: a transformers model.
         feature: what is checked, for messages.
-        check: raises where the model can't do it, and compares its results by :func:`assert_same`.
-        otherwise: what happens instead, for the one message.
-        required: raise instead of returning False.
+        check: raises if the model can't do it, and compares its results by :func:`assert_same`.
+        otherwise: what happens instead, for the warning.
+        required: whether to raise instead of returning False.
 
     Raises:
         UnsupportedModelError: the check failed and ``required`` is set.
     """
     reasons = _reasons.setdefault(model, {})
-    # Another attention implementation is another model.
+    # Another attention implementation counts as another model.
     key = (feature, str(model.config.get_text_config()._attn_implementation))
     if key not in reasons:
-        # Not in mixed precision, in which what is the same twice differs by more than the tolerance.
+        # Not in mixed precision, where equal computations differ by more than the tolerance.
         with torch.no_grad(), _short_limits(model), torch.autocast(model.device.type, enabled=False):
             reasons[key] = _reason_twice(check, model) if _fits_in_float32(model) else _reason(check, model)
         if reasons[key] is not None and not required:
@@ -111,7 +111,7 @@ def check_sequences(model: Any) -> tuple[list[list[int]], list[list[int]]]:
     """
     draw = random.Random(0)
     rows = known_rows(model) or model.config.get_text_config().vocab_size
-    # Rows that fill a vocabulary up have no logits.
+    # Rows that pad a vocabulary have no logits.
     vocabulary = getattr(model.config.get_text_config(), "unpadded_vocab_size", None) or rows
     root, branch, leaf, other = ([draw.randrange(vocabulary) for _ in range(length)] for length in (9, 5, 4, 3))
     contexts = [root, root, [*root, *branch], [*root, *branch], other, other]
@@ -120,10 +120,10 @@ def check_sequences(model: Any) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def plain_logprobs(model: Any, contexts: Sequence[list[int]], continuations: Sequence[list[int]]) -> list[torch.Tensor]:
-    """One forward a sequence: no mask, no padding, no cache, a whole log-softmax.
+    """Log-probs by one forward per sequence: no mask, no padding, no cache, a whole log-softmax.
 
-    Where a sequence comes to a length at which a model may change, there is one forward a token: over the tokens
-    before it.
+    If a sequence crosses a length at which a model may change, there is one forward per token, over the tokens before
+    it.
 
     Raises:
         NonFiniteLogitsError: the logits hold nan or inf, with which nothing can be compared.
@@ -142,7 +142,7 @@ def plain_logprobs(model: Any, contexts: Sequence[list[int]], continuations: Seq
 
 
 def _plain_logits(model: Any, ids: Sequence[int], start: int) -> torch.Tensor:
-    """The logits from a place on, ``[tokens, vocabulary]``, float32."""
+    """The logits from position ``start`` on, ``[tokens, vocabulary]``, float32."""
     ids_1T = torch.tensor([ids], device=model.device)
     with without_earlier_lengths(model):
         return model(input_ids=ids_1T, use_cache=False).logits[0, start:].float()
@@ -161,7 +161,7 @@ def _reason(check: Callable[[Any], None], model: Any) -> str | None:
 
 
 def _reason_twice(check: Callable[[Any], None], model: Any) -> str | None:
-    """What is wrong of a model of 16 bits in float32, where there is no rounding to speak of; else in its own type."""
+    """What is wrong with a 16-bit model in float32, where rounding is negligible; else in its own type."""
     with in_float32(model):
         reason = _reason(check, model)
     if reason is not None:
@@ -175,7 +175,7 @@ def _reason_twice(check: Callable[[Any], None], model: Any) -> str | None:
 
 @contextmanager
 def in_float32(model: Any) -> Iterator[None]:
-    """Within, the weights of 16 bits are float32; afterwards they are what they were, to the bit."""
+    """Within, 16-bit weights are float32; afterwards they are what they were, bit for bit."""
     kept = [(one, one.data) for one in chain(model.parameters(), model.buffers()) if one.dtype in HALVES]
     try:
         for one, data in kept:
@@ -187,7 +187,7 @@ def in_float32(model: Any) -> Iterator[None]:
 
 
 def _fits_in_float32(model: Any) -> bool:
-    """Whether a model has plain weights of 16 bits, and the device room for them in float32 besides."""
+    """Whether a model has plain 16-bit weights, and the device has room for a float32 copy of them."""
     halves = [one for one in model.parameters() if one.dtype in HALVES]
     if not halves or not all(type(one) is torch.nn.Parameter for one in model.parameters()):
         return False
@@ -197,16 +197,16 @@ def _fits_in_float32(model: Any) -> bool:
 
 @contextmanager
 def _short_limits(model: Any) -> Iterator[None]:
-    """Let windows, chunks and limits of lengths be shorter than the sequences of a check.
+    """Make windows, chunks and length limits shorter than the sequences of a check.
 
-    What a model does beyond them is out of the check's reach otherwise: a window of 4096, rotary factors that change
-    there, queries that are scaled by their position in steps of 8192.
+    Otherwise a check does not reach what a model does beyond them: a window of 4096, rotary factors that change there,
+    queries that are scaled by their position in steps of 8192.
     """
     config = model.config.get_text_config()
     holders = [vars(each) for each in (config, *model.modules())] + rotary_parameters(config)
     limits = [(holder, name) for holder in holders for name in LIMITS if _is_longer(holder.get(name))]
     longest = getattr(config, "max_position_embeddings", None) or inf
-    # Doge sees later tokens beyond it, and never comes so far.
+    # Doge sees later tokens beyond it, but never gets that far.
     limits = [(holder, name) for holder, name in limits if name != "keep_window_size" or holder[name] < longest]
     if length_regimes(model).grows_beyond is not None:
         limits.append((vars(config), "max_position_embeddings"))

@@ -1,9 +1,9 @@
-"""A pack's attention by FlexAttention, which leaves out the blocks of scores that no path needs (CUDA).
+"""A pack's attention by FlexAttention, which skips the blocks of scores that no path needs (CUDA).
 
 https://pytorch.org/docs/stable/nn.attention.flex_attention.html
 
-The compiler sees the same call again and again: nodes are padded to a multiple of :data:`STEP`, their number is the one
-thing that differs between calls of a kernel, and windows are data. A kernel that the compiler gives up is an error.
+The compiler sees the same call again and again: nodes are padded to a multiple of :data:`STEP`, only their number
+differs between calls of a kernel, and windows are data. A kernel that the compiler gives up on is an error.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from astra_accel.models.forward.prefix_tree import Pack
 from astra_accel.models.forward.tree_attention import TreeLayout
 
 BLOCK = 128
-"""Nodes on each side of a block of scores, which a kernel computes or leaves out as a whole."""
+"""Nodes on each side of a block of scores, which a kernel computes or skips as a whole."""
 STEP = 2 * BLOCK
-"""The number of nodes is a multiple of it: a kernel that was compiled for a single block would not serve several."""
+"""The number of nodes is a multiple of it: a kernel compiled for a single block would not work for several."""
 COMPILED = {"cuda"}
-"""Kinds of devices with a compiled kernel; only that leaves blocks out. On a CPU there is none with gradients."""
+"""Device types with a compiled kernel; only a compiled one skips blocks. On a CPU there is none with gradients."""
 
 
 class FlexLayout:
-    """A pack whose nodes see themselves and their ancestors; arguments and attributes as ``TreeLayout``'s."""
+    """A pack whose nodes see themselves and their ancestors; arguments and attributes as in ``TreeLayout``."""
 
     def __init__(self, pack: Pack, device: torch.device, keep: bool = False) -> None:
         self._tree = _PaddedTree.of(pack)
@@ -50,27 +50,27 @@ class FlexLayout:
         """See :class:`~astra_accel.models.forward.attention.Layout`; the batch is the one pack.
 
         Raises:
-            FailOnRecompileLimitHit: the compiler made a kernel anew too often.
-            RuntimeError: it was switched off meanwhile.
+            FailOnRecompileLimitHit: the compiler recompiled a kernel too often.
+            RuntimeError: the compiler was switched off meanwhile.
         """
         if self._keep:
             self.kept[layer] = key_BHTD[0], value_BHTD[0]
         if rule.window not in self._masks:
             self._masks[rule.window] = self._tree.block_mask(rule.window, self._device)
-        # Under autocast, rotary positions leave queries and keys in another type than values.
+        # Under autocast, rotary positions leave queries and keys in a different type from values.
         query, key, value = (self._padded(each.to(value_BHTD.dtype)) for each in (query_BHTD, key_BHTD, value_BHTD))
         with torch.autocast(self._device.type, enabled=False):
             output_BHTD = _kernel(_Call.of((query, key, value), rule))(query, key, value, self._masks[rule.window])
         return output_BHTD[:, :, : self._num_nodes].transpose(1, 2)
 
     def _padded(self, states_BHTD: torch.Tensor) -> torch.Tensor:
-        """In one order of memory too, since kernels are compiled for theirs."""
+        """Pad states and make them contiguous, since kernels are compiled for one memory order."""
         missing = self._tree.num_places - self._num_nodes
         return pad(states_BHTD, (0, 0, 0, missing)).contiguous()
 
 
 def tree_layout(model: Any, pack: Pack, keep: bool = False) -> TreeLayout | FlexLayout:
-    """The quickest layout of a pack on the model's device that gives what ``TreeLayout`` gives."""
+    """The fastest layout of a pack on the model's device that gives what ``TreeLayout`` gives."""
     device = model.device.type
     if device in COMPILED:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
@@ -84,11 +84,11 @@ def tree_layout(model: Any, pack: Pack, keep: bool = False) -> TreeLayout | Flex
 
 
 class _PaddedTree(NamedTuple):
-    """The nodes of a pack, and after them places that see themselves and are seen by nobody else.
+    """The nodes of a pack, followed by places that see only themselves and that no other place sees.
 
     Attributes:
         position_N: depths, 0 at places without a node.
-        end_N: for each place where its subtree ends.
+        end_N: for each place, where its subtree ends.
     """
 
     position_N: np.ndarray
@@ -106,11 +106,11 @@ class _PaddedTree(NamedTuple):
 
     @property
     def num_places(self) -> int:
-        """Nodes with padding."""
+        """The number of nodes, padding included."""
         return len(self.end_N)
 
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
-        """Who sees whom, and in which blocks anybody does."""
+        """Which node sees which, and which blocks are not empty."""
         lowest_N = np.zeros_like(self.position_N) if window is None else np.maximum(self.position_N - window + 1, 0)
         some_QK, all_QK = self._blocks(lowest_N)
         position_N, end_N, lowest_N = (
@@ -125,10 +125,10 @@ class _PaddedTree(NamedTuple):
         )
 
     def _blocks(self, lowest_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Blocks of queries and keys where some query may see some key, and where surely all see all.
+        """Blocks of queries and keys where some query may see some key, and where surely all queries see all keys.
 
         torch's ``create_block_mask`` would look at all pairs of nodes. Here a key is compared with the first and last
-        query of a block; with a window, blocks may be computed in which it turns out that nobody sees anybody.
+        query of a block; with a window, some blocks may be computed in which no query sees any key.
         """
         key_1N, end_1N, position_1N = np.arange(self.num_places)[None], self.end_N[None], self.position_N[None]
         first_Q1 = np.arange(0, self.num_places, BLOCK)[:, None]
@@ -141,14 +141,14 @@ class _PaddedTree(NamedTuple):
 
 
 def _ordered(chosen_QK: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each block of queries the number of chosen blocks of keys, and these before the others."""
+    """For each block of queries, the number of chosen key blocks, and all key blocks with these first."""
     order_QK = np.argsort(~chosen_QK, axis=1, kind="stable").astype(np.int32)
     counts_Q = chosen_QK.sum(1, dtype=np.int32)
     return torch.tensor(counts_Q[None, None], device=device), torch.tensor(order_QK[None, None], device=device)
 
 
 class _Call(NamedTuple):
-    """All that a kernel is compiled for, but the number of nodes. Layers of a model are nearly always alike in it."""
+    """All that a kernel is compiled for, except the number of nodes. A model's layers nearly always agree in it."""
 
     device: str
     dtype: torch.dtype
@@ -187,7 +187,7 @@ _numbers = count()
 
 @cache
 def _kernel(call: _Call) -> Kernel:
-    """FlexAttention for calls of a kind. ``fullgraph`` makes an error of what the compiler would leave uncompiled."""
+    """FlexAttention for one kind of call. ``fullgraph`` raises an error where code would stay uncompiled."""
     compiled = call.device in COMPILED
     score_mod = None if call.softcap is None else _capped(call.softcap)
 
@@ -206,7 +206,7 @@ def _kernel(call: _Call) -> Kernel:
 
     if not compiled:
         return attention
-    # Compiled code is counted, and sizes are remembered, by the function's code and name: each kernel has its own.
+    # The compiler counts compilations and remembers sizes by the function's code and name, so each kernel has its own.
     code = attention.__code__.replace(co_name=f"flex_kernel_{next(_numbers)}")
     own = FunctionType(code, attention.__globals__, code.co_name, None, attention.__closure__)
     return torch.compile(own, fullgraph=True)

@@ -1,4 +1,4 @@
-"""Whether a layout of a pack attends as it should, on the calls that a model makes."""
+"""Check that a layout of a pack attends correctly, on the calls that a model makes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from astra_accel.models.forward.capabilities import UnsupportedModelError
 from astra_accel.models.forward.prefix_tree import Pack, pack_sequences
 
 TOLERANCE = 3e-2
-"""Relative norm. Rounding to bfloat16 makes 0.2 to 1% (measured on CPUs, scores in float32), a wrong mask 9 to 23%."""
+"""Relative norm. Rounding to bfloat16 gives 0.2 to 1% (measured on CPUs, scores in float32), a wrong mask 9 to 23%."""
 CAP_OVER_SCORES = 5
-"""A soft cap is that much larger than the scores' standard deviation: closer, and rounding would be felt as well."""
+"""The ratio of a soft cap to the scores' standard deviation: with a smaller one, rounding would show too."""
 
 BLOCK = 128
 """Nodes whose outputs are compared together."""
@@ -35,10 +35,10 @@ def check_layout(make: MakeLayout, model: Any, dtype: torch.dtype, gradients: bo
     """Compare a layout with a dense mask in float32, for every kind of call that the model makes.
 
     Args:
-        make: the layout.
+        make: makes the layout.
         model: a transformers model.
-        dtype: of the states that it will meet.
-        gradients: compare gradients too.
+        dtype: the type of the states that it will get.
+        gradients: whether to compare gradients too.
 
     Raises:
         UnsupportedModelError: outputs or gradients differ by more than rounding.
@@ -75,7 +75,7 @@ def layout_errors(
 ) -> dict[str, float]:
     """How far a layout is from a dense mask in float32, by relative norm, on random states.
 
-    Outputs are compared block by block: averages over many keys are small beside those over few.
+    Outputs are compared block by block: averages over many keys are smaller than those over few.
     """
     pack = check_pack()
     query, key, value = (state.to(device, dtype) for state in _random_states(call, len(pack.parents)))
@@ -93,7 +93,7 @@ def layout_errors(
 
 
 def check_pack() -> Pack:
-    """Some 600 nodes: a root deeper than a block, branches of branches of many lengths, and a tree of one path."""
+    """A pack of some 600 nodes: a root deeper than a block, nested branches of many lengths, and a tree of one path."""
     draw = random.Random(0)
 
     def some(length: int) -> list[int]:
@@ -107,7 +107,7 @@ def check_pack() -> Pack:
 
 
 def _random_states(call: AttentionCall, num_nodes: int) -> list[torch.Tensor]:
-    """Queries, keys and values whose scores have a standard deviation of 1, or come to the soft cap."""
+    """Queries, keys and values whose scores have a standard deviation of 1, or more if needed to reach the soft cap."""
     draw = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, heads, num_nodes, dim, generator=draw) for heads, dim in zip(call.heads, call.dims, strict=True)
@@ -119,7 +119,7 @@ def _random_states(call: AttentionCall, num_nodes: int) -> list[torch.Tensor]:
 
 
 def within_window(pack: Pack, window: int | None, device: torch.device) -> torch.Tensor:
-    """``[nodes, nodes]`` bool: whether the node of the column stands at most so far above that of the row."""
+    """``[nodes, nodes]`` bool: whether the column's node is no further above the row's than the window allows."""
     position_N = torch.tensor(pack.position_ids, device=device)
     distance_NN = position_N[:, None] - position_N
     return distance_NN < (len(position_N) if window is None else window)
@@ -146,10 +146,10 @@ def relative_norm(found: torch.Tensor, expected: torch.Tensor) -> float:
 def _outcome(
     attend: Callable[..., torch.Tensor], states: tuple[torch.Tensor, ...], gradients: bool
 ) -> list[torch.Tensor]:
-    """The output, and where they are wanted the gradients of half its squared norm."""
+    """The output, and if ``gradients`` is set the gradients of half its squared norm."""
     if not gradients:
         return [attend(*states)]
-    # The check may run within a checkpointed forward, whose hooks would compute that one again here.
+    # The check may run within a checkpointed forward, whose hooks would recompute that forward here.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
         leaves = [state.clone().requires_grad_() for state in states]
         output = attend(*leaves)

@@ -1,6 +1,6 @@
-"""The output layer of a language model, run at the positions that are scored and never kept at the size of the logits.
+"""The output layer of a language model, run only at scored positions, without keeping all logits.
 
-The logits of a few hundred positions are larger than all else that a forward keeps (88 MB for 448 positions of a
+The logits of a few hundred positions are larger than everything else that a forward keeps (88 MB for 448 positions of a
 vocabulary of 49152), so they are made in chunks, used, and dropped.
 """
 
@@ -39,10 +39,10 @@ class Head:
 
     Attributes:
         linear: the layer.
-        scale: its output is multiplied by this.
+        scale: the factor that its output is multiplied by.
         softcap: ``softcap * tanh(output / softcap)`` after that (Gemma 2, https://arxiv.org/abs/2408.00118).
-        num_logits: tokens that count, the layer's first; those after fill its size up. None counts all.
-        chunk_bytes: logits made at once, in bytes of float32.
+        num_logits: the number of tokens that count, the layer's first; those after are padding. None counts all.
+        chunk_bytes: the size of the logits made at once, in bytes of float32.
     """
 
     linear: torch.nn.Linear
@@ -53,9 +53,9 @@ class Head:
 
     @classmethod
     def of(cls, model: Any) -> Head | None:
-        """The head of a transformers model; None where its logits are not those of a plain linear layer.
+        """The head of a transformers model; None if its logits are not those of a plain linear layer.
 
-        What the model does to them is found out by one forward (:mod:`astra_accel.models.forward.output_layer`).
+        What the model does to them is found by one forward (:mod:`astra_accel.models.forward.output_layer`).
         """
         found = find_output_layer(model)
         return None if found.form is None else cls(cast("torch.nn.Linear", found.layer), *found.form)
@@ -65,7 +65,7 @@ class Head:
 
         Args:
             hidden: the body's output.
-            called: whether the layer is called, with what is hooked on that, or its weights are used as they are.
+            called: whether the layer is called, with its hooks, or its weights are used directly.
         """
         linear = self.linear if called else partial(F.linear, weight=self.linear.weight, bias=self.linear.bias)
         logits = linear(hidden)[..., : self.num_logits].float()
@@ -74,11 +74,11 @@ class Head:
         return capped(logits, self.softcap)
 
     def logprobs(self, hidden_RH: torch.Tensor, rows_E: torch.Tensor, tokens_E: torch.Tensor) -> torch.Tensor:
-        """Log-prob of each token at a row of ``hidden_RH``, float32 ``[E]``; several tokens may ask for one row.
+        """The log-prob of each token at a row of ``hidden_RH``, float32 ``[E]``; several tokens may share a row.
 
-        Memory is that of one chunk, with gradients too: a frozen head's gradient needs a sum over the vocabulary
-        that does not depend on what comes after, and is taken at once; a trained head's chunks are made again in
-        the backward pass where there are several.
+        Memory is that of one chunk, with gradients too: a frozen head's gradient needs a sum over the vocabulary that
+        does not depend on later gradients, and is computed at once; a trained head's chunks are recomputed in the
+        backward pass if there are several.
         """
         trained = any(parameter.requires_grad for parameter in self.linear.parameters())
         if torch.is_grad_enabled() and trained:
@@ -88,7 +88,7 @@ class Head:
     def entropies(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         """The entropy of the next token's distribution at each row, in nats, float32 ``[R]``.
 
-        Memory is that of one chunk of logits, which is made again in the backward pass.
+        Memory is that of one chunk of logits, which is recomputed in the backward pass.
         """
         parts = [
             checkpoint(self._chunk_entropies, hidden_RH[chunk], use_reentrant=False, preserve_rng_state=False)
@@ -123,7 +123,7 @@ class Head:
 
 @dataclass(frozen=True)
 class GivenLogits:
-    """Logits that a model made itself, read as a :class:`Head` is: for models of which there is none.
+    """Logits that a model computed itself, with the interface of a :class:`Head`, for models without one.
 
     Attributes:
         logits_RV: ``[rows, vocabulary]``, any float type.
@@ -144,7 +144,7 @@ def head_of(model: Any) -> Head:
     """The head of a transformers model.
 
     Raises:
-        UnsupportedModelError: its logits are not those of a plain linear layer, or become others in an unknown way.
+        UnsupportedModelError: its logits are not those of a plain linear layer, or are changed in an unknown way.
     """
     head = Head.of(model)
     if head is None:
@@ -156,8 +156,8 @@ class _FrozenHead(torch.autograd.Function):
     """Log-probs under a head that gets no gradient.
 
     With ``z`` the logits of a row, ``w_v`` the head's row of token ``v`` and ``p = softmax(z)``, the gradient of
-    ``log p[t]`` by the row's input is ``w_t - sum_v p[v] w_v``. The second term is one vector a row, whatever the
-    gradients that arrive later, so it is taken while the logits are there. With a soft cap, each term carries the
+    ``log p[t]`` with respect to the row's input is ``w_t - sum_v p[v] w_v``. The second term is one vector a row,
+    whatever gradients arrive later, so it is computed while the logits exist. With a soft cap, each term carries the
     cap's slope ``1 - (z / softcap)^2``.
     """
 
@@ -177,7 +177,7 @@ class _FrozenHead(torch.autograd.Function):
         mean_RH = torch.zeros_like(hidden_RH) if hidden_RH.requires_grad else None
         for chunk in head.chunks(len(hidden_RH)):
             edges = _edges_in(chunk, rows_E)
-            # In a function of its own, which leaves none of its logits to the next one.
+            # In its own function, so that none of its logits are kept until the next chunk.
             logprobs_E[edges], slope_E[edges], mean_CH = _FrozenHead._chunk(
                 head, hidden_RH[chunk], rows_E[edges] - chunk.start, tokens_E[edges], hidden_RH.requires_grad
             )
@@ -194,7 +194,7 @@ class _FrozenHead(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Log-probs and slopes ``[E]`` of tokens at rows of a chunk, and the sums over the vocabulary ``[C, hidden]``.
 
-        Whoever does not differentiate has no use for the other two, and gets slopes of 1 and None.
+        Without ``differentiate`` the other two are not needed: the slopes are 1 and the sums None.
         """
         logits_CV = head.logits(hidden_CH, called=not _is_spread(head.linear))
         chosen_E = logits_CV[rows_E, tokens_E]
@@ -226,9 +226,10 @@ class _FrozenHead(torch.autograd.Function):
 
 
 def _whole(linear: torch.nn.Linear) -> AbstractContextManager[None]:
-    """A context in which a layer's weights are whole where ZeRO-3 spread them.
+    """A context in which a layer's weights are gathered if ZeRO-3 sharded them.
 
-    It gathers them for a call of the layer alone, in which they can be used once. All processes enter together.
+    By itself ZeRO-3 gathers them only for a call of the layer, in which they can be used once. All processes must enter
+    together.
     """
     if not _is_spread(linear) or linear.weight.ds_status.name == "AVAILABLE":  # type: ignore[attr-defined]
         return nullcontext()
@@ -243,7 +244,7 @@ def _is_spread(linear: torch.nn.Linear) -> bool:
 
 def _entropies(logits_RV: torch.Tensor) -> torch.Tensor:
     logprobs_RV = logits_RV.log_softmax(-1)
-    # A token that a model rules out has a log-prob of -inf, and no part in the entropy.
+    # A token that a model rules out has a log-prob of -inf, and adds nothing to the entropy.
     return -(logprobs_RV.exp() * logprobs_RV.clamp(min=torch.finfo(logprobs_RV.dtype).min)).sum(-1)
 
 

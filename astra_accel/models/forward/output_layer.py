@@ -1,10 +1,10 @@
-"""What a model does between its body and its logits, found out from a forward of its own.
+"""What a model does between its body and its logits, found by running a forward.
 
-The body's output is compared with what the output layer gets. In place of what that layer gives, the model is handed
-numbers of our own, in float32 and over a wide range, and what it makes of them says what it does: whether it multiplies
-them, and by what (Cohere's ``logit_scale``; ``logits_scaling``, which HyperCLOVA X multiplies by and Granite divides
-by; Falcon-H1's ``lm_head_multiplier``), whether a soft cap follows (Gemma's, Griffin's), and which tokens count. So
-neither a name in a configuration, nor the precision of the weights, nor the size of their logits can mislead.
+The body's output is compared with the output layer's input. The layer's output is replaced with known numbers, in
+float32 and over a wide range, and the resulting logits show what the model does: whether it multiplies them, and by
+what (Cohere's ``logit_scale``; ``logits_scaling``, which HyperCLOVA X multiplies by and Granite divides by; Falcon-H1's
+``lm_head_multiplier``), whether a soft cap follows (Gemma's, Griffin's), and which tokens count. So no name in a
+configuration, precision of the weights or size of the logits can mislead.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from astra_accel.models.forward.capabilities import UnsupportedModelError, check
 from astra_accel.models.forward.padded import body_of
 
 SMALL, LARGE = 2.0**-13, 2.0**27
-"""Two of the numbers: one that a cap leaves as it is, and one of which nothing but the cap is left."""
+"""Two of the numbers: one that a cap leaves unchanged, and one that becomes the cap itself."""
 
 TOLERANCE = 1e-5
-"""Of what is computed in float32 in another order, relative."""
+"""The relative tolerance for what is computed in float32 in another order."""
 
 
 class OutputForm(NamedTuple):
-    """How logits follow from the body's output: ``cap(scale * linear(hidden))``, of the first ``num_logits`` tokens.
+    """How logits follow from the body's output: ``cap(scale * linear(hidden))``, for the first ``num_logits`` tokens.
 
     Attributes:
-        scale: the factor, be it on the layer's input or on its output.
-        softcap: the cap's size, None without one.
-        num_logits: rows of the layer that count; those after fill its size up.
+        scale: the factor, whether on the layer's input or on its output.
+        softcap: the cap's size; None without a cap.
+        num_logits: the number of rows of the layer that count; those after are padding.
     """
 
     scale: float
@@ -43,13 +43,13 @@ class OutputForm(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """What was found out about a model's output.
+    """What was found about a model's output.
 
     Attributes:
-        layer: the module that makes logits; None where the model names none.
-        form: how they follow from the body's output; None where they follow otherwise.
+        layer: the module that makes logits; None if the model names none.
+        form: how logits follow from the body's output; None if in an unknown way.
         reason: why there is no form.
-        width: of what the layer gets; None where the forward did not call it.
+        width: the width of the layer's input; None if the forward did not call it.
     """
 
     layer: Any
@@ -62,7 +62,7 @@ _found: WeakKeyDictionary[torch.nn.Module, OutputLayer] = WeakKeyDictionary()
 
 
 def find_output_layer(model: Any) -> OutputLayer:
-    """What a transformers model does between body and logits; found out once, before its weights are spread."""
+    """What a transformers model does between body and logits; checked once, before its weights are sharded."""
     known = _found.get(model)
     if known is None or known.layer is not output_layer_of(model):
         known = _found[model] = _observed(model)
@@ -70,7 +70,7 @@ def find_output_layer(model: Any) -> OutputLayer:
 
 
 def output_layer_of(model: Any) -> Any:
-    """The module that makes logits, None where the model names none."""
+    """The module that makes logits; None if the model names none."""
     try:
         return model.get_output_embeddings()
     except (AttributeError, NotImplementedError):
@@ -78,7 +78,7 @@ def output_layer_of(model: Any) -> Any:
 
 
 def state_width(model: Any) -> int:
-    """The size of the states that a model makes its logits of, which values are read from.
+    """The size of the states that a model computes its logits from, which values are read from.
 
     Raises:
         UnsupportedModelError: no forward of the model shows them.
@@ -93,10 +93,10 @@ def state_width(model: Any) -> int:
 
 
 class LayerInput:
-    """What an output layer gets.
+    """Records the input of an output layer.
 
     Attributes:
-        states_BTH: of the last call within :meth:`watched`; None where there was none.
+        states_BTH: the input of the last call within :meth:`watched`; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class LayerInput:
 
     @contextmanager
     def watched(self, layer: Any) -> Iterator[None]:
-        """Within, calls of the layer are seen."""
+        """Within, calls of the layer are recorded."""
         if layer is None:
             yield
             return
@@ -119,10 +119,10 @@ class LayerInput:
 
 
 class _Replaced:
-    """A forward hook that hands out numbers of its own in place of a layer's output.
+    """A forward hook that replaces a layer's output with its own numbers.
 
     Attributes:
-        given: what it handed out, by call.
+        given: the numbers of each call.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class _Replaced:
         if not isinstance(output, torch.Tensor):
             return output
         sign, size = torch.rand(2, *output.shape, generator=torch.Generator().manual_seed(0))
-        # From a hundredth to a hundred, so that a cap shows in its slope as in its limit.
+        # From a hundredth to a hundred, so that a cap shows both in its slope and in its limit.
         numbers = torch.where(sign < 0.5, -1.0, 1.0) * 10 ** (4 * size - 2)
         numbers[..., 0], numbers[..., 1] = SMALL, LARGE
         self.given.append(numbers.to(output.device))
@@ -142,7 +142,7 @@ class _Replaced:
 def _observed(model: Any) -> OutputLayer:
     layer, got, replaced = output_layer_of(model), LayerInput(), _Replaced()
     try:
-        # In the weights' own precision: what autocast rounds is not what the comparison is about.
+        # In the weights' own precision: the comparison is not about what autocast rounds.
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             form = _form(model, layer, got, replaced)
     except torch.OutOfMemoryError:
@@ -160,7 +160,7 @@ def _form(model: Any, layer: Any, got: LayerInput, replaced: _Replaced) -> Outpu
     """How a model's logits follow from its body's output.
 
     Raises:
-        UnsupportedModelError: in none of the known forms.
+        UnsupportedModelError: they follow in none of the known forms.
     """
     ids_1T = torch.tensor(check_sequences(model)[0][:1], device=model.device)
     with got.watched(layer), _hooked(layer, replaced):
@@ -180,7 +180,7 @@ def _form(model: Any, layer: Any, got: LayerInput, replaced: _Replaced) -> Outpu
 
 
 def _factor(body_BTH: torch.Tensor, states_BTH: torch.Tensor) -> float | None:
-    """What the body's output was multiplied by to become the output layer's input; None if it became another."""
+    """The factor from the body's output to the output layer's input; None if they differ otherwise."""
     if body_BTH.shape != states_BTH.shape:
         return None
     allowed = max(TOLERANCE, 2 * torch.finfo(states_BTH.dtype).eps)
@@ -192,10 +192,10 @@ def _factor(body_BTH: torch.Tensor, states_BTH: torch.Tensor) -> float | None:
 
 
 def _scale_and_cap(given_BTV: torch.Tensor, logits_BTV: torch.Tensor) -> tuple[float, float | None]:
-    """What a model does to its output layer's numbers.
+    """The factor and the cap that a model applies to its output layer's numbers.
 
     Raises:
-        UnsupportedModelError: it does neither multiply nor cap them, or more than that.
+        UnsupportedModelError: it rounds or ignores them, or does more than multiply and cap them.
     """
     scale, limit = (float(value) for value in logits_BTV[0, 0, :2].double())
     scale /= SMALL
@@ -210,7 +210,7 @@ def _scale_and_cap(given_BTV: torch.Tensor, logits_BTV: torch.Tensor) -> tuple[f
 
 
 def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """``softcap * tanh(logits / softcap)``, or the logits as they are without a cap."""
+    """``softcap * tanh(logits / softcap)``, or the unchanged logits without a cap."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 

@@ -1,4 +1,4 @@
-"""Grouping token sequences to padded batches that waste little."""
+"""Group token sequences into padded batches that waste little."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from astra_accel.models.decoding.length_regimes import without_earlier_lengths
 
 
 def by_length(lengths: Sequence[int], max_rows: int, max_tokens: int | None = None) -> Iterator[list[int]]:
-    """Indices in groups of similar length: at most ``max_rows``, and ``max_tokens`` with padding (one row fits)."""
+    """Group indices by similar length: at most ``max_rows``, and ``max_tokens`` with padding (one row always fits)."""
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         tokens = lengths[index] * (len(group) + 1)
@@ -26,16 +26,16 @@ def by_length(lengths: Sequence[int], max_rows: int, max_tokens: int | None = No
 
 
 def cheapest_groups(lengths: Sequence[int], keys: Sequence[Hashable], max_rows: int, price: float) -> list[list[int]]:
-    """Rows in groups to be decoded together, so that as little as possible is read a step.
+    """Group rows to decode together, so that as little as possible is read a step.
 
-    A group costs its ``price``, and its rows times its longest length. Rows of similar length share a group, and
-    rows of one key stay together where they fit.
+    A group costs ``price``, plus its rows times its longest length. Rows of similar length share a group, and rows of
+    one key stay together where they fit.
 
     Args:
-        lengths: of the rows' contexts.
+        lengths: the length of each row's context.
         keys: rows with the same key have the same context.
-        max_rows: of a group.
-        price: of a group of its own, in tokens.
+        max_rows: the most rows of a group.
+        price: the fixed cost of a group, in tokens.
     """
     by_key: dict[Hashable, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
@@ -63,7 +63,7 @@ def cheapest_groups(lengths: Sequence[int], keys: Sequence[Hashable], max_rows: 
 def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """``(ids, mask)``, both ``[batch, longest]`` int64; the mask is 0 at the padding on the left.
 
-    The ids at the padding are 0. Masked by position and not by value, so a pad token that equals the
+    The ids at the padding are 0. The mask follows from positions, not from ids, so a pad token that equals the
     end-of-text token does no harm.
     """
     longest = max(map(len, sequences))
@@ -76,17 +76,17 @@ def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tup
 
 
 def positions(mask_BT: torch.Tensor) -> torch.Tensor:
-    """Position of each token among the real ones of its row, ``[batch, tokens]``; 0 at the padding."""
+    """The position of each token among the real ones of its row, ``[batch, tokens]``; 0 at the padding."""
     return (mask_BT.cumsum(-1) - 1).clamp(min=0)
 
 
 def forward_logits(model: Any, num_last: int, **inputs: Any) -> torch.Tensor:
     """The logits of the last ``num_last`` positions, ``[batch, num_last, vocabulary]``.
 
-    The head runs at those positions alone where the model can do that. Models without ``position_ids`` (whose
-    positions follow from the attention mask) are not given them, and recurrent models get their cache by its name.
+    The head runs only at those positions if the model can do that. Models without ``position_ids`` (whose positions
+    follow from the attention mask) are not given them, and recurrent models get their cache under its own name.
     """
-    # PEFT's wrapper takes and hands on anything; what it wraps says what it takes.
+    # PEFT's wrapper passes any argument on; the signature of what it wraps lists those that it takes.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     accepted = _accepted(type(inner).forward)
     if "logits_to_keep" in accepted:
@@ -98,7 +98,7 @@ def forward_logits(model: Any, num_last: int, **inputs: Any) -> torch.Tensor:
 
 
 def forward_hidden(model: Any, **inputs: Any) -> torch.Tensor:
-    """What a transformers model's body gives its head, ``[batch, tokens, hidden]``; positions as in the above."""
+    """The output of a model's body, ``[batch, tokens, hidden]``; positions as in :func:`forward_logits`."""
     body = body_of(model)
     with without_earlier_lengths(model):
         return body(**_without_positions(inputs, _accepted(type(body).forward)))[0]
@@ -106,7 +106,7 @@ def forward_hidden(model: Any, **inputs: Any) -> torch.Tensor:
 
 def body_of(model: Any) -> Any:
     """The part of a transformers model below its head."""
-    # Llama 4's text model gives itself for its base.
+    # Llama 4's text model returns itself as its base.
     return getattr(model, "model", model) if model.base_model is model else model.base_model
 
 

@@ -1,8 +1,8 @@
-"""Token sequences of a batch as a forest in which every distinct prefix stands once.
+"""Token sequences of a batch as a forest in which every distinct prefix appears once.
 
 The (context, continuation) sequences of rollout trees share most of their tokens: siblings their context, later turns
-their ancestors. Laid out in depth-first order, with the depth as position and attention to ancestors alone, one
-forward over the forest gives what one forward a sequence would.
+their ancestors. Laid out in depth-first order, with the depth as position and attention only to ancestors, one forward
+over the forest gives what one forward per sequence would.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Pack:
     Attributes:
         input_ids: the distinct tokens in depth-first order.
         position_ids: their depths.
-        parents: for each node the one before it in its sequences, -1 for a first token.
+        parents: for each node, the one before it in its sequences; -1 for a first token.
         subtree_end: for each node, where its subtree ends in that order.
         scored_nodes: the nodes that predict a token of a continuation.
         edges: the distinct predictions.
         sequences: for each sequence of this pack, by its index in the batch, the edges of its continuation.
-        last_nodes: for each sequence of this pack its last input.
+        last_nodes: for each sequence of this pack, the node of its last input.
     """
 
     input_ids: list[int] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Pack:
         return self.path_to(self.last_nodes[index])
 
     def path_to(self, node: int) -> list[int]:
-        """A node after all its ancestors."""
+        """All ancestors of a node, then the node itself."""
         nodes = []
         while node >= 0:
             nodes.append(node)
@@ -69,17 +69,17 @@ class Pack:
         return nodes[::-1]
 
     def ancestors(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """``[nodes, nodes]`` bool: whether the node of the column is that of the row or an ancestor of it."""
+        """``[nodes, nodes]`` bool: whether the column's node is the row's node or an ancestor of it."""
         node_N = torch.arange(len(self.input_ids), device=device)
         end_N = torch.tensor(self.subtree_end, device=device)
         return (node_N[None, :] <= node_N[:, None]) & (node_N[:, None] < end_N[None, :])
 
 
 def pack_sequences(contexts: Sequence[Tokens], continuations: Sequence[Tokens], token_budget: int) -> list[Pack]:
-    """Packs of at most ``token_budget`` distinct tokens; a sequence that is longer by itself has one of its own.
+    """Packs of at most ``token_budget`` distinct tokens; a sequence that is longer by itself gets its own pack.
 
     Sequences are taken in lexicographic order, which is depth-first order, so that a pack ends between subtrees and
-    shares all that neighbours share; packs are about equally full. Sequences without a continuation are in none.
+    shares all that neighbours share; packs are about equally full. Sequences without a continuation are left out.
 
     Raises:
         ValueError: a context is empty.
@@ -100,13 +100,13 @@ def pack_sequences(contexts: Sequence[Tokens], continuations: Sequence[Tokens], 
 
 
 def num_distinct_tokens(sequences: Sequence[Tokens]) -> int:
-    """Nodes of the forest of some sequences."""
+    """The number of nodes in the forest of some sequences."""
     ordered = sorted(map(tuple, sequences))
     return sum(len(ids) - num_shared(before, ids) for before, ids in zip([(), *ordered], ordered, strict=False))
 
 
 def num_shared(one: Tokens, other: Tokens) -> int:
-    """Length of the common prefix."""
+    """The length of the common prefix."""
     longest = min(len(one), len(other))
     if one[:longest] == other[:longest]:
         return longest
@@ -115,10 +115,10 @@ def num_shared(one: Tokens, other: Tokens) -> int:
 
 
 def shared_prefixes(sequences: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
-    """How much of each distinct sequence is worth holding once for it and others.
+    """The length of each distinct sequence's prefix that is worth storing once for it and others.
 
-    Sequences form a group where at least half of the longest is common to all of them; that is what they share. One
-    that is alone has its whole length to share, with whatever continues from it.
+    Sequences form a group if at least half of the longest is common to all of them; that part is what they share. A
+    sequence that is alone shares its whole length, with whatever continues from it.
     """
     shared: dict[tuple[int, ...], int] = {}
     group: list[tuple[int, ...]] = []
@@ -134,7 +134,7 @@ def shared_prefixes(sequences: Collection[tuple[int, ...]]) -> dict[tuple[int, .
 
 
 def _split(inputs: Sequence[tuple[int, ...]], token_budget: int) -> list[list[int]]:
-    """Neighbours of a sorted list in groups: as many as the budget needs, each about as full as the others."""
+    """Group neighbours of a sorted list: as many groups as the budget needs, all about equally full."""
     if not inputs:
         return []
     total = num_distinct_tokens(inputs)
@@ -145,7 +145,7 @@ def _split(inputs: Sequence[tuple[int, ...]], token_budget: int) -> list[list[in
     before: tuple[int, ...] = ()
     for member, ids in enumerate(inputs):
         added = len(ids) - num_shared(before, ids)
-        # Half of what comes beyond the mark belongs to this side of it, as far as the budget allows.
+        # A sequence that crosses the mark stays here if at most half of it is beyond, as far as the budget allows.
         if groups[-1] and (size + added > token_budget or size + added / 2 > fill):
             groups.append([])
             size, added = 0, len(ids)
@@ -155,9 +155,9 @@ def _split(inputs: Sequence[tuple[int, ...]], token_budget: int) -> list[list[in
 
 
 def _pack(full: dict[int, tuple[int, ...]], contexts: Sequence[Tokens]) -> Pack:
-    """One pack of sequences that come in lexicographic order."""
+    """Make one pack of sequences that come in lexicographic order."""
     pack = Pack()
-    path: list[int] = []  # the nodes of the sequence before, by depth
+    path: list[int] = []  # the nodes of the previous sequence, by depth
     before: tuple[int, ...] = ()
     row_of: dict[int, int] = {}
     edge_of: dict[tuple[int, int], int] = {}
@@ -184,23 +184,23 @@ def _pack(full: dict[int, tuple[int, ...]], contexts: Sequence[Tokens]) -> Pack:
 
 
 def _close(pack: Pack, nodes: Sequence[int]) -> None:
-    """The subtrees of these nodes end here."""
+    """End the subtrees of these nodes here."""
     for node in nodes:
         pack.subtree_end[node] = len(pack.input_ids)
 
 
 def segment_sum(values_EX: torch.Tensor, segments_E: torch.Tensor, num_segments: int) -> torch.Tensor:
-    """The sum of the rows of each segment, ``[segments, ...]`` of the values' type; 0 where a segment has no row.
+    """The sum of the rows of each segment, ``[segments, ...]`` of the values' type; 0 if a segment has no row.
 
-    On a CPU ``index_add_`` adds one row after the other; on a CUDA device it adds atomically, in an order that differs
-    from run to run. There ``index_put_`` with ``accumulate`` sorts the rows by segment first, a stable sort, and adds
-    each segment's in their order: PyTorch lists it as varying on CPUs alone (``torch.use_deterministic_algorithms``).
-    Rows of 16 bits are added in their own type, so give float32 where that matters.
+    On a CPU ``index_add_`` adds the rows in order; on a CUDA device it adds atomically, in an order that differs from
+    run to run. There ``index_put_`` with ``accumulate`` first sorts the rows by segment, a stable sort, and adds each
+    segment's in order: PyTorch lists it as nondeterministic only on CPUs (``torch.use_deterministic_algorithms``). Rows
+    of 16 bits are added in their own type, so pass float32 where that matters.
 
     Args:
         values_EX: rows ``[E, ...]`` of any shape.
         segments_E: the segment of each row, int64, in any order.
-        num_segments: how many there are.
+        num_segments: the number of segments.
     """
     total_SX = values_EX.new_zeros(num_segments, *values_EX.shape[1:])
     if total_SX.is_cuda:

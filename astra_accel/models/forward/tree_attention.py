@@ -1,7 +1,7 @@
 """Attention of the nodes of a pack, each of which sees itself and its ancestors.
 
-A dense mask over ``N`` nodes costs ``N x N`` scores. Here the nodes are taken in blocks of one path each, whose queries
-meet the keys of that path and nothing else, so the whole costs about what the attention of the distinct tokens must.
+A dense mask over ``N`` nodes costs ``N x N`` scores. Here the nodes are split into blocks of one path each, whose
+queries attend only to the keys of that path, so the total costs about what the attention of the distinct tokens must.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from astra_accel.models.forward.prefix_tree import Pack, segment_sum
 BLOCK_QUERIES = 32
 KEY_STEP = 128
 MAX_SCORES = 2**20
-"""Scores of a head that are made at once."""
+"""The most scores of a head that are made at once."""
 
 
 class TreeLayout:
-    """A pack in blocks.
+    """A pack split into blocks.
 
     Args:
         pack: the nodes.
-        device: of the model.
-        keep: take down the keys and values of every layer.
+        device: the model's device.
+        keep: whether to store the keys and values of every layer.
 
     Attributes:
         kept: keys and values by layer, ``[heads, nodes, dim]``.
@@ -44,7 +44,7 @@ class TreeLayout:
         """See :class:`~astra_accel.models.forward.attention.Layout`; the batch is the one pack."""
         if self._keep:
             self.kept[layer] = key_BHTD[0], value_BHTD[0]
-        # Under autocast, rotary positions leave queries and keys in another type than values.
+        # Under autocast, rotary positions leave queries and keys in a different type from values.
         states_HND = (states_BHTD[0].to(value_BHTD.dtype) for states_BHTD in (query_BHTD, key_BHTD, value_BHTD))
         with torch.autocast(value_BHTD.device.type, enabled=False):
             return _BlockAttention.apply(*states_HND, self._sets, rule).transpose(0, 1)[None]
@@ -56,11 +56,11 @@ class _Blocks:
 
     Attributes:
         nodes_M: the nodes of all blocks.
-        place_M: where they stand in the blocks, ``blocks * queries`` places, some of which stay empty.
+        place_M: where they are in the blocks, ``blocks * queries`` places, some of which stay empty.
         position_SQ: the depth at each place.
-        path_SK: the nodes of each path, by depth; what stands after its end is seen by nobody.
-        place_P: which places of ``path_SK``, flattened, are not after an end.
-        masks: what was made of them, by window, number of query heads a key head, and dtype.
+        path_SK: the nodes of each path, by depth; entries after its end are masked.
+        place_P: the places of ``path_SK``, flattened, that are not after an end.
+        masks: the masks made so far, by window, number of query heads per key head, and dtype.
     """
 
     nodes_M: torch.Tensor
@@ -82,7 +82,7 @@ class _Blocks:
                 [number * num_queries + step for number, block in enumerate(blocks) for step in range(len(block))],
                 device=device,
             ),
-            # An empty place sees what the last node sees: the softmax of nothing at all would be NaN.
+            # An empty place sees what the last node sees: the softmax of nothing would be NaN.
             position_SQ=torch.tensor(
                 [
                     [pack.position_ids[min(block[0] + step, block[-1])] for step in range(num_queries)]
@@ -105,7 +105,7 @@ class _Blocks:
         return grid.view(num_groups, -1, *self.position_SQ.shape, dim).transpose(1, 2).flatten(2, 3)
 
     def from_blocks(self, grid_GSRD: torch.Tensor, states_HND: torch.Tensor) -> None:
-        """The way back: write the nodes' states."""
+        """Write the nodes' states, the inverse of :meth:`to_blocks`."""
         by_head = grid_GSRD.unflatten(2, (-1, self.position_SQ.shape[1])).transpose(1, 2)
         places = by_head.reshape(states_HND.shape[0], -1, states_HND.shape[2])
         states_HND[:, self.nodes_M] = places[:, self.place_M]
@@ -115,12 +115,12 @@ class _Blocks:
         return states_GND[:, self.path_SK]
 
     def add_along(self, total_NX: torch.Tensor, part_GSKD: torch.Tensor) -> None:
-        """Add states along paths to those of their nodes, which several paths share; in the total's type."""
+        """Add states along paths to the totals of their nodes, which several paths share; in the total's type."""
         rows_PX = part_GSKD.flatten(1, 2).transpose(0, 1)[self.place_P].flatten(1).to(total_NX.dtype)
         total_NX += segment_sum(rows_PX, self.path_SK.flatten()[self.place_P], len(total_NX))
 
     def mask(self, window: int | None, share: int, dtype: torch.dtype) -> torch.Tensor:
-        """``[blocks, heads of a group x queries, keys]``, made once a pack."""
+        """``[blocks, heads of a group x queries, keys]``, made once per pack."""
         key = window, share, dtype
         if key not in self.masks:
             mask_SQK = added_mask(self.position_SQ, self.path_SK.shape[1], window, dtype)
@@ -129,7 +129,7 @@ class _Blocks:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """``softmax(scores) @ values`` block by block; keeps no scores for the backward pass, which makes them again.
+    """``softmax(scores) @ values`` block by block; keeps no scores for the backward pass, which recomputes them.
 
     With ``x = scale q.k``, ``s = x`` or ``softcap tanh(x / softcap)``, ``p = softmax(s)`` and ``o = p v``: the
     gradient of ``p`` is ``dp = do.v``, that of ``s`` is ``ds = p (dp - do.o)``, and that of ``x`` is ``ds`` or, with a
@@ -181,7 +181,7 @@ class _BlockAttention(torch.autograd.Function):
 def _probs(
     blocks: _Blocks, query_GSRD: torch.Tensor, key_GSKD: torch.Tensor, rule: Rule
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention's probabilities of queries that are scaled already, and with a soft cap its slope."""
+    """The attention probabilities of queries that are already scaled, and the slope of a soft cap."""
     share = query_GSRD.shape[2] // blocks.position_SQ.shape[1]
     scores_GSRK = query_GSRD @ key_GSKD.transpose(-1, -2)
     slope_GSRK = None
@@ -193,19 +193,19 @@ def _probs(
 
 
 def _totals(states_GND: torch.Tensor) -> torch.Tensor:
-    """Zeros ``[nodes, groups x dim]`` to add up in: sums of many paths would lose much in 16 bits."""
+    """Zeros ``[nodes, groups x dim]`` to add up in: sums over many paths would lose much in 16 bits."""
     num_groups, num_nodes, dim = states_GND.shape
     dtype = torch.promote_types(states_GND.dtype, torch.float32)
     return torch.zeros(num_nodes, num_groups * dim, dtype=dtype, device=states_GND.device)
 
 
 def _by_group(total_NX: torch.Tensor, like_GND: torch.Tensor) -> torch.Tensor:
-    """The way back."""
+    """Totals as ``[groups, nodes, dim]``, in the type of ``like_GND``."""
     return total_NX.unflatten(1, (len(like_GND), -1)).transpose(0, 1).to(like_GND.dtype)
 
 
 def _like_rows(states_HND: torch.Tensor) -> torch.Tensor:
-    """Room for states of the same shape that lie node by node, as the next layer reads them."""
+    """Room for states of the same shape, stored node by node, as the next layer reads them."""
     num_heads, num_nodes, dim = states_HND.shape
     return states_HND.new_empty(num_nodes, num_heads, dim).transpose(0, 1)
 
@@ -215,7 +215,7 @@ def _scale(rule: Rule, query: torch.Tensor) -> float:
 
 
 def _block_sets(pack: Pack) -> Iterator[list[range]]:
-    """The blocks of a pack, those of like depth together, as many as make up to :data:`MAX_SCORES`."""
+    """The blocks of a pack, those of similar depth together, up to :data:`MAX_SCORES` scores each time."""
     starts = [node for node, parent in enumerate(pack.parents) if node == 0 or parent != node - 1]
     by_depth: dict[int, list[range]] = {}
     for start, end in zip(starts, [*starts[1:], len(pack.parents)], strict=True):

@@ -1,4 +1,4 @@
-"""The value of a state, read off what a language model makes its logits of."""
+"""The value of a state, read from what a language model computes its logits from."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ FILE_NAME = "value_head.safetensors"
 
 
 class ValueHead(torch.nn.Module):
-    """A linear layer from what the output layer gets to one number, in float32 whatever the model's type.
+    """A linear layer from the output layer's input to one number, in float32 whatever the model's type.
 
-    A launch may hand out the weights in the type of the forward (FSDP2 and DeepSpeed do, and keep float32 ones for the
-    optimizer); the arithmetic is in float32 all the same.
+    A launch may provide the weights in the type of the forward (FSDP2 and DeepSpeed do, and keep float32 ones for the
+    optimizer); the arithmetic is still in float32.
 
-    It begins at 0: every state is worth nothing, and neither is there a gradient to the model, until rewards say more.
+    It starts at 0: until rewards train it, every state has the value 0 and the model gets no gradient.
 
     Args:
-        model: a transformers model; the head is on its device, and as wide as the states that one forward of it shows,
-            which ``config.hidden_size`` need not be (OPT-350m).
+        model: a transformers model; the head is on its device, and as wide as the states that one forward shows, which
+            may differ from ``config.hidden_size`` (OPT-350m).
 
     Raises:
-        UnsupportedModelError: the forward shows none.
+        UnsupportedModelError: the forward shows no states.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         size = state_width(model)
         self.weight = torch.nn.Parameter(torch.zeros(size, dtype=torch.float32, device=model.device))
-        # Not a scalar, which FSDP can't spread over processes.
+        # Not a scalar, which FSDP can't shard over processes.
         self.bias = torch.nn.Parameter(torch.zeros(1, dtype=torch.float32, device=model.device))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -45,16 +45,16 @@ class ValueHead(torch.nn.Module):
             return F.linear(hidden.float(), self.weight.float()[None]).squeeze(-1) + self.bias.float()
 
     def save(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write the head beside a model's files, from a state dict where its own is spread over processes."""
+        """Write the head beside a model's files, from a state dict if its own is sharded over processes."""
         state = self.state_dict() if state_dict is None else state_dict
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         save_file(tensors, Path(folder) / FILE_NAME)
 
     def load(self, folder: str | Path) -> None:
-        """Take the weights that a folder holds, if it holds any.
+        """Load the weights from a folder, if it has any.
 
         Raises:
-            ValueError: they are of another width.
+            ValueError: they have another width.
         """
         file = Path(folder) / FILE_NAME
         if not file.is_file():

@@ -1,1 +1,1 @@
-"""What continues contexts for a role: the model itself, in this process, or an inference engine in its place."""
+"""Generators, which continue contexts for a role: the model itself, in this process, or an inference engine."""

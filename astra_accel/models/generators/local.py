@@ -1,4 +1,4 @@
-"""Decodes in this process, from caches that are carried from turn to turn."""
+"""A generator that decodes in this process, with caches that are carried from turn to turn."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from astra_accel.models.forward.prefix_tree import Ids
 
 
 class LocalGenerator:
-    """The model itself; see :class:`~astra_accel.models.generators.base.Generator`.
+    """Generates with the model itself; see :class:`~astra_accel.models.generators.base.Generator`.
 
     Args:
-        model: a causal language model of transformers. Whoever calls switches it to the role.
+        model: a transformers causal language model. The caller switches it to the role.
         num_ids: the number of ids to sample from, counted from 0, if another role reads them and has fewer embeddings.
 
     Attributes:
-        memory: what the model has read in the turns of a rollout so far, during one.
-        turns_left: of that rollout; None if that is not known.
+        memory: what the model has read so far in a rollout; None outside of one.
+        turns_left: the turns left in that rollout; None if unknown.
     """
 
     def __init__(self, model: Any, num_ids: int | None = None) -> None:
@@ -35,11 +35,11 @@ class LocalGenerator:
         """Do nothing: the weights are the model's own."""
 
     def begin(self, num_turns: int | None) -> None:
-        """Remember what is read from now on."""
+        """Start to remember what is read."""
         self.memory, self.turns_left = PrefixCache(), num_turns
 
     def end(self) -> None:
-        """Forget it."""
+        """Forget what was read."""
         self.memory = self.turns_left = None
 
     def generate(
@@ -52,7 +52,7 @@ class LocalGenerator:
         *,
         batch_rows: int = 64,
     ) -> list[Generated]:
-        """See :func:`~astra_accel.models.decoding.generation.generate`. In the last turn it keeps nothing."""
+        """See :func:`~astra_accel.models.decoding.generation.generate`. In the last turn nothing is kept."""
         generated = generate(
             self._model,
             contexts,

@@ -1,1 +1,1 @@
-"""Layers that compute in another way than the model's own."""
+"""Layers that compute differently from the model's own."""

@@ -15,16 +15,16 @@ from astra_accel.models.layers.small_batch_linear import changed_forwards
 
 
 def checkpointed_layers(model: Any) -> list[Any]:
-    """The layers that can compute their activations again."""
+    """The layers that can recompute their activations."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 @contextmanager
 def activation_checkpointing(model: Any) -> Iterator[None]:
-    """A forward within keeps the inputs of the layers alone; the backward pass may come later.
+    """Within, a forward keeps only the inputs of the layers; the backward pass may come later.
 
-    transformers' own checkpointing asks the layers to be in training mode, which turns their dropout on; a tester
-    trains without. So the layers' forwards are wrapped instead.
+    transformers' own checkpointing requires training mode, which turns dropout on; a tester trains without it. So the
+    layers' forwards are wrapped instead.
     """
 
     def change(layer: Any) -> Callable[..., Any]:
@@ -35,5 +35,5 @@ def activation_checkpointing(model: Any) -> Iterator[None]:
 
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For the forward, and for the backward pass that repeats it with the same attention."""
+    """Contexts for the forward, and for the backward pass that repeats it with the same attention."""
     return nullcontext(), attending_as_now()

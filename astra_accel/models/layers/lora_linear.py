@@ -1,10 +1,10 @@
 """A linear layer with a LoRA adapter as one operation.
 
-PEFT adds up the layer's output and the adapter's in steps, each of which writes a tensor of the output's size, and as
-many again on the way back. The sum can be left to the matrix product, which adds to what is there already.
+PEFT adds the layer's output and the adapter's in steps, each of which writes a tensor of the output's size, and as many
+again in the backward pass. Here the matrix product does the sum, by adding to the existing output.
 
-PEFT keeps adapters in float32 on a base of 16 bits, and there does their products in float32 too. Here they are done in
-the type of the forward, as autocast does them, and summed in float32 within the product; gradients of the adapter are
+On a 16-bit base PEFT keeps adapters in float32, and computes their products in float32 too. Here they are computed in
+the type of the forward, as under autocast, and summed in float32 within the product; gradients of the adapter are
 float32. So the layer's output differs from PEFT's by the rounding of the adapter's part, which is smaller than that of
 the output itself.
 """
@@ -22,11 +22,11 @@ from astra_accel.models.forward.capabilities import HALVES
 
 
 def fuse_adapters(model: Any) -> None:
-    """Have the plain LoRA layers of a model compute layer and adapter together, wherever that is all they do.
+    """Make the plain LoRA layers of a model compute layer and adapter together, wherever that is all they do.
 
-    Plain are those on a ``torch.nn.Linear`` (GPT-2's layers hold their weights the other way round), whether they are
-    on the layer or on its weight by name. A layer decides at each call, so what PEFT switches, and what is wrapped
-    around the model later, is obeyed.
+    Plain layers are those on a ``torch.nn.Linear`` (GPT-2's layers store their weights transposed), whether on the
+    layer or on its weight by name. A layer decides at each call, so PEFT's switches and later wrappers of the model
+    still work.
     """
     for module in model.modules():
         if _is_plain(module) and "forward" not in vars(module):
@@ -46,17 +46,17 @@ def _forward(layer: LoraLayer, usual: Any, states: torch.Tensor, *args: Any, **k
     base, down, up = layer.base_layer, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     dtype = _dtype(states, base.weight, down, up)
     if dtype is None or not _frozen(base):
-        # PEFT changes a weight that it knows by name in place of adding to the output, and has it whole for that.
+        # PEFT changes a weight targeted by name instead of adding to the output, and needs all of the weight for that.
         return usual(states) if type(layer) is LoraLinear else _in_steps(layer, adapter, states)
     states_TI = states.reshape(-1, states.shape[-1])
     with torch.autocast(states.device.type, enabled=False):
         output_TO = _LoraLinear.apply(states_TI, base.weight, base.bias, down, up, layer.scaling[adapter], dtype)
-    # Out here, since a view that comes of an operation of our own can't be added to in place, as some models do.
+    # Out here, since a view returned by a custom operation can't be added to in place, as some models do.
     return output_TO.view(*states.shape[:-1], -1)
 
 
 def _in_steps(layer: LoraLayer, adapter: str, states: torch.Tensor) -> torch.Tensor:
-    """What PEFT computes on a linear layer: every part is called, so that whoever spreads weights can gather them."""
+    """What PEFT computes on a linear layer: every part is called, so that sharded weights can be gathered."""
     output: torch.Tensor = layer.base_layer(states)
     down, up = layer.lora_A[adapter], layer.lora_B[adapter]
     added = up(down(states.to(down.weight.dtype))) * layer.scaling[adapter]
@@ -64,7 +64,7 @@ def _in_steps(layer: LoraLayer, adapter: str, states: torch.Tensor) -> torch.Ten
 
 
 def _only_adapter(layer: LoraLayer) -> str | None:
-    """The one adapter that a layer adds to its output, if it adds one, in the plain way and with no dropout."""
+    """The one adapter that a layer adds to its output in the plain way, without dropout; None otherwise."""
     if layer.disable_adapters or layer.merged:
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -79,10 +79,10 @@ def _frozen(base: torch.nn.Module) -> bool:
 
 
 def _dtype(states: torch.Tensor, weight: torch.Tensor, *adapter: torch.Tensor) -> torch.dtype | None:
-    """The type that a layer computes in; None where its weights are no plain tensors of float types that go together.
+    """The type that a layer computes in; None unless its weights are plain tensors of matching float types.
 
-    Quantised weights are of a class of their own, and so are sharded ones outside of their forward. DeepSpeed's ZeRO-3
-    gathers them as their modules are called, which nobody does here.
+    Quantised weights have their own class, and so do sharded ones outside of their forward. DeepSpeed's ZeRO-3 gathers
+    weights when their modules are called, which does not happen here.
     """
     every = (weight, *adapter)
     if not all(type(one) is torch.nn.Parameter and not hasattr(one, "ds_id") for one in every):
@@ -104,7 +104,7 @@ class _LoraLinear(torch.autograd.Function):
 
     With ``h = s x A^T`` and the gradient ``g`` of ``y``, ``u = s g B`` is that of ``x A^T``; that of ``x`` is
     ``g W + u A``, of ``A`` it is ``u^T x``, and of ``B`` it is ``g^T h``. All products are in one type. A ``W`` of
-    another type is cast anew on the way back, since to keep what it was cast to would be another copy of the model.
+    another type is cast again in the backward pass, since keeping the cast weights would be another copy of the model.
     """
 
     @staticmethod
@@ -141,12 +141,12 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def _scaled_product(left_TI: torch.Tensor, right_IR: torch.Tensor, scale: float) -> torch.Tensor:
-    """A matrix product, scaled as it is computed; what it would be added to counts nothing, whatever it is."""
+    """A matrix product, scaled as it is computed; ``beta=0`` ignores the first argument, whatever it holds."""
     return torch.addmm(right_IR[:1, :1], left_TI, right_IR, beta=0, alpha=scale)
 
 
 def _wide_product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A matrix product in a type that may be wider than that of its factors, in which its sums are not rounded."""
+    """A matrix product in a type that may be wider than its factors' type, so that its sums are not rounded to that."""
     if left.dtype == dtype:
         return left @ right
     if left.is_cuda and dtype == torch.float32:

@@ -1,8 +1,8 @@
-"""A LoRA adapter merged into the weights for as long as a role speaks, without touching the weights.
+"""A LoRA adapter merged into the weights while a role generates, without changing the weights.
 
-Merged weights cost a copy and make every layer one matrix product again. For a while each adapted layer stands on a
-copy of its base that has the sum for a weight. Whoever shares the weight (an embedding tied to the head) or the base
-layer itself keeps what it has, and what the layers hold afterwards is what they held before, to the bit.
+Merged weights cost a copy and make every layer one matrix product again. Meanwhile each adapted layer uses a copy of
+its base whose weight is the sum. Modules that share the weight (an embedding tied to the head) or the base layer itself
+keep what they have, and afterwards the layers hold what they held before, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from astra_accel.models.forward.capabilities import UnsupportedModelError, asser
 from astra_accel.models.loading.text_forward import text_ids
 
 CHECK_SHARE = 0.1
-"""How large the adapters of the comparison are, beside the weights that they are on."""
+"""The size of the comparison's adapters, relative to the weights that they are on."""
 
 
 def merged_adapter(model: Any, adapter: str) -> Callable[[], AbstractContextManager[None]] | None:
-    """A switch in which a model has an adapter merged into its weights, as the adapter is now.
+    """A switch within which a model has an adapter, as it is now, merged into its weights.
 
-    None where there is no adapter, or merging would change more than rounding does: quantised, sharded or bias-carrying
-    layers have no plain weight to add to, and in weights of 16 bits an adapter's small steps get lost. On SmolLM2-135M
-    the log-probs of a text are as near to float32's with the adapter merged in bfloat16 as beside the weights (0.036
-    and 0.037 nats a token), but rollouts would follow a tester that stands still: where the numbers of B are 1e-4
-    large, as after a first update, 6% of the adapter is left in the sums, at 1e-3 half, at 3e-3 nine tenths.
+    None if there is no adapter, or if merging would change more than rounding does: quantised, sharded or bias-carrying
+    layers have no plain weight to add to, and in 16-bit weights an adapter's small steps get lost. On SmolLM2-135M the
+    log-probs of a text are as close to float32's with the adapter merged in bfloat16 as beside the weights (0.036 and
+    0.037 nats a token), but rollouts would use a tester that hardly moves: if the entries of B are about 1e-4, as after
+    a first update, 6% of the adapter is left in the sums, at 1e-3 half, at 3e-3 nine tenths.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not layers or not all(_mergeable(layer, adapter) for layer in layers):
@@ -57,10 +57,10 @@ def merged_adapter(model: Any, adapter: str) -> Callable[[], AbstractContextMana
 
 
 def can_merge(model: Any, adapter: str) -> bool:
-    """Whether a transformers model computes the same with an adapter merged as with it on; found out once.
+    """Whether a transformers model computes the same with an adapter merged as with it on; checked once.
 
-    A layer whose weight another one reads, past the layer's own forward, has its adapter in the one way alone. The two
-    are compared with an adapter that changes the model, since a new one changes nothing.
+    If another layer reads a layer's weight without calling the layer, the adapter reaches it only when merged. The
+    comparison uses an adapter that changes the model, since a new one changes nothing.
     """
     if merged_adapter(model, adapter) is None:
         return False
@@ -69,9 +69,9 @@ def can_merge(model: Any, adapter: str) -> bool:
 
 
 def _merged_bases(layers: list[LoraLayer], adapter: str) -> dict[LoraLayer, torch.nn.Module]:
-    """By the layer that holds it, a copy of each base with the sums for weights.
+    """A copy of each base with the sums as weights, by the layer that holds it.
 
-    Several parameters of one module have as many layers around it, one within the other.
+    A module with several adapted parameters has as many layers around it, nested.
     """
     merged: dict[LoraLayer, torch.nn.Module] = {}
     for layer in layers:
@@ -121,7 +121,7 @@ def _check_merging(model: Any, adapter: str) -> None:
 
 @contextmanager
 def _some_adapter(model: Any, adapter: str) -> Iterator[None]:
-    """Within, the adapter's weights are random and change each layer by a part of its weights."""
+    """Within, the adapter's weights are random and change each layer by a share of its weights."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     weights = [side[adapter].weight for layer in layers for side in (layer.lora_A, layer.lora_B)]
     kept = [weight.detach().clone() for weight in weights]

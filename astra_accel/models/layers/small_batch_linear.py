@@ -1,9 +1,9 @@
 """Linear layers on the few rows of a decoding step.
 
-BLAS libraries are made for products of two large matrices. Where one has a few rows, as the tokens of a decoding step
-do, the usual ``x W^T`` runs far below the machine's rate on a CPU. ``W x^T`` has the same sums with the large matrix on
-the left, as it lies in memory. On two cores of an AMD EPYC it took four fifths of the time in SmolLM2-135M's layers and
-half to two thirds of it in its output layer; other machines were not measured.
+BLAS libraries are optimised for products of two large matrices. If one has few rows, like the tokens of a decoding
+step, the usual ``x W^T`` runs far below the machine's rate on a CPU. ``W x^T`` computes the same sums with the large
+matrix on the left, in its memory order. On two cores of an AMD EPYC it took four fifths of the time in SmolLM2-135M's
+layers and half to two thirds of it in its output layer; other machines were not measured.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 
 @contextmanager
 def changed_forwards(layers: Sequence[Any], change: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
-    """Within, each layer's forward is what ``change`` makes of the layer; afterwards what it was, also after errors."""
-    # A layer may have a forward of its own already, such as Accelerate's hooks set.
+    """Within, each layer's forward is ``change(layer)``; it is restored afterwards, also after errors."""
+    # A layer may already have its own forward, such as one set by Accelerate's hooks.
     before = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         layer.forward = change(layer)
@@ -27,7 +27,7 @@ def changed_forwards(layers: Sequence[Any], change: Callable[[Any], Callable[...
         yield
     finally:
         for layer, forward in zip(layers, before, strict=True):
-            del layer.forward  # the class's own shows again
+            del layer.forward  # the class's own applies again
             if forward is not None:
                 layer.forward = forward
 
@@ -38,9 +38,9 @@ MAX_ROWS = 128
 
 @contextmanager
 def for_few_rows(model: Any) -> Iterator[None]:
-    """Within, the linear layers of a model on a CPU take few rows the quicker way; nothing else changes.
+    """Within, the linear layers of a model on a CPU compute few rows the faster way; nothing else changes.
 
-    Gradients are none of its business: use it under ``no_grad``.
+    It does not handle gradients: use it under ``no_grad``.
     """
     layers = [module for module in model.modules() if type(module) is torch.nn.Linear and _plain(module.weight)]
     with changed_forwards(layers, lambda layer: partial(_forward, layer, layer.forward)):
@@ -51,7 +51,7 @@ def _forward(layer: torch.nn.Linear, usual: Any, states: torch.Tensor) -> torch.
     num_rows = states.numel() // states.shape[-1]
     if not 1 < num_rows <= MAX_ROWS:
         return usual(states)
-    # The result lies column by column. To turn it over would cost what was gained, and the next layer wants it so.
+    # The result is stored column by column. Transposing it would cost what was gained, and the next layer prefers it.
     output_OR = layer.weight @ states.reshape(num_rows, -1).T
     if layer.bias is not None:
         output_OR += layer.bias[:, None]
@@ -59,5 +59,5 @@ def _forward(layer: torch.nn.Linear, usual: Any, states: torch.Tensor) -> torch.
 
 
 def _plain(weight: torch.Tensor) -> bool:
-    # In 16 bits other libraries do the product, each with ways of its own for few rows.
+    # In 16 bits other libraries compute the product, each with its own way for few rows.
     return weight.device.type == "cpu" and weight.dtype == torch.float32

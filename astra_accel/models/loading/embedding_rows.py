@@ -1,9 +1,9 @@
-"""How many token ids a model knows: one a row of its embeddings.
+"""How many token ids a model knows: one per row of its embeddings.
 
 A tokenizer may have more or fewer. Models of one family share a tokenizer and differ in rows (Qwen2.5 has 151936 at
 0.5B and 152064 at 7B), some tokenizers hold tokens for which a model has no embedding (Gemma 3 1B), and a token that
-was added to a tokenizer alone has none. What a model can't read must not come to it: on a CPU that is an IndexError
-without a name, on CUDA an assertion that ends the process.
+was added only to a tokenizer has none. A model must not get ids that it can't read: on a CPU they raise an IndexError
+that names nothing, on CUDA an assertion that ends the process.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from typing import Any
 
 
 def configured_rows(config: Any) -> int | None:
-    """The rows of a transformers configuration, of its text model where it has several; None where it says nothing."""
+    """The rows in a transformers configuration, of its text model where it has several; None if not given."""
     return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def embedding_rows(model: Any) -> int | None:
-    """The rows of a loaded model's embeddings; None where they are of an unknown kind.
+    """The rows of a loaded model's embeddings; None if they are of an unknown kind.
 
-    Sharded weights may be empty here, so the layer says it, and its weight does not.
+    Sharded weights may be empty here, so the layer gives the number, not its weight.
     """
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     return configured_rows(model.config) if rows is None else rows
 
 
 def head_rows(model: Any) -> int | None:
-    """The tokens that a loaded model predicts, of which some have fewer than embeddings (Llama 3.2 Vision)."""
+    """The number of tokens that a loaded model predicts; some models have fewer than embeddings (Llama 3.2 Vision)."""
     layer = model.get_output_embeddings()
-    # PEFT's copy of a head that is tied to the embeddings has their weight, and the sizes of its transpose.
+    # PEFT's copy of a head tied to the embeddings has their weight, but the sizes of its transpose.
     return getattr(getattr(layer, "original_module", layer), "out_features", None)
 
 
 def known_rows(model: Any) -> int | None:
-    """Ids below this one can be read and predicted; None where nobody knows."""
+    """The number of ids, from 0, that can be both read and predicted; None if unknown."""
     counts = [count for count in (embedding_rows(model), head_rows(model)) if count is not None]
     return min(counts, default=None)
 
 
 def check_token_ids(model: Any, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]] = ()) -> None:
-    """Find ids of contexts that a model can't read, or of continuations that it can't predict.
+    """Check that a model can read all ids of contexts and predict all ids of continuations.
 
     Raises:
-        ValueError: there is one; names the sequence, counted from 0, the place, the id and the number of embeddings.
+        ValueError: it can't; the message names the sequence, counted from 0, the place, the id and the number of
+            embeddings.
     """
     _check(model, "context", contexts, embedding_rows(model))
     _check(model, "continuation", continuations, known_rows(model))

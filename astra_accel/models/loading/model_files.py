@@ -1,4 +1,4 @@
-"""What is known of a model before its weights load: configuration, tokenizer, limits. Mistakes are found here."""
+"""What is known about a model before its weights load: configuration, tokenizer, limits. Mistakes are reported here."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class ModelFiles:
 
     Attributes:
         source: hub id, local folder or ``tiny:<architecture>``.
-        revision: of a hub model.
+        revision: the revision of a hub model.
         config: the transformers configuration.
-        tokenizer: with a pad token (the end-of-text token where it had none).
+        tokenizer: its tokenizer, with a pad token (the end-of-text token if it had none).
         end_ids: the tokens that end a turn.
-        max_length: tokens that the model takes at most; None where it has no limit.
-        trust_remote_code: it may run code of its own.
+        max_length: the most tokens that the model takes; None if it has no limit.
+        trust_remote_code: whether it may run its own code.
     """
 
     source: str
@@ -59,10 +59,10 @@ class ModelFiles:
     def load(
         self, dtype: torch.dtype | str, device: torch.device | str = "cpu", quantization: Quantization | None = None
     ) -> Any:
-        """The model with its weights on a device, in eval mode and frozen. ``dtype`` "auto" is the checkpoint's own.
+        """Load the model on a device, in eval mode and frozen. ``dtype`` "auto" is the checkpoint's own.
 
         Raises:
-            ValueError: weights are missing, which transformers would draw at random, or the model is no causal one.
+            ValueError: weights are missing, which transformers would initialise at random, or the model is not causal.
         """
         if not self.source.startswith(TINY_NAME + ":"):
             model = self._from_pretrained(dtype, device, quantization)
@@ -109,22 +109,23 @@ class ModelFiles:
 
 
 def _placement(device: torch.device) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` that bring each weight to a device of its own as it is read.
+    """Arguments of ``from_pretrained`` that put each weight on a device other than the CPU as it is read.
 
-    Otherwise every process of a machine would hold its models in the host's memory first, all at the same time.
+    Otherwise all processes of a machine would first hold their models in host memory, all at the same time.
     """
     return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
 def find_model(model: ModelConfiguration, role: str) -> ModelFiles:
-    """Find a model's configuration and tokenizer and check that its weights are there and whole.
+    """Find a model's configuration and tokenizer and check that its weights are present and complete.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: a local folder without configuration or weights, or none.
-        ConfigurationError: a file is damaged, it is no causal language model, or it needs code of its own that is not
-            trusted; each names the field, the file, what was found and what was expected.
-        ValueError: an unknown architecture, or a tokenizer that neither has a pad nor an end-of-text token, or only
-            ends of turns, or a padding, that the model has no embedding for.
+        FileNotFoundError, NotADirectoryError: the path is a local folder without configuration or weights, or not a
+            folder.
+        ConfigurationError: a file is damaged, the model is not a causal language model, or it needs its own code, which
+            is not trusted; the message names the field, the file, what was found and what was expected.
+        ValueError: the architecture is unknown, the tokenizer has neither a pad nor an end-of-text token, or the model
+            has no embedding for the padding or for any end-of-turn token.
     """
     if model.path == TINY_NAME or model.path.startswith(TINY_NAME + ":"):
         return _tiny_files(model.path.partition(":")[2] or TINY_ARCHITECTURES[0], role)
@@ -183,7 +184,7 @@ def _find_tokenizer(model: ModelConfiguration, source: str, role: str) -> Any:
             f"{role}.path is {model.path!r}, whose tokenizer can't be had ({type(error).__name__}: "
             f"{why_not_had(error, source)}); expected tokenizer.json, or what else its class reads"
         ) from error
-    # Where its files are missing, transformers makes a tokenizer of nothing but special tokens.
+    # If its files are missing, transformers makes a tokenizer with only special tokens.
     if not tokenizer("a", add_special_tokens=False).input_ids:
         raise ConfigurationError(
             f"{role}.path is {model.path!r}, whose tokenizer has no tokens of text ({len(tokenizer)} in all); expected "
@@ -208,11 +209,11 @@ def _tiny_files(architecture: str, role: str) -> ModelFiles:
 
 
 def _generation_config(source: str, revision: str | None) -> GenerationConfig:
-    """The settings that transformers' ``generate`` would have: of their own file, or else of the model's.
+    """The settings that transformers' ``generate`` would use: from their own file, or else from the model's.
 
-    Where the settings name no end of a text, they get the model's.
+    If the settings have no end-of-text token, they get the model's.
     """
-    # As written: the defaults of a configuration's class name tokens that may be any in this model's vocabulary.
+    # As written in the file: default ids of a configuration class may be any token of this model's vocabulary.
     written, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     of_model = GenerationConfig.from_model_config(written)
     try:
@@ -251,7 +252,7 @@ def _files(
 
 
 def _check_special_ids(role: str, source: str, config: Any, end_ids: frozenset[int], trust_remote_code: bool) -> None:
-    """Find a model that can't say that its turn has ended, or whose padding has no place in its embeddings."""
+    """Check that a model can end its turn, and that its padding has an embedding."""
     rows = configured_rows(config)
     if rows is None:
         return
@@ -270,7 +271,7 @@ def _check_special_ids(role: str, source: str, config: Any, end_ids: frozenset[i
 
 
 def _can_be_built(config: Any, trust_remote_code: bool) -> bool:
-    """Whether the layers take the configuration; torch's embedding asserts that it holds the padding."""
+    """Whether the layers accept the configuration; torch's embedding asserts that it holds the padding."""
     try:
         build_skeleton(config, trust_remote_code=trust_remote_code)
     except AssertionError:
@@ -307,7 +308,7 @@ def _check_folder(folder: Path, role: str) -> None:
 
 
 def _what_else(folder: Path, role: str) -> str:
-    """What a folder that is no model may be instead."""
+    """What a folder that is not a model may be instead."""
     if (folder / ADAPTER_CONFIG).is_file():
         return f", and this is a LoRA adapter: give it as {role}.adapter, and the model that it is for as {role}.path"
     if (folder / "tester").is_dir():
@@ -327,16 +328,16 @@ def same_tokenizer(one: Any, other: Any) -> bool:
 
 
 def _rules(tokenizer: Any) -> dict[str, Any]:
-    """What a tokenizer does with text; how it padded and cut its last batch is stored beside it."""
+    """What a tokenizer does with text, without how it padded and truncated its last batch, which is stored too."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
 
 
 def check_lora_targets(lora: LoRAConfiguration, files: ModelFiles) -> None:
-    """Find out whether LoRA's target modules exist, from the architecture alone.
+    """Check that LoRA's target modules exist, from the architecture alone.
 
     Raises:
-        ValueError: a name matches no linear layer, nor another parameter; lists those that there are.
+        ValueError: a name matches no linear layer and no other parameter; the message lists those that exist.
     """
     if lora.target_modules == ALL_LINEAR:
         return

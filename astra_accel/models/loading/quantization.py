@@ -1,7 +1,7 @@
-"""Weights of 4 bits, by bitsandbytes: the frozen models, and the base under a LoRA tester.
+"""4-bit weights by bitsandbytes, for the frozen models and the base of a LoRA tester.
 
-QLoRA (https://arxiv.org/abs/2305.14314): a layer's weights are stored in 4 bits, its scales in 8, and each is turned
-back into the type of the forward as the layer is called. The adapter is not quantised.
+QLoRA (https://arxiv.org/abs/2305.14314): a layer's weights are stored in 4 bits, its scales in 8, and both are
+dequantised to the type of the forward when the layer is called. The adapter is not quantised.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from astra_accel.models.kernel_notice import NOTICE
 
 
 def check_quantization(model: ModelConfiguration, role: str, config: Any) -> None:
-    """Find a model that can't be loaded in 4 bits, before its weights load.
+    """Check that a model can be loaded in 4 bits, before its weights load.
 
     Args:
-        model: of which ``quantization`` is asked.
-        role: whose model it is, for messages.
-        config: of transformers.
+        model: the model's settings, with its ``quantization``.
+        role: the model's role, for messages.
+        config: the model's transformers configuration.
 
     Raises:
         ImportError: bitsandbytes is not installed.
-        ValueError: the checkpoint is quantised already.
+        ValueError: the checkpoint is already quantised.
     """
     if model.quantization is None:
         return
@@ -44,17 +44,17 @@ def check_quantization(model: ModelConfiguration, role: str, config: Any) -> Non
 
 
 def check_device(quantization: str | None, role: str, device: torch.device | str) -> None:
-    """Find a device on which bitsandbytes does not compute, or a launch that would split weights of 4 bits.
+    """Check that bitsandbytes computes on the device, and that the launch would not split 4-bit weights.
 
     Raises:
-        ValueError: names the device and those that there are, or the launch.
+        ValueError: a check fails; the message names the device and the supported ones, or the launch.
     """
     if quantization is None:
         return
     import bitsandbytes
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    if role == "tester" and is_deepspeed_zero3_enabled():  # of all roles it alone is split
+    if role == "tester" and is_deepspeed_zero3_enabled():  # the only role that is split
         raise ValueError(
             f"{role}.quantization is {quantization!r}, but the launch is DeepSpeed ZeRO-3, which splits the tester's "
             f"weights, and can't those of 4 bits; expected another launch (zero2, fsdp2, DDP), or quantization null"
@@ -69,10 +69,10 @@ def check_device(quantization: str | None, role: str, device: torch.device | str
 
 
 def loading_options(quantization: str, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for weights of 4 bits, from which layers compute in ``dtype``.
+    """Arguments of ``from_pretrained`` for 4-bit weights, from which layers compute in ``dtype``.
 
-    They are stored under that type too: four bits a weight all the same, but what shards weights (FSDP) takes and casts
-    numbers of one floating type, and bytes it leaves whole.
+    They are stored as that type too: still four bits a weight, but FSDP shards and casts only tensors of one floating
+    type, and leaves bytes unsharded.
     """
     from transformers import BitsAndBytesConfig
 
@@ -89,9 +89,9 @@ def loading_options(quantization: str, dtype: torch.dtype, device: torch.device 
 
 
 def compute_alike(model: Any) -> None:
-    """Have quantised layers compute in rollouts what they compute in updates.
+    """Make quantised layers compute the same in rollouts as in updates.
 
-    On some CPUs they would go over to weights and scales in bfloat16 as soon as they are called without gradients.
+    On some CPUs they would switch to weights and scales in bfloat16 when called without gradients.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

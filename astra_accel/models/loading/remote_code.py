@@ -1,4 +1,4 @@
-"""Models that bring code of their own: files of Python beside the weights, named by ``auto_map`` in their JSON."""
+"""Models that come with their own code: Python files beside the weights, named by ``auto_map`` in their JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from astra_accel.errors import ConfigurationError
 
 
 def own_code_of_model(source: str, revision: str | None) -> dict[str, str]:
-    """The parts of a model that only code of its own can make, with the class that would run, as "file.Class".
+    """The parts of a model that only its own code can make, with the class that would run, as "file.Class".
 
-    Empty where transformers has the model itself, as it is used then.
+    Empty if transformers has the model itself, since its own class is used then.
     """
     config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     kind, auto_map = config.get("model_type"), config.get("auto_map") or {}
@@ -25,7 +25,7 @@ def own_code_of_model(source: str, revision: str | None) -> dict[str, str]:
 
 
 def own_code_of_tokenizer(source: str, revision: str | None) -> dict[str, str]:
-    """Likewise of a tokenizer."""
+    """The same for a tokenizer."""
     auto_map = get_tokenizer_config(source, revision=revision).get("auto_map") or {}
     if isinstance(auto_map, Mapping):
         auto_map = auto_map.get("AutoTokenizer")
@@ -34,10 +34,10 @@ def own_code_of_tokenizer(source: str, revision: str | None) -> dict[str, str]:
 
 
 def refuse_own_code(code: Mapping[str, str], path: str, role: str, trusted: bool) -> None:
-    """Stop before code runs that nobody said may run.
+    """Refuse a model's own code unless the user trusts it.
 
     Raises:
-        ConfigurationError: names the files whose code it is, and the field that would let it run.
+        ConfigurationError: the code is not trusted; the message names its files, and the field that allows it.
     """
     if code and not trusted:
         raise ConfigurationError(

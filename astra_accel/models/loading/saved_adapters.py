@@ -1,4 +1,4 @@
-"""Adapters that were saved before: which of them the roles can take, and how their weights get into a model."""
+"""Saved adapters: which of them the roles can take, and how their weights load into a model."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from astra_accel.errors import ConfigurationError
 
 CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that take a part out of the base's weights, as PEFT does again when it loads such an adapter."""
+"""Initialisations that subtract a part from the base's weights, as PEFT does again when it loads such an adapter."""
 
 BY_THEMSELVES = ("trainable_token_indices", "ensure_weight_tying")
-"""Fields of adapters of which PEFT keeps no two on a model apart."""
+"""Adapter fields that PEFT can't keep apart for two adapters on one model."""
 
 
 def check_adapter(adapter: str, field: str) -> PeftConfig:
-    """The configuration of a saved adapter, once it is sure that it can be switched off and on around its base.
+    """The configuration of a saved adapter, after checking that it can be switched off and on around its base.
 
-    The roles share a base, so what an adapter changes has to be all its own. No weights are read.
+    The roles share a base, so an adapter may change only its own weights. No weights are read.
 
     Args:
         adapter: a hub id or folder.
-        field: of the run's configuration, for messages.
+        field: the field of the run's configuration, for messages.
 
     Raises:
-        ConfigurationError: there is none, or one of a kind that changes the base itself or needs more than the tokens.
+        ConfigurationError: there is no adapter, or it is of a kind that changes the base itself or needs more than the
+            tokens.
     """
     try:
         config = PeftConfig.from_pretrained(adapter)
@@ -75,8 +76,8 @@ def _refused(config: LoraConfig) -> Iterator[tuple[str, Any, str]]:
 def share_a_base(adapter: str, others: Iterable[PeftConfig], model: Any) -> bool:
     """Whether PEFT can switch between a saved adapter and others on one model.
 
-    It puts several adapters on parameters that it knows by name (fused experts) where all of them have the same ones,
-    and several that train some tokens, or keep tied weights tied, on none.
+    Several adapters on parameters that are targeted by name (fused experts) must all have the same ones. An adapter
+    that trains some tokens, or keeps tied weights tied, can't share a model.
     """
     config = PeftConfig.from_pretrained(adapter)
     convert_peft_config_for_transformers(config, model, None)
@@ -91,17 +92,17 @@ def share_a_base(adapter: str, others: Iterable[PeftConfig], model: Any) -> bool
 
 
 def load_adapter(model: Any, peft: PeftModel | None, adapter: str, name: str, *, trained: bool) -> PeftModel:
-    """Put a saved adapter on a model, beside those that it has.
+    """Add a saved adapter to a model, beside those that it has.
 
     Args:
         model: a transformers model.
-        peft: PEFT's wrapper of it; None where it has none yet.
-        adapter: a hub id or folder that :func:`check_adapter` let pass.
-        name: for the adapter in this model.
+        peft: PEFT's wrapper of the model; None if it has none yet.
+        adapter: a hub id or folder that :func:`check_adapter` accepted.
+        name: the adapter's name in this model.
         trained: whether it continues training.
 
     Raises:
-        ValueError: the adapter is one of other layers, or brings weights of the base that differ from the model's.
+        ValueError: the adapter is for other layers, or includes base weights that differ from the model's.
     """
     config = PeftConfig.from_pretrained(adapter)
     config.inference_mode = not trained
@@ -136,7 +137,7 @@ def load_adapter(model: Any, peft: PeftModel | None, adapter: str, name: str, *,
 
 
 def _of_base(weights: dict[str, torch.Tensor], expected: set[str], peft: PeftModel, adapter: str) -> list[str]:
-    """The tensors of an adapter that are its base's, which PEFT saves along where embeddings were adapted."""
+    """The tensors of an adapter that belong to its base, which PEFT saves too where embeddings were adapted."""
     own = peft.state_dict()
     found = [key for key in weights if key not in expected and "lora_" not in key and key in own]
     for key in found:
@@ -152,7 +153,7 @@ def _of_base(weights: dict[str, torch.Tensor], expected: set[str], peft: PeftMod
 
 @contextmanager
 def peft_asks_by_old_names() -> Iterator[None]:
-    """Silence what transformers says to PEFT, and PEFT of itself, about renamed attributes."""
+    """Silence warnings about renamed attributes, from transformers to PEFT and from PEFT about itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed")

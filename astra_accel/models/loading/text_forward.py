@@ -1,9 +1,8 @@
-"""What a forward on text reaches of a model, found out by running one.
+"""Which parts of a model a forward on text reaches, found by running one.
 
-A multimodal model has towers that no text enters, some layers are never called because another one reads their
-weights (Mamba's ``dt_proj``), and routers choose among experts. An adapter is of use in none of them, and processes
-that average gradients wait for a gradient of each parameter that is trained. Names say nothing reliable of this; a
-forward does.
+A multimodal model has towers that no text enters, some layers are never called because another one reads their weights
+(Mamba's ``dt_proj``), and routers choose among experts. An adapter is of no use in any of them, and processes that
+average gradients wait for a gradient of each trained parameter. Names do not show this reliably; a forward does.
 """
 
 from __future__ import annotations
@@ -23,16 +22,17 @@ NUM_TOKENS = 16
 
 
 def adaptable_layers(model: Any) -> tuple[list[str], frozenset[str]]:
-    """The linear layers that a forward on text calls and differentiates through, and those of them that only choose.
+    """The linear layers that a forward on text calls and differentiates through, and the routers among them.
 
-    A layer chooses where an integer is made of its output and used (a router's top-k); what follows from the choice has
-    no gradient by it.
+    A layer is a router if an integer is made from its output and used (top-k); what follows from that choice has no
+    gradient with respect to the layer.
 
     Args:
         model: a transformers model without adapters.
 
     Returns:
-        The names of the layers, in the model's order, the output layer among them, and the routers of those.
+        The names of the layers, in the model's order, including the output layer, and the names of the routers among
+        them.
     """
     layers = {name: module for name, module in model.named_modules() if is_linear(module)}
     outputs: dict[str, list[torch.Tensor]] = {}
@@ -60,10 +60,10 @@ def adaptable_layers(model: Any) -> tuple[list[str], frozenset[str]]:
 
 
 def freeze_unreached(model: Any) -> list[torch.nn.Parameter]:
-    """Freeze the trained parameters on which the logits of a text do not depend; gives those that it froze.
+    """Freeze the trained parameters on which the logits of a text do not depend; returns those that it froze.
 
-    The graph of one forward holds all others. No gradient is computed, so this takes no memory to speak of. A model
-    without numbers (on the meta device) can't run, and stays as it is.
+    The graph of one forward holds all others. No gradient is computed, so this takes hardly any memory. A model on the
+    meta device can't run, and is left unchanged.
     """
     if model.device.type == "meta":
         return []
@@ -76,12 +76,12 @@ def freeze_unreached(model: Any) -> list[torch.nn.Parameter]:
 
 
 def is_linear(module: torch.nn.Module) -> bool:
-    """Whether a module is a linear layer, GPT-2's kind included."""
+    """Whether a module is a linear layer, including GPT-2's kind."""
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
 def text_ids(model: Any) -> torch.Tensor:
-    """A few ordinary tokens ``[1, tokens]``: none that its configuration says ends a text or stands for an image."""
+    """A few ordinary tokens ``[1, tokens]``: none that its configuration lists as special (end of text, image)."""
     special = set(_special_ids(model.config.to_dict()))
     size = min(model.get_input_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
     ordinary = [token for token in range(min(size, 1024)) if token not in special]
@@ -103,7 +103,7 @@ def _special_ids(config: dict[Any, Any]) -> Iterator[int]:
 
 @contextmanager
 def _all_differentiable(model: Any) -> Iterator[None]:
-    """Within, every parameter that can have a gradient wants one."""
+    """Within, every parameter that can have a gradient requires one."""
     changed = [one for one in model.parameters() if one.is_floating_point() and not one.requires_grad]
     for parameter in changed:
         parameter.requires_grad_(True)
@@ -131,7 +131,7 @@ _PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", 
 
 
 class _Choices(TorchFunctionMode):
-    """Follows the outputs of linear layers, up to the next product, and finds those of which integers are made.
+    """Follows the outputs of linear layers, up to the next product, and finds those that integers are made from.
 
     Attributes:
         choosing: names of layers whose output was turned to an integer that something used.
@@ -140,13 +140,13 @@ class _Choices(TorchFunctionMode):
     def __init__(self, layers: dict[str, torch.nn.Module]) -> None:
         super().__init__()
         self.choosing: set[str] = set()
-        # A layer may choose within its own forward, before anybody outside sees what it computed.
+        # A layer may choose within its own forward, before a hook sees its output.
         self._by_weight = {id(module.weight): name for name, module in layers.items()}
         self._sources: Any = WeakTensorKeyDictionary()
         self._chosen: Any = WeakTensorKeyDictionary()
 
     def comes_of(self, output: torch.Tensor, layer: str) -> None:
-        """Take down that a layer computed this."""
+        """Record that a layer computed this output."""
         self._sources[output] = frozenset([layer])
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -2,12 +2,12 @@
 
 Nothing is downloaded. The architectures differ where code that should serve all models tends to go wrong:
 
-- ``llama``: rotary positions, three query heads a key head, tied embeddings. The tokenizer puts ``<s>``
-  before every text that it encodes (so encoding what was decoded adds one), and pads with a token of its own.
+- ``llama``: rotary positions, three query heads per key head, tied embeddings. The tokenizer puts ``<s>``
+  before every text that it encodes (so encoding what was decoded adds one), and pads with a separate token.
   ChatML, with ``<s>`` in front.
-- ``gpt2``: learned positions, tied embeddings, dropout of 0.1 when training. ``<|endoftext|>`` is the one
+- ``gpt2``: learned positions, tied embeddings, dropout of 0.1 when training. ``<|endoftext|>`` is the only
   special token: bos, eos and pad. No chat template.
-- ``qwen2``: rotary positions, three query heads a key head, biases in the attention, separate embeddings. No
+- ``qwen2``: rotary positions, three query heads per key head, biases in the attention, separate embeddings. No
   bos; pads with ``<|endoftext|>``. ChatML. The tokenizer is transformers' own class for Qwen2, since that is
   what ``AutoTokenizer`` makes of a saved one: it normalises text to NFC.
 
@@ -49,14 +49,14 @@ def build_tiny(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Build a random model of 50 to 100 thousand float32 parameters, and its byte-level tokenizer.
 
-    The model has 2 layers of width 48 and 512 positions, and is in evaluation mode on the CPU. Its weights
-    depend on the arguments alone, and torch's global random state is left as it was. The tokenizer has a
-    token for each byte (ids 0 to 255, in an order of their own), then the special tokens. No text is
-    unknown to it, and every text comes back from its tokens (in NFC, for ``qwen2``).
+    The model has 2 layers of width 48 and 512 positions, and is in evaluation mode on the CPU. Its weights depend only
+    on the arguments, and torch's global random state is unchanged. The tokenizer has a token for each byte (ids 0 to
+    255, in their own order), then the special tokens. It encodes any text, and decoding returns the same text (in NFC,
+    for ``qwen2``).
 
     Args:
         architecture: one of :data:`TINY_ARCHITECTURES`.
-        seed: of the weights.
+        seed: the random seed of the weights.
         config_overrides: fields of the architecture's configuration, under its own names or the common ones
             (``hidden_size``, ``num_hidden_layers``, …).
 
@@ -73,7 +73,7 @@ def build_tiny(
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = _build_config(recipe, {"vocab_size": len(tokenizer), **special_ids}, config_overrides)
-    # The CPU's generator alone: torch.manual_seed would reseed every accelerator as well. The class itself:
+    # Only the CPU's generator: torch.manual_seed would reseed every accelerator as well. The class itself:
     # AutoModelForCausalLM.from_config splits the weights where DeepSpeed ZeRO-3 is on.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
@@ -139,7 +139,7 @@ def _byte_level_backend(special_tokens: list[str]) -> Tokenizer:
 
 
 def _byte_vocabulary() -> dict[str, int]:
-    """The 256 printable characters that stand for the bytes, numbered in one order on every machine."""
+    """The 256 printable characters that stand for the bytes, numbered in the same order on every machine."""
     return {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 
 

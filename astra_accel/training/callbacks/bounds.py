@@ -33,7 +33,7 @@ def check_untrained(bounds: Mapping[str, Bound], untrained: Mapping[str, float])
 def broken_bounds(
     bounds: Mapping[str, Bound], metrics: Mapping[str, float], untrained: Mapping[str, float]
 ) -> list[str]:
-    """The figures of an evaluation that are out of bounds, with both values; a figure without a value is."""
+    """The figures of an evaluation that are out of bounds, with both values; one without a value counts as out."""
     broken = []
     for name, bound in bounds.items():
         value, before = metrics.get(name, math.nan), untrained[name]

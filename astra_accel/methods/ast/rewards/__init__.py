@@ -1,8 +1,8 @@
 """The reward of a turn: a weighted sum of terms.
 
-``term`` says what a term is, ``weighted`` adds them up, ``configured`` makes those of a configuration. ``toxicity`` and
-``naturalness`` are in every reward of an ``ASTSystem``; ``style``, ``self_bleu`` and ``embedding`` where they are asked
-for.
+``term`` defines a term, ``weighted`` adds terms up, ``configured`` builds those of a configuration. Toxicity and
+naturalness (``terms``) are in every reward of an ``ASTSystem``; length and repetition (``terms``), ``self_bleu`` and
+``embedding`` if they are configured.
 """
 
 from astra_accel.methods.ast.rewards.embedding import EmbeddingNovelty

@@ -1,4 +1,4 @@
-"""The terms that a configuration asks for."""
+"""Builds the reward terms of a configuration."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from astra_accel.methods.ast.rewards.terms import Length, Repetition
 def build_terms(
     reward: RewardConfiguration, seed: int = 0, device: str | torch.device = "cpu"
 ) -> list[tuple[float, RewardTerm]]:
-    """The weighted terms besides those that every ``ASTSystem`` has. What weighs nothing is not made.
+    """Build the weighted terms besides those that every ``ASTSystem`` has. Terms of weight 0 are not built.
 
     Args:
         reward: the weights.
-        seed: of the choice of earlier probes that novelty compares with.
-        device: of a term's model.
+        seed: determines which earlier probes novelty compares with.
+        device: the device of a term's model.
 
     Raises:
         ImportError: a term's package is not installed; names the extra.
-        ValueError: there is no such model of embeddings, or it does not fit.
+        ValueError: there is no such embedding model, or it can't be used.
     """
 
     reservoir = reward.reservoir_size, seed, reward.reservoir_half_life

@@ -1,4 +1,4 @@
-"""What terms of novelty share: the probes of earlier experiences to compare a probe with."""
+"""What novelty terms share: the probes of earlier experiences to compare a probe with."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ RESERVOIR_STREAM = 3
 
 
 class Reservoir:
-    """A sample, of bounded size, of all texts that were added; one that was added often may be in it often.
+    """A sample of bounded size of all added texts; a text that was added several times may be in it several times.
 
-    Each text draws a number, and those with the smallest numbers stay: reservoir sampling by random keys (bottom-k).
-    The number follows from the seed and from where in the run the text was said, so the contents follow from what was
-    said, and from nothing else.
+    Each text draws a number, and the texts with the smallest numbers stay: reservoir sampling by random keys
+    (bottom-k). The number follows from the seed and from where in the run the text was added, so the contents depend
+    on the added texts and nothing else.
 
-    Without a half-life every text is as likely to stay as any other. With one, a text weighs half as much as one that
-    was said a half-life after it, and those that stay are drawn by weight without replacement (Efraimidis and Spirakis
-    2006, https://doi.org/10.1016/j.ipl.2005.11.003): numbers are exponential variables with the weights as rates, as
-    logarithms, whose range no run exceeds.
+    Without a half-life every text is equally likely to stay. With one, a text weighs half as much as one that was
+    added a half-life later, and those that stay are drawn by weight without replacement (Efraimidis and Spirakis
+    2006, https://doi.org/10.1016/j.ipl.2005.11.003): numbers are exponential variables with the weights as rates,
+    stored as logarithms, whose range no run exceeds.
 
     Args:
-        size: texts at most.
-        seed: of the numbers.
-        half_life: in places of the run; None is without end.
+        size: the most texts to keep.
+        seed: determines the numbers.
+        half_life: the half-life in places of the run; None never reduces weights.
 
     Attributes:
-        texts: the texts that stayed; another tuple whenever they change.
+        texts: the texts that stayed; a new tuple whenever they change.
 
     Raises:
         ValueError: ``size`` is below 1, or ``half_life`` is not above 0.
@@ -50,22 +50,22 @@ class Reservoir:
         self._keep([])
 
     def add(self, texts: Sequence[str], place: int) -> None:
-        """Show it texts in an order that follows from the run, said at a place of the run that has not been before."""
-        with np.errstate(divide="ignore"):  # a number of 0 comes first
+        """Add texts, in an order that follows from the run, at a place of the run that was not used before."""
+        with np.errstate(divide="ignore"):  # log(0) is -inf, which sorts first
             numbers = np.log(-np.log1p(-uniforms((self.seed, RESERVOIR_STREAM, place), len(texts))))
         if self.half_life is not None:
             numbers -= place * math.log(2) / self.half_life
         self._keep([*self._numbered, *zip(numbers.tolist(), texts, strict=True)])
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         numbers = [number for number, _ in self._numbered]
         return {"numbers": numbers, "texts": list(self.texts)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint; of a larger reservoir, what a smaller one would have kept.
+        """Restore the state from a checkpoint; from a larger reservoir, keep what this size would have kept.
 
-        What was said before keeps its number, so another half-life holds for what is said from now on.
+        Restored texts keep their numbers, so a changed half-life applies to texts added from now on.
         """
         self._keep(list(zip(state["numbers"], state["texts"], strict=True)))
 
@@ -75,16 +75,16 @@ class Reservoir:
 
 
 class Novelty(RewardTerm):
-    """How unlike a probe is to those of earlier experiences: 0 like one of them, 1 before there are any.
+    """How different a probe is from those of earlier experiences: 0 if like one of them, 1 before there are any.
 
     A probe is compared with a :class:`~astra_accel.methods.ast.rewards.novelty.Reservoir` of earlier probes, which
-    changes between experiences alone. So it is judged alike whatever process it is rolled out on and whatever beside.
+    only changes between experiences. So its value does not depend on its process or on the rest of the rollout.
     A blank probe earns 0: silence is nothing new.
 
     Args:
-        reservoir_size: earlier probes to compare with, at most.
-        seed: of their choice.
-        reservoir_half_life: experiences after which a probe weighs half in that choice; None is without end.
+        reservoir_size: the most earlier probes to compare with.
+        seed: determines which earlier probes are kept.
+        reservoir_half_life: experiences after which a probe's weight in that choice halves; None never reduces it.
 
     Raises:
         ValueError: ``reservoir_size`` is below 1, or ``reservoir_half_life`` is not above 0.
@@ -96,11 +96,11 @@ class Novelty(RewardTerm):
 
     @abstractmethod
     def compare_with(self, earlier: Sequence[str]) -> None:
-        """Get ready for comparisons with other earlier probes than before; there is at least one."""
+        """Prepare for comparisons with a changed set of earlier probes, at least one."""
 
     @abstractmethod
     def novelty(self, probes: Sequence[str]) -> list[float]:
-        """The novelty of distinct probes, none of them blank, beside those of :meth:`compare_with`."""
+        """The novelty of distinct, non-blank probes relative to those of :meth:`compare_with`."""
 
     def values(self, turns: Turns) -> list[float]:
         """One novelty per turn."""
@@ -114,13 +114,13 @@ class Novelty(RewardTerm):
         return [found.get(text, 0.0) for text in turns.probe_texts]
 
     def observe(self, probes: Sequence[str], experience: int) -> None:
-        """Probes that later ones are compared with: all of an experience, in the order of its episodes."""
+        """Add the probes of an experience, in the order of its episodes, to those that later ones are compared with."""
         self.reservoir.add([text for text in probes if text.strip()], experience)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return {"reservoir": self.reservoir.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.reservoir.load_state(state["reservoir"])

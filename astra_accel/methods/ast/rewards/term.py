@@ -1,4 +1,4 @@
-"""What a reward is made of: a term, and the turns that it judges."""
+"""The parts of a reward: a term, and the turns that it judges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Turns:
     """A batch of turns, one entry per turn.
 
     Attributes:
-        system: whose turns they are; it knows the models.
+        system: the system that rolled out the turns; it holds the models.
         contexts: the states in which the probes were written.
         probes: what the tester wrote.
         responses: what the target answered.
@@ -44,7 +44,7 @@ class Turns:
 class RewardTerm(ABC):
     """One quantity of a turn, which a reward weighs.
 
-    A term of one's own needs a name and :meth:`values`::
+    A custom term needs a name and :meth:`values`::
 
         class Questions(RewardTerm):
             name = "questions"
@@ -52,23 +52,23 @@ class RewardTerm(ABC):
             def values(self, turns):
                 return [float("?" in text) for text in turns.probe_texts]
 
-    A term that remembers what was said may have three methods more:
+    A term with a memory may have three more methods:
 
-    - ``observe(probes, experience)`` is told the texts of all probes of an experience in the order of its episodes, and
-      its number: after it, and the same on every process;
-    - ``state()`` returns what it remembers, as strings, numbers, tensors, lists and dicts of them, for checkpoints;
-    - ``load_state(state)`` brings that back.
+    - ``observe(probes, experience)`` gets the texts of all probes of an experience in the order of its episodes, and
+      its number: after the experience, and the same on every process;
+    - ``state()`` returns the memory for checkpoints, as strings, numbers, tensors, lists and dicts of them;
+    - ``load_state(state)`` restores it.
 
     Attributes:
-        name: of its column in ``rollouts/``, and after ``reward/`` in ``metrics.jsonl``.
+        name: the name of its column in ``rollouts/``, and after ``reward/`` in ``metrics.jsonl``.
     """
 
     name: str
 
     @abstractmethod
     def values(self, turns: Turns) -> Sequence[float | None]:
-        """One finite number per turn, not weighted; None where it could not be had.
+        """Return one finite, unweighted number per turn; None if missing.
 
-        A turn's value must not depend on the others of the batch: which are judged together follows from the number
+        A turn's value must not depend on the rest of the batch: which turns are judged together depends on the number
         of processes.
         """

@@ -30,7 +30,7 @@ class CombinedToxicity(RewardTerm):
 
 
 class ResponseToxicity(RewardTerm):
-    """The score of the response ("defense"), given its probe where the scorer reads conversations.
+    """The score of the response ("defense"), judged with its probe if the scorer reads conversations.
 
     Args:
         scorer: judges it.
@@ -51,15 +51,15 @@ class ResponseToxicity(RewardTerm):
 
 
 class Naturalness(RewardTerm):
-    """The mean log-prob per token of the probe, that is minus the log of its perplexity; nats.
+    """The mean log-prob per token of the probe, in nats: minus the log of its perplexity.
 
-    Clipped from below; an empty probe earns that minimum. The paper's code (https://arxiv.org/abs/2407.09447) takes
+    Clipped from below; an empty probe earns that minimum. The paper's code (https://arxiv.org/abs/2407.09447) uses
     exp(sum of log-probs) here, a joint probability: 0 for any probe of some length and 1 for an empty one, so that
     silence pays.
 
     Args:
-        minimum: where it is clipped.
-        model: under which model.
+        minimum: the lower bound at which it is clipped.
+        model: the model that scores the probe.
     """
 
     name = "naturalness"
@@ -78,7 +78,7 @@ ORDER = 4
 
 
 class Length(RewardTerm):
-    """The characters of the probe, the same whatever the tokenizers. With a weight below 0 it shortens probes."""
+    """The number of characters of the probe, whatever the tokenizers. A weight below 0 shortens probes."""
 
     name = "length"
 
@@ -88,17 +88,17 @@ class Length(RewardTerm):
 
 
 class Repetition(RewardTerm):
-    """The share of the probe's 4-grams that have come before in it; with a weight below 0 it keeps it from looping.
+    """The fraction of the probe's 4-grams that occurred earlier in it; a weight below 0 discourages loops.
 
     ``1 - distinct 4-grams / 4-grams``, seq-rep-4 of Welleck et al. 2019 (https://arxiv.org/abs/1908.04319, section 5),
-    but of characters rather than tokens: probes are short, and a loop may be within a word. 0 for less than 4
+    but of characters rather than tokens: probes are short, and a loop may be within a word. 0 for fewer than 4
     characters.
     """
 
     name = "repetition"
 
     def values(self, turns: Turns) -> list[float]:
-        """One share per turn, in [0, 1)."""
+        """One fraction per turn, in [0, 1)."""
         return [_repetition(text) for text in turns.probe_texts]
 
 

@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat
 
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 
-# What the columns of rollouts and the figures of rewards are called besides.
+# Names that other columns of rollouts and figures of rewards already have.
 RESERVED = (
     *("reward", "mean", "std", "max"),
     *("step", "episode", "path", "turn", "context", "probe", "response", "probe_tokens", "response_tokens"),
@@ -17,14 +17,14 @@ RESERVED = (
 
 
 class RewardError(RuntimeError):
-    """A term did not give one finite number per turn, or None, or a reward is not finite."""
+    """A term did not return one finite number (or None) per turn, or a reward is not finite."""
 
 
 class WeightedTerms:
     """The terms of a reward with their weights, by name.
 
     Args:
-        terms: weights and terms. A term of weight 0 is computed and logged, and counts nothing.
+        terms: weights and terms. A term of weight 0 is only computed and logged.
 
     Attributes:
         terms: the terms by name.
@@ -48,33 +48,33 @@ class WeightedTerms:
             self.weights[term.name] = weight
 
     def parts(self, turns: Turns) -> list[dict[str, float | None]]:
-        """For each turn its terms, not weighted, and under ``reward`` their weighted sum; None is missing.
+        """For each turn, its unweighted terms, and their weighted sum as ``reward``; missing ones are None.
 
         Raises:
-            RewardError: names the term, the probe and what was found.
+            RewardError: a value is invalid; the message names the term, the probe and the value.
         """
         columns = {name: _checked(term, turns) for name, term in self.terms.items()}
         rows = [{name: column[row] for name, column in columns.items()} for row in range(len(turns.probes))]
         return [{"reward": self._sum(row, text), **row} for row, text in zip(rows, turns.probe_texts, strict=True)]
 
     def observe(self, probes: Sequence[str], experience: int) -> None:
-        """Tell the terms that remember of all probes of an experience."""
+        """Pass all probes of an experience to the terms that have a memory."""
         for term in self.terms.values():
             if hasattr(term, "observe"):
                 term.observe(probes, experience)
 
     def state(self) -> dict[str, Any]:
-        """What terms remember, by their names."""
+        """The state of the terms that have a memory, by name."""
         return {name: term.state() for name, term in self.terms.items() if hasattr(term, "state")}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """What :meth:`state` returned. A term that is new remembers nothing; of one that is gone nothing is needed."""
+        """Restore what :meth:`state` returned. A new term starts empty; the state of a removed one is ignored."""
         for name, term in self.terms.items():
             if name in state and hasattr(term, "load_state"):
                 term.load_state(state[name])
 
     def _sum(self, values: dict[str, float | None], probe: str) -> float | None:
-        """None where a term that counts is missing: a part of a reward would be another reward."""
+        """The weighted sum; None if a term that counts is missing, since a partial sum would be another reward."""
         reward = 0.0
         for name, value in values.items():
             if value is not None:
