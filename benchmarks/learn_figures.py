@@ -52,7 +52,7 @@ class Evaluation:
         identity, measured = folder.identity(), folder.metrics()
         num_prompts = len(identity["seeds"])
         judges = tuple(name for name in identity["scorers"] if name != REWARD_SCORER)
-        found = statistics_of(Nodes.of(folder.rows(), num_prompts), measured["threshold"], judges)
+        found = statistics_of(Nodes.from_rows(folder.rows(), num_prompts), measured["threshold"], judges)
         names = [*RESAMPLED, *(f"{judge}/{SUCCESS}" for judge in judges)]
         estimates = {name: measured["metrics"][name] for name in (*names, DISTINCT) if name in measured["metrics"]}
         not_self_bleu = measured["metrics"][NOT_SELF_BLEU]["value"]

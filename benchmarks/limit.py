@@ -44,7 +44,7 @@ class Size:
     kv_bytes: int
 
     @classmethod
-    def of(cls, model: Any) -> Size:
+    def from_model(cls, model: Any) -> Size:
         """The size of a transformers model."""
         weights = [weight for name, weight in model.named_parameters() if "lora_" not in name]
         config = model.config.get_text_config()

@@ -123,14 +123,14 @@ def train(options: argparse.Namespace, config: TrainingConfiguration, accelerato
     sampler = Clocked(build_system(options), first_prompts(options), options.width, options.depth)
     trainer = AccelTrainer(config, sampler, DPO(sampler.system), accelerator=accelerator)
     parts: list[list[MicroBatch]] = [[] for _ in range(config.training_steps)]
-    micro_batches_of = trainer.loader.of
+    micro_batches_of = trainer.loader.micro_batches
 
     def noting(experience: Experience, epoch: int) -> Iterator[MicroBatch]:
         for micro_batch in micro_batches_of(experience, epoch):
             parts[experience.index].append(micro_batch)
             yield micro_batch
 
-    trainer.loader.of = noting
+    trainer.loader.micro_batches = noting
     trainer.train()
     accelerator.free_memory()  # It would keep the models of every trainer.
     lines = (trainer.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

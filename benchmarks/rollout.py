@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     took = medians(measured)
     rates = limit.Rates(num_flops / took["matrix products"], num_bytes / took["reading"])
-    size = limit.Size.of(system.roles.target.model)
+    size = limit.Size.from_model(system.roles.target.model)
     works_of_roles = [limit.count_work(calls) for calls in limit.rollout_calls(system, rolled_out["ours"]).values()]
     bandwidth = sum(limit.bandwidth_limit(work, size, rates) for work in works_of_roles)
     roofline = sum(limit.roofline_limit(work, size, rates) for work in works_of_roles)

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     took = medians(measured)
     rates = limit.Rates(num_flops / took["matrix products"], 0.0)
-    size = limit.Size.of(system.roles.target.model)
+    size = limit.Size.from_model(system.roles.target.model)
     num_tokens = num_distinct(pairs)
     least = limit.update_limit(num_tokens, size, rates, full=options.full)
     ratios = {
@@ -136,7 +136,7 @@ class Update:
     def backward(self) -> None:
         """The gradient of the mean loss over all pairs, from the baseline's log-probs on."""
         steps = self._algorithm.precompute(self.steps)
-        for batch, weight, _ in self._loader.of(Experience(0, self._graphs, steps, self._trees), epoch=0):
+        for batch, weight, _ in self._loader.micro_batches(Experience(0, self._graphs, steps, self._trees), epoch=0):
             with self._accelerator.accumulate(self._step_module):
                 loss, _ = self._step_module(batch)
                 # Accelerate divides by the number of micro-batches.

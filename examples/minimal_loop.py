@@ -34,7 +34,7 @@ def main() -> None:
 
     for step in range(TRAINING_STEPS):
         experience = harness.collect(step)  # every process rolls out its part and gets all of it
-        for batch, weight, _ in loader.of(experience, epoch=0):  # every process gets its shard of a batch
+        for batch, weight, _ in loader.micro_batches(experience, epoch=0):  # every process gets its shard of a batch
             with accelerator.accumulate(step_module):
                 loss, _ = step_module(batch)
                 # The weights of an update add up to 1, so what Accelerate divides by is undone.

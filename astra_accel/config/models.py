@@ -35,7 +35,7 @@ class ModelConfiguration(Section):
     trained in full."""
 
     @classmethod
-    def of(cls, model: str | Path | ModelConfiguration | None, name: str) -> ModelConfiguration:
+    def from_name(cls, model: str | Path | ModelConfiguration | None, name: str) -> ModelConfiguration:
         """A model that a program gives by its id, its folder or all its fields; None is the default.
 
         Raises:

@@ -132,7 +132,7 @@ def _nodes(folder: EvaluationFolder, identity: Mapping[str, Any], seeds: Sequenc
     missing = len(seeds) - len({row["episode"] for row in rows})
     if missing:
         raise EvaluationError(f"{folder.path} lacks the nodes of {missing} of its {len(seeds)} prompts; evaluate again")
-    return Nodes.of(rows, len(seeds))
+    return Nodes.from_rows(rows, len(seeds))
 
 
 def _check_prompts(folders: Sequence[EvaluationFolder], prompts: Sequence[Sequence[Any]]) -> None:

@@ -167,7 +167,7 @@ class ASTEvaluator(Evaluator):
         from astra_accel.evaluation.figures.nodes import Nodes
         from astra_accel.evaluation.figures.summary import summarize
 
-        nodes = Nodes.of(rows, 1 + max(row["episode"] for row in rows))
+        nodes = Nodes.from_rows(rows, 1 + max(row["episode"] for row in rows))
         return summarize(
             nodes,
             threshold=self.threshold,

@@ -208,7 +208,7 @@ class ExperienceLoader:
         loader = DataLoader(self._examples, batch_sampler=self._batches, collate_fn=self._collate)
         self.prepared = accelerator.prepare(loader)
 
-    def of(self, experience: Experience, epoch: int) -> Iterator[MicroBatch]:
+    def micro_batches(self, experience: Experience, epoch: int) -> Iterator[MicroBatch]:
         """Yield this process's micro-batches of one pass over an experience, in an order set by seed, index and epoch.
 
         Trees are shuffled; the examples of each tree stay together and in order.

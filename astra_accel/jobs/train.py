@@ -89,7 +89,7 @@ def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
         FileNotFoundError, ValueError: a model, a prompt or a limit that does not fit; names the field.
     """
     files = find_roles(config.tester, config.target, config.baseline, config.lora)
-    views = Views.of(files, config.rollout)
+    views = Views.from_files(files, config.rollout)
     for name, texts in (("train", prompts.train), ("dev", prompts.dev), ("test", prompts.test)):
         if texts:
             check_prompts(texts, views, config.rollout, what=f"prompts.{name}")
@@ -115,7 +115,7 @@ def build_sampler(
     if files is None:
         files = check_models(config, prompts)
     scorer = build_scorer(config.scorer.name, **{"device": device, **config.scorer.options})
-    system = system_class(config).of(
+    system = system_class(config).from_files(
         files, scorer, device, config.rollout, reward=config.reward, compute=config.compute, seed=config.training.seed
     )
     return ASTSampler(

@@ -92,9 +92,9 @@ class LanguageModel:
     def keep(self, context: Ids, continuation: Ids, logprobs: tuple[float, ...]) -> None:
         """Store log-probs that were just computed, if the role's weights are frozen."""
         if self.recall is not None:
-            self.recall.keep(context, continuation, logprobs, Precision.of(self.model))
+            self.recall.keep(context, continuation, logprobs, Precision.from_model(self.model))
 
     def _recalled(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> list[tuple[float, ...] | None]:
         if self.recall is None:
             return [None] * len(contexts)
-        return self.recall.find(contexts, continuations, Precision.of(self.model))
+        return self.recall.find(contexts, continuations, Precision.from_model(self.model))

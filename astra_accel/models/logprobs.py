@@ -204,7 +204,7 @@ def check_readings(model: Any) -> None:
 
 def _check_readings(model: Any) -> None:
     contexts, continuations = check_sequences(model)
-    head = Head.of(model)
+    head = Head.from_model(model)
     reader = _rows_reader(
         model,
         None if head is None else head.logprobs,

@@ -22,7 +22,7 @@ class Precision(NamedTuple):
     autocast: torch.dtype | None
 
     @classmethod
-    def of(cls, model: Any) -> Self:
+    def from_model(cls, model: Any) -> Self:
         """The precision that a model would run in now."""
         device = model.device.type
         return cls(model.dtype, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)

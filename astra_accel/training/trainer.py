@@ -272,7 +272,7 @@ class AccelTrainer:
 
     def _after_step(self, experience: Experience, records: list[dict[str, Any]]) -> None:
         figures: dict[str, Any] = experience_metrics(experience)
-        waited = self.callbacks.agree(pop_wait_seconds)
+        waited = self.callbacks.sync_control(pop_wait_seconds)
         speed = speed_figures(figures["tokens"], self.stopwatch.seconds, waited)
         if self.control.should_evaluate or self._is_due(self.config.eval_steps):
             self.control.should_evaluate = False
@@ -305,7 +305,7 @@ class AccelTrainer:
             self.state.callbacks = self.callbacks.state()
             return self._preemption.noted
 
-        return any(self.callbacks.agree(report))
+        return any(self.callbacks.sync_control(report))
 
     def _begin(self, resume: str | Path | None) -> None:
         config = self.config.model_copy(update={"output_dir": self.folder.path})
@@ -330,7 +330,7 @@ class AccelTrainer:
         if checkpoint is not None:
             bring_best(self._run, checkpoint)
         self.control = TrainerControl()
-        self.callbacks.agree(self.callbacks.begin)
+        self.callbacks.sync_control(self.callbacks.begin)
         self.display.say(f"writing to {self.folder.path}")
         for line in launch_advice(self.accelerator, self.config):
             self.display.say(line)
@@ -342,7 +342,7 @@ class AccelTrainer:
         if self.config.load_best_at_end:
             load_best(self._run)
         self.save_tester()
-        self.callbacks.agree(lambda: self.callbacks.call("on_train_end"))
+        self.callbacks.sync_control(lambda: self.callbacks.call("on_train_end"))
         self.display.say(f"tester saved to {self.folder.tester}")
         for address in on_main(self.accelerator, lambda: push_tester(self.config, self.folder.path)):
             self.display.say(f"tester uploaded to {address}")
@@ -352,7 +352,7 @@ class AccelTrainer:
     def _stop(self) -> None:
         """End early, with a checkpoint of this training step."""
         # Together, since a launcher kills the others as soon as one process has exited with an error code.
-        self.callbacks.agree(lambda: self.callbacks.call("on_train_end"))
+        self.callbacks.sync_control(lambda: self.callbacks.call("on_train_end"))
         path = self.folder.checkpoints / checkpoints.checkpoint_name(self.state.step)
         automatic = "" if self.config.output_dir is None else f", or --resume {AUTO}"
         self.display.say(f"stopped by a signal after step {self.state.step}; to resume: --resume {path}{automatic}")

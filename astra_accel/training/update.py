@@ -64,7 +64,7 @@ class Updater:
         enough = False
         for epoch in range(run.config.epochs_per_experience):
             batches = _batches_of_updates(len(experience.steps), run.config)
-            for micro_batch in self._loader.of(experience, epoch):
+            for micro_batch in self._loader.micro_batches(experience, epoch):
                 if enough:
                     continue  # Accelerate's loaders must be exhausted
                 if not micro_batches:

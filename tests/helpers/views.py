@@ -16,7 +16,7 @@ def views_of(tester: Any, target: Any = None, **rollout: Any) -> Views:
     """The views of models with these tokenizers; None is the tester's own."""
     sides = [_files(tester)] * 2 if target is None else [_files(tester), _files(target)]
     files = RoleFiles(*sides, baseline=sides[0], configurations={}, lora=None)
-    return Views.of(files, RolloutConfiguration(**rollout))
+    return Views.from_files(files, RolloutConfiguration(**rollout))
 
 
 def _files(tokenizer: Any) -> ModelFiles:

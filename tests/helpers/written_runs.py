@@ -96,5 +96,5 @@ def write_evaluation(folder: Path, num_episodes: int = 12, responses: Sequence[s
     evaluation = EvaluationFolder(folder)
     evaluation.begin({"seeds": [f"prompt {episode}" for episode in range(num_episodes)], "scorers": {}, "settings": {}})
     evaluation.write_part(0, rows)
-    evaluation.write_metrics(summarize(Nodes.of(rows, num_episodes), threshold=0.5, num_resamples=50))
+    evaluation.write_metrics(summarize(Nodes.from_rows(rows, num_episodes), threshold=0.5, num_resamples=50))
     return folder

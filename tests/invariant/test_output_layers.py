@@ -49,7 +49,7 @@ def plain(system: Any, contexts: list[tuple[int, ...]], probes: list[Any]) -> li
         )
         logits_1TV = model(input_ids=ids_1T, use_cache=False).logits
         handle.remove()
-        own = Head.of(model) is None
+        own = Head.from_model(model) is None
         hidden_1TH = inputs[0] if own else body(model)(input_ids=ids_1T, use_cache=False)[0]
         before = slice(len(context) - 1, -1)
         logprobs_SV = logits_1TV[0, before].float().log_softmax(-1)
@@ -92,7 +92,7 @@ def assert_the_models_own(system: HFASTValueFunctionSystem) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_log_probs_values_entropies_and_gradients_are_the_models_own(name: str, tmp_path: Path) -> None:
     system = HFASTValueFunctionSystem(save(name, tmp_path), "tiny", scorer=object(), lora=None)
-    assert (Head.of(transformers_model(system.tester)) is None) == (name in OF_THEIR_OWN)
+    assert (Head.from_model(transformers_model(system.tester)) is None) == (name in OF_THEIR_OWN)
     assert_the_models_own(system)
 
 
@@ -129,7 +129,7 @@ def test_an_adapter_on_the_output_layer_has_its_part_in_log_probs_and_gradients(
         for name, parameter in system.tester.named_parameters():
             if parameter.requires_grad and "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    assert Head.of(transformers_model(system.tester)) is None
+    assert Head.from_model(transformers_model(system.tester)) is None
     assert_the_models_own(system)
     adapted = [parameter for name, parameter in system.tester.named_parameters() if "lm_head.lora_" in name]
     assert sum(parameter.requires_grad for parameter in adapted) == 2

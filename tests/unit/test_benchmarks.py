@@ -216,7 +216,7 @@ def test_the_size_of_a_model_leaves_its_adapter_out(architecture):
     cache = model(input_ids=torch.zeros(1, 5, dtype=torch.long), use_cache=True).past_key_values
     kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     adapted = script("common").build_system(options("--model", f"tiny:{architecture}")).roles.tester.model
-    size = script("limit").Size.of(adapted)
+    size = script("limit").Size.from_model(adapted)
     assert size.num_parameters == model.num_parameters() < adapted.num_parameters()
     assert size.weight_bytes == 4 * model.num_parameters()
     assert size.kv_bytes * 5 == kv_bytes

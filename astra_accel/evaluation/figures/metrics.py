@@ -236,7 +236,7 @@ def agreement_statistics(nodes: Nodes, pair: tuple[str, str], threshold: float) 
     found: dict[str, Statistic] = {
         "share": Ratio(alike_E, counts_E),
         "kappa": Kappa(nodes.sums(first_N & second_N), nodes.sums(first_N), nodes.sums(second_N), counts_E),
-        "correlation": Correlation.of(
+        "correlation": Correlation.from_numbers(
             scores[0][known_N], scores[1][known_N], nodes.episode_N[known_N], nodes.num_episodes
         ),
     }

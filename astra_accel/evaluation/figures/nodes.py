@@ -36,7 +36,7 @@ class Nodes:
     probes: Sequence[str]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], num_episodes: int) -> Nodes:
+    def from_rows(cls, rows: Sequence[Row], num_episodes: int) -> Nodes:
         """Make it from one row per node, with parents before children in each episode."""
         episode_N = np.array([row["episode"] for row in rows], dtype=int)
         names = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value))

@@ -121,7 +121,9 @@ class Correlation:
     counts_E: np.ndarray
 
     @classmethod
-    def of(cls, first_N: np.ndarray, second_N: np.ndarray, episode_N: np.ndarray, num_episodes: int) -> Correlation:
+    def from_numbers(
+        cls, first_N: np.ndarray, second_N: np.ndarray, episode_N: np.ndarray, num_episodes: int
+    ) -> Correlation:
         """Make it from the numbers, centred so that little precision is lost in differences of sums."""
         x_N, y_N = (values_N - values_N.sum() / max(1, len(values_N)) for values_N in (first_N, second_N))
         moments = [x_N, y_N, x_N**2, y_N**2, x_N * y_N]

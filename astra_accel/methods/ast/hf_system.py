@@ -96,15 +96,15 @@ class HFASTSystem(ASTSystem[Any, Any]):
             terms=terms,
         )
         files = find_roles(
-            ModelConfiguration.of(tester_model_id, "tester_model_id"),
-            ModelConfiguration.of(target_model_id, "target_model_id"),
-            None if baseline_model_id is None else ModelConfiguration.of(baseline_model_id, "baseline_model_id"),
+            ModelConfiguration.from_name(tester_model_id, "tester_model_id"),
+            ModelConfiguration.from_name(target_model_id, "target_model_id"),
+            None if baseline_model_id is None else ModelConfiguration.from_name(baseline_model_id, "baseline_model_id"),
             lora,
         )
         self._load(files, rollout, compute, device, seed)
 
     @classmethod
-    def of(
+    def from_files(
         cls,
         files: RoleFiles,
         scorer: Scorer,
@@ -139,7 +139,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         seed: int,
     ) -> None:
         self.rollout_config = rollout
-        self.views = Views.of(files, rollout)
+        self.views = Views.from_files(files, rollout)
         files = self.views.with_end_ids(files)
         with seeded([seed, ADAPTER_STREAM]):
             self.roles = load_roles(files, device, compute)

@@ -57,7 +57,7 @@ class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
         """
         tester = self.roles.tester
         model = transformers_model(tester.model)
-        head = Head.of(model)
+        head = Head.from_model(model)
         read = partial(self._read, names)
         with tester.switch():
             rows = sequence_readings(

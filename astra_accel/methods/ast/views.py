@@ -83,7 +83,7 @@ class Views:
     target_rows: Rows = EVERY_ROW
 
     @classmethod
-    def of(cls, files: RoleFiles, rollout: RolloutConfiguration) -> Views:
+    def from_files(cls, files: RoleFiles, rollout: RolloutConfiguration) -> Views:
         """Build the views of a configuration.
 
         Raises:

@@ -26,18 +26,18 @@ from astra_accel.models.memory import sent, uploaded
 
 
 class RowLayout:
-    """The active rows of some bins, each reading some more tokens.
+    """The active rows of some batches, each reading some more tokens.
 
     Args:
-        bins: the bins that hold what the rows have read; the new tokens are added to them.
-        tokens: the new tokens of each active row, bin by bin, at least one each.
+        batches: the batches that hold what the rows have read; the new tokens are added to them.
+        tokens: the new tokens of each active row, batch by batch, at least one each.
         device: the model's device.
     """
 
-    def __init__(self, bins: Sequence[CacheBatch], tokens: Sequence[Sequence[int]], device: torch.device) -> None:
-        self._bins = [rows for rows in bins if rows.num_active > 0]
+    def __init__(self, batches: Sequence[CacheBatch], tokens: Sequence[Sequence[int]], device: torch.device) -> None:
+        self._batches = [rows for rows in batches if rows.num_active > 0]
         self._tokens = tokens
-        read = [len(ids) for rows in self._bins for ids in rows.ids[: rows.num_active]]
+        read = [len(ids) for rows in self._batches for ids in rows.ids[: rows.num_active]]
         longest = max(map(len, tokens))
         lengths_B, counts_B, step_T = torch.tensor(read), torch.tensor([*map(len, tokens)]), torch.arange(longest)
         # Padding has its own slots after the row's end, but no position that the model may not know.
@@ -46,7 +46,7 @@ class RowLayout:
         self.input_ids = uploaded([[*row, *[0] * (longest - len(row))] for row in tokens], device)
         self._parts: list[tuple[slice, _OwnTokens, _Prefixes]] = []
         start = 0
-        for rows in self._bins:
+        for rows in self._batches:
             own = slice(start, start + rows.num_active)
             start = own.stop
             self._parts.append((own, _OwnTokens(rows, longest, device), _Prefixes(rows, self.position_BT[own])))
@@ -54,7 +54,7 @@ class RowLayout:
     def finish(self) -> None:
         """Record that the rows have read their tokens."""
         given = iter(self._tokens)
-        for rows in self._bins:
+        for rows in self._batches:
             for ids in rows.ids[: rows.num_active]:
                 ids.extend(next(given))
 
@@ -71,7 +71,7 @@ class RowLayout:
 
 
 class _OwnTokens:
-    """The tokens that the active rows of a bin have read after their prefixes, and those that they read now."""
+    """The tokens that the active rows of a batch have read after their prefixes, and those that they read now."""
 
     def __init__(self, rows: CacheBatch, num_tokens: int, device: torch.device) -> None:
         lengths = [rows.num_own(row) for row in range(rows.num_active)]
@@ -99,7 +99,7 @@ class _OwnTokens:
 
 
 class _Prefixes:
-    """The prefixes of a bin, each with its active rows, whose queries attend to its keys together."""
+    """The prefixes of a batch, each with its active rows, whose queries attend to its keys together."""
 
     def __init__(self, rows: CacheBatch, position_BT: torch.Tensor) -> None:
         self._slots = rows.prefixes.slots
@@ -154,14 +154,14 @@ class _Prefixes:
         return mask_CQK + added_mask(self._position_CQ, num_keys, window, torch.float32)
 
 
-def feed(model: Any, bins: Sequence[CacheBatch], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+def feed(model: Any, batches: Sequence[CacheBatch], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
     """Make every active row read some more tokens, at least one each.
 
     Returns:
         The body's output ``[active rows, longest, hidden]``; rows are padded on the right, and the values there mean
         nothing.
     """
-    layout = RowLayout(bins, tokens, model.device)
+    layout = RowLayout(batches, tokens, model.device)
     with attending(model, layout), without_earlier_lengths(model):
         hidden_BTH = body_of(model)(input_ids=layout.input_ids, position_ids=layout.position_BT, use_cache=False)[0]
     layout.finish()

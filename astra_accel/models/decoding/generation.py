@@ -16,7 +16,7 @@ import torch
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.decoding.cached_attention import feed
-from astra_accel.models.decoding.kv_cache import CacheBatch, CachedRow, PrefixCache, bin_price
+from astra_accel.models.decoding.kv_cache import CacheBatch, CachedRow, PrefixCache, batch_price
 from astra_accel.models.decoding.length_regimes import length_regimes
 from astra_accel.models.decoding.padded_generation import generate_padded, takes_padding
 from astra_accel.models.decoding.prefill import PrefillPlan, PrefillRequest, ScoreRequest, match, plan_prefill, prefill
@@ -112,31 +112,33 @@ def _decode_carried(
     model: Any, task: Task, memory: PrefixCache, later: Sequence[PrefillRequest]
 ) -> tuple[list[Generated], list[CachedRow]]:
     """The result of each row, and the cache rows that hold it; ``later`` requests will be looked up in the memory."""
-    needed = {id(found.row.bin) for request in later if (found := match(request, memory)) is not None}
-    release = [rows for rows in memory.bins() if id(rows) not in needed]
+    needed = {id(found.row.batch) for request in later if (found := match(request, memory)) is not None}
+    release = [rows for rows in memory.batches() if id(rows) not in needed]
     num_new = task.sampling.max_new_tokens
     begun = plan_prefill(dict.fromkeys(task.requests), memory)
-    groups = _bins_of(task.requests, begun, num_new, bin_price(model.device))
-    in_bins = [{task.requests[row]: begun[task.requests[row]] for row in group} for group in groups]
-    was_read = {request: each for reads in prefill(model, in_bins, num_new, release) for request, each in reads.items()}
-    bins = [_forked([was_read[task.requests[row]].row for row in group], num_new) for group in groups]
+    groups = _batches_of(task.requests, begun, num_new, batch_price(model.device))
+    in_batches = [{task.requests[row]: begun[task.requests[row]] for row in group} for group in groups]
+    was_read = {
+        request: each for reads in prefill(model, in_batches, num_new, release) for request, each in reads.items()
+    }
+    batches = [_forked([was_read[task.requests[row]].row for row in group], num_new) for group in groups]
     order = [row for group in groups for row in group]
     hidden_BH = torch.stack([was_read[task.requests[row]].hidden_H for row in order])
     with for_few_rows(model) if takes_columns(model) else nullcontext():
-        sampled = _sample_turn(model, bins, order, hidden_BH, task)
+        sampled = _sample_turn(model, batches, order, hidden_BH, task)
     for reads in was_read.values():
         check_finite(reads.scored or ())
     generated = [
         Generated(tuple(ids), tuple(logprobs), was_read[request].scored)
         for (ids, logprobs), request in zip(sampled, task.requests, strict=True)
     ]
-    return generated, [row for rows in bins for row in rows.rows()]
+    return generated, [row for rows in batches for row in rows.rows()]
 
 
-def _bins_of(
+def _batches_of(
     requests: Sequence[PrefillRequest], begun: Mapping[PrefillRequest, PrefillPlan], num_new: int, price: float
 ) -> list[list[int]]:
-    """Rows grouped into bins: those of similar length, and all of a prefix together."""
+    """Rows grouped into batches: those of similar length, and all of a prefix together."""
     prefixes = [begun[request].prefix for request in requests]
     num_rows = Counter(prefixes)
     lengths = [
@@ -147,8 +149,8 @@ def _bins_of(
 
 
 def _forked(rows: Sequence[CachedRow], num_new: int) -> CacheBatch:
-    """A bin of these rows, which may repeat, from one that is given up; that one itself if it holds exactly them."""
-    source = rows[0].bin
+    """A batch of these rows, which may repeat, from one that is given up, or that one if it holds exactly them."""
+    source = rows[0].batch
     if [row.row for row in rows] == list(range(len(source.ids))):
         return source
     num_own = max(len(row.ids) - len(row.prefix) for row in rows)
@@ -159,14 +161,14 @@ def _forked(rows: Sequence[CachedRow], num_new: int) -> CacheBatch:
 
 
 def _sample_turn(
-    model: Any, bins: Sequence[CacheBatch], order: Sequence[int], hidden_BH: torch.Tensor, task: Task
+    model: Any, batches: Sequence[CacheBatch], order: Sequence[int], hidden_BH: torch.Tensor, task: Task
 ) -> list[tuple[list[int], list[float]]]:
     """Sample every row's turn, one forward a token over the rows that continue; returns ids and log-probs.
 
     Args:
         model: a model that takes carried rows.
-        bins: rows that have read their contexts.
-        order: which row of the task is at each place of the bins.
+        batches: rows that have read their contexts.
+        order: which row of the task is at each place of the batches.
         hidden_BH: the body's output at the end of the contexts, in that order.
         task: what to draw.
     """
@@ -181,16 +183,16 @@ def _sample_turn(
         ended = [token in task.end_ids for token in tokens]
         if all(ended) or step + 1 == task.sampling.max_new_tokens:
             break
-        staying = _end(bins, ended)
+        staying = _end(batches, ended)
         active = [active[place] for place in staying]
-        hidden_BH = feed(model, bins, [[tokens[place]] for place in staying])[:, -1]
+        hidden_BH = feed(model, batches, [[tokens[place]] for place in staying])[:, -1]
     return results
 
 
-def _end(bins: Sequence[CacheBatch], ended: Sequence[bool]) -> list[int]:
-    """Remove active rows that have ended from the bins; returns the old places of those that stay, in their order."""
+def _end(batches: Sequence[CacheBatch], ended: Sequence[bool]) -> list[int]:
+    """Remove active rows that have ended from the batches; returns the old places of those that stay, in order."""
     staying, start = [], 0
-    for rows in bins:
+    for rows in batches:
         num_active = rows.num_active
         order = rows.end([place for place in range(num_active) if ended[start + place]])
         staying += [start + place for place in order]
@@ -228,8 +230,10 @@ def _check_caches(model: Any) -> None:
     regimes = length_regimes(model)
     by_regime: dict[int, list[int]] = {}
     for index, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
-        regime = regimes.of(len(context))
-        if regime == regimes.of(len(context) + len(continuation)):  # no row continues from one regime into the next
+        regime = regimes.regime_of(len(context))
+        if regime == regimes.regime_of(
+            len(context) + len(continuation)
+        ):  # no row continues from one regime into the next
             by_regime.setdefault(regime, []).append(index)
     for rows in by_regime.values():
         _check_rows(model, [contexts[row] for row in rows], [continuations[row] for row in rows])
@@ -239,8 +243,8 @@ def _check_rows(model: Any, contexts: Sequence[list[int]], continuations: Sequen
     memory = PrefixCache()
     known = {PrefillRequest((*context, ids[0])) for context, ids in zip(contexts, continuations, strict=True)}
     begun = plan_prefill(known, memory)
-    in_bins = [{request: begun[request] for request in sorted(known)[at::2]} for at in range(min(2, len(known)))]
-    memory.replace([each.row for reads in prefill(model, in_bins, 1) for each in reads.values()])
+    in_batches = [{request: begun[request] for request in sorted(known)[at::2]} for at in range(min(2, len(known)))]
+    memory.replace([each.row for reads in prefill(model, in_batches, 1) for each in reads.values()])
     wanted = [
         PrefillRequest((*context, *continuation), ScoreRequest(len(context), (*continuation, 0)))
         for context, continuation in zip(contexts, continuations, strict=True)

@@ -48,7 +48,7 @@ class Paths(NamedTuple):
     nodes_RL: torch.Tensor
 
     @classmethod
-    def of(cls, nodes_of: Mapping[int, list[int]], device: torch.device) -> Paths:
+    def from_nodes(cls, nodes_of: Mapping[int, list[int]], device: torch.device) -> Paths:
         """From the nodes of each row; uploaded once for all layers."""
         longest = max(map(len, nodes_of.values()), default=0)
         filled = [[*path, *[0] * (longest - len(path))] for path in nodes_of.values()]
@@ -130,18 +130,18 @@ def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     return torch.frombuffer(pages, dtype=like.dtype, count=prod(shape)).view(shape)
 
 
-BIN_PRICE = {"cpu": 2048}
-"""The cost of another bin in every layer of a step, in tokens of the cache that could be read instead (measured)."""
+BATCH_PRICE = {"cpu": 2048}
+"""The cost of another batch in every layer of a step, in tokens of the cache that could be read instead (measured)."""
 
 
-def bin_price(device: torch.device) -> float:
-    """The cost of another bin on a device.
+def batch_price(device: torch.device) -> float:
+    """The cost of another batch on a device.
 
-    Only a CPU has more than one bin. Another needs a dozen kernels in each layer, each of which takes some 5 us to
+    Only a CPU has more than one batch. Another needs a dozen kernels in each layer, each of which takes some 5 us to
     launch; in that time a GPU reads tens of thousands of tokens of a layer's cache (4 kB each at 8B, 3 TB/s), more than
     rows of different length waste. That is arithmetic, not measured on a GPU yet.
     """
-    return BIN_PRICE.get(device.type, inf)
+    return BATCH_PRICE.get(device.type, inf)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class SharedPrefixes:
     slots: KVBuffer
 
     @classmethod
-    def of(cls, prefixes: Iterable[Ids]) -> SharedPrefixes:
+    def from_ids(cls, prefixes: Iterable[Ids]) -> SharedPrefixes:
         """Room for the distinct ones of some prefixes."""
         ids = tuple(dict.fromkeys(prefixes))
         return cls(ids, KVBuffer(len(ids), max(map(len, ids))))
@@ -217,35 +217,35 @@ class CacheBatch:
     def copy(self, sources: Sequence[CachedRow], release: Sequence[CacheBatch]) -> None:
         """Copy the states of what the first rows have read from one source row each, which begins with the same tokens.
 
-        Bins in ``release`` lose what they hold after their prefixes.
+        Batches in ``release`` lose what they hold after their prefixes.
         """
-        own = {row: Source(source.bin.slots, source.row, self.num_own(row)) for row, source in enumerate(sources)}
+        own = {row: Source(source.batch.slots, source.row, self.num_own(row)) for row, source in enumerate(sources)}
         self.slots.copy(
             {row: source for row, source in own.items() if source.length > 0}, [used.slots for used in release]
         )
         self.prefixes.slots.copy(
             {
                 self.prefix_of[row]: Source(
-                    source.bin.prefixes.slots, source.bin.prefix_of[source.row], len(self.prefix(row))
+                    source.batch.prefixes.slots, source.batch.prefix_of[source.row], len(self.prefix(row))
                 )
                 for row, source in enumerate(sources)
-                if source.bin.prefixes is not self.prefixes
+                if source.batch.prefixes is not self.prefixes
             }
         )
 
 
 @dataclass(frozen=True)
 class CachedRow:
-    """A row of a bin, and what it has read."""
+    """A row of a batch, and what it has read."""
 
-    bin: CacheBatch
+    batch: CacheBatch
     row: int
     ids: Ids
 
     @property
     def prefix(self) -> Ids:
         """The row's prefix."""
-        return self.bin.prefix(self.row)
+        return self.batch.prefix(self.row)
 
 
 class PrefixCache:
@@ -274,9 +274,9 @@ class PrefixCache:
                 best, length = row, shared
         return best, length
 
-    def bins(self) -> list[CacheBatch]:
-        """The bins of the rows."""
-        return list({id(row.bin): row.bin for row in self._rows}.values())
+    def batches(self) -> list[CacheBatch]:
+        """The batches of the rows."""
+        return list({id(row.batch): row.batch for row in self._rows}.values())
 
     def replace(self, rows: Sequence[CachedRow]) -> None:
         """Forget all rows but these."""

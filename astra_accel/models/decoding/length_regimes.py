@@ -36,7 +36,7 @@ class LengthRegimes:
     limits: tuple[int, ...] = ()
     grows_beyond: int | None = None
 
-    def of(self, length: int) -> int:
+    def regime_of(self, length: int) -> int:
         """The number of the regime that a forward over ``length`` tokens is in; shorter ones have smaller numbers."""
         growth = 0 if self.grows_beyond is None else max(0, length - self.grows_beyond)
         return bisect_left(self.limits, length) + growth
@@ -104,7 +104,7 @@ def split_by_regime(
             # The token at place ``last`` is predicted by a forward over ``last`` tokens.
             last = regimes.longest_like(at)
             until = end if last is None else min(last + 1, end)
-            piece = Piece(sequence, ids[:at], ids[at:until], regimes.of(at))
+            piece = Piece(sequence, ids[:at], ids[at:until], regimes.regime_of(at))
             groups.setdefault(piece.regime, []).append(piece)
             at = until
     return dict(sorted(groups.items()))

@@ -124,7 +124,7 @@ def _check_padding(model: Any) -> None:
     regimes = length_regimes(model)
     by_regime: dict[tuple[int, int], list[int]] = {}
     for index, context in enumerate(contexts):
-        by_regime.setdefault((regimes.of(len(context)), regimes.of(len(context) + 1)), []).append(index)
+        by_regime.setdefault((regimes.regime_of(len(context)), regimes.regime_of(len(context) + 1)), []).append(index)
     for (first, second), rows in by_regime.items():
         if first == second:  # no row is decoded from one regime into the next
             _check_decoding(model, [contexts[row] for row in rows], [pairs[row] for row in rows])
@@ -139,7 +139,7 @@ def _check_cache(model: Any, moves: bool = False) -> None:
     contexts, continuations = check_sequences(model)
     sequences = [ids for ids in map(_joined, contexts, continuations) if len(ids) >= CHECK_LENGTH + 2]
     regimes = length_regimes(model)
-    begin = CHECK_LENGTH - int(regimes.of(CHECK_LENGTH) != regimes.of(CHECK_LENGTH + 1))
+    begin = CHECK_LENGTH - int(regimes.regime_of(CHECK_LENGTH) != regimes.regime_of(CHECK_LENGTH + 1))
     pairs = [ids[begin : begin + 2] for ids in sequences]
     _check_decoding(model, [ids[:begin] for ids in sequences], pairs, moves)
 

@@ -119,24 +119,24 @@ def prefill(
     most_unread = max(
         [0, *(len(ask.context) - found.length for group in groups for ask, (found, _) in group.items() if found)]
     )
-    bins: list[CacheBatch] = []
+    batches: list[CacheBatch] = []
     places: dict[PrefillRequest, tuple[CacheBatch, int]] = {}
     for number, group in enumerate(groups):
-        needed = [found.row.bin for later in groups[number + 1 :] for found, _ in later.values() if found]
+        needed = [found.row.batch for later in groups[number + 1 :] for found, _ in later.values() if found]
         given_up = [rows for rows in release if not any(rows is other for other in needed)]
         # A forward feeds the first rows of a cache batch, so those with a hit come first.
         ordered = sorted(group, key=lambda request: group[request].match is None)
         rows = _opened({request: group[request] for request in ordered}, num_new, most_unread, given_up)
-        bins.append(rows)
+        batches.append(rows)
         places |= {request: (rows, place) for place, request in enumerate(ordered)}
     known = [request for request, (rows, place) in places.items() if place < rows.num_active]
     new = [request for request, (rows, place) in places.items() if place >= rows.num_active]
     answers: dict[PrefillRequest, _Answer] = {}
     if known:
-        answers |= _continue(model, bins, known)
+        answers |= _continue(model, batches, known)
     if new:
         answers |= _read_packed(model, new, places)
-    for rows in bins:
+    for rows in batches:
         rows.num_active = len(rows.ids)
     return [
         {request: PrefillResult(CachedRow(*places[request], request.context), *answers[request]) for request in group}
@@ -170,21 +170,21 @@ def _opened(
 def _prefixes(wanted: Sequence[Ids], known: Sequence[CachedRow]) -> SharedPrefixes:
     """The stored prefixes, if they are exactly those wanted; otherwise room for new ones."""
     for row in known:
-        if set(row.bin.prefixes.ids) == set(wanted):
-            return row.bin.prefixes
-    return SharedPrefixes.of(wanted)
+        if set(row.batch.prefixes.ids) == set(wanted):
+            return row.batch.prefixes
+    return SharedPrefixes.from_ids(wanted)
 
 
 _Answer = tuple[torch.Tensor, tuple[float, ...] | None]
 
 
 def _continue(
-    model: Any, bins: Sequence[CacheBatch], requests: Sequence[PrefillRequest]
+    model: Any, batches: Sequence[CacheBatch], requests: Sequence[PrefillRequest]
 ) -> dict[PrefillRequest, _Answer]:
     """Read the rest of contexts whose beginnings are in the active rows of the cache batches."""
-    starts = [len(ids) for rows in bins for ids in rows.ids[: rows.num_active]]
+    starts = [len(ids) for rows in batches for ids in rows.ids[: rows.num_active]]
     rest = [request.context[start:] for request, start in zip(requests, starts, strict=True)]
-    hidden_UTH = feed(model, bins, rest)
+    hidden_UTH = feed(model, batches, rest)
     places = [
         (row, request.scored.start - 1 - start + offset, token)
         for row, (request, start) in enumerate(zip(requests, starts, strict=True))
@@ -244,7 +244,7 @@ def _write(
     if not layout.kept:
         return
     device = next(iter(layout.kept.values()))[0].device
-    written = [(slots, Paths.of(nodes_of, device)) for slots, nodes_of in by_slots.values()]
+    written = [(slots, Paths.from_nodes(nodes_of, device)) for slots, nodes_of in by_slots.values()]
     for layer in sorted(layout.kept):
         key_HND, value_HND = layout.kept.pop(layer)
         for slots, taken in written:

@@ -79,7 +79,7 @@ class TurnPlan:
         alike: dict[tuple[int, int], list[int]] = {}
         for row, request in requests.items():
             length = len(request.context)
-            alike.setdefault((self.regimes.of(length), self._num_new(row, length)), []).append(row)
+            alike.setdefault((self.regimes.regime_of(length), self._num_new(row, length)), []).append(row)
         tasks = []
         for (regime, num_new), rows in sorted(alike.items()):
             asked = [requests[row] for row in rows]
@@ -100,7 +100,7 @@ class TurnPlan:
     def _request(self, row: int) -> PrefillRequest:
         context, begun = tuple(self.contexts[row]), self.results[row].ids
         scored = None if self.scored is None or begun else self.scored[row]
-        if scored is not None and self.regimes.of(scored.start) != self.regimes.of(len(context)):
+        if scored is not None and self.regimes.regime_of(scored.start) != self.regimes.regime_of(len(context)):
             scored = None
         return PrefillRequest(context + begun, scored)
 

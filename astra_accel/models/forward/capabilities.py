@@ -132,7 +132,7 @@ def plain_logprobs(model: Any, contexts: Sequence[list[int]], continuations: Seq
     results = []
     for context, continuation in zip(contexts, continuations, strict=True):
         ids, first, last = [*context, *continuation], len(context), len(context) + len(continuation) - 1
-        changes = first <= CHECK_LENGTH < last or regimes.of(first) != regimes.of(last)
+        changes = first <= CHECK_LENGTH < last or regimes.regime_of(first) != regimes.regime_of(last)
         lengths = range(first, last + 1) if changes else [last]
         logits_SV = torch.cat([_plain_logits(model, ids[:length], -1 if changes else first - 1) for length in lengths])
         token_S1 = torch.tensor(continuation, device=model.device)[:, None]

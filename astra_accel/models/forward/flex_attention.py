@@ -37,7 +37,7 @@ class FlexLayout:
     """A pack whose nodes see themselves and their ancestors; arguments and attributes as in ``TreeLayout``."""
 
     def __init__(self, pack: Pack, device: torch.device, keep: bool = False) -> None:
-        self._tree = _PaddedTree.of(pack)
+        self._tree = _PaddedTree.from_pack(pack)
         self._num_nodes = len(pack.parents)
         self._device = device
         self._masks: dict[int | None, BlockMask] = {}
@@ -60,7 +60,9 @@ class FlexLayout:
         # Under autocast, rotary positions leave queries and keys in a different type from values.
         query, key, value = (self._padded(each.to(value_BHTD.dtype)) for each in (query_BHTD, key_BHTD, value_BHTD))
         with torch.autocast(self._device.type, enabled=False):
-            output_BHTD = _kernel(_Call.of((query, key, value), rule))(query, key, value, self._masks[rule.window])
+            output_BHTD = _kernel(_Call.from_states((query, key, value), rule))(
+                query, key, value, self._masks[rule.window]
+            )
         return output_BHTD[:, :, : self._num_nodes].transpose(1, 2)
 
     def _padded(self, states_BHTD: torch.Tensor) -> torch.Tensor:
@@ -95,7 +97,7 @@ class _PaddedTree(NamedTuple):
     end_N: np.ndarray
 
     @classmethod
-    def of(cls, pack: Pack) -> _PaddedTree:
+    def from_pack(cls, pack: Pack) -> _PaddedTree:
         """The nodes of a pack, padded to a multiple of :data:`STEP`."""
         num_nodes = len(pack.parents)
         num_places = -(-num_nodes // STEP) * STEP
@@ -159,7 +161,7 @@ class _Call(NamedTuple):
     gradients: tuple[bool, ...]
 
     @classmethod
-    def of(cls, states: Sequence[torch.Tensor], rule: Rule) -> _Call:
+    def from_states(cls, states: Sequence[torch.Tensor], rule: Rule) -> _Call:
         """The call with these queries, keys and values."""
         query = states[0]
         return cls(

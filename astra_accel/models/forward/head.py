@@ -52,7 +52,7 @@ class Head:
     chunk_bytes: int = CHUNK_BYTES
 
     @classmethod
-    def of(cls, model: Any) -> Head | None:
+    def from_model(cls, model: Any) -> Head | None:
         """The head of a transformers model; None if its logits are not those of a plain linear layer.
 
         What the model does to them is found by one forward (:mod:`astra_accel.models.forward.output_layer`).
@@ -146,7 +146,7 @@ def head_of(model: Any) -> Head:
     Raises:
         UnsupportedModelError: its logits are not those of a plain linear layer, or are changed in an unknown way.
     """
-    head = Head.of(model)
+    head = Head.from_model(model)
     if head is None:
         raise UnsupportedModelError(find_output_layer(model).reason)
     return head

@@ -34,7 +34,7 @@ class TreeLayout:
     """
 
     def __init__(self, pack: Pack, device: torch.device, keep: bool = False) -> None:
-        self._sets = [_Blocks.of(pack, blocks, device) for blocks in _block_sets(pack)]
+        self._sets = [_Blocks.from_pack(pack, blocks, device) for blocks in _block_sets(pack)]
         self._keep = keep
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -71,7 +71,7 @@ class _Blocks:
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, pack: Pack, blocks: Sequence[range], device: torch.device) -> _Blocks:
+    def from_pack(cls, pack: Pack, blocks: Sequence[range], device: torch.device) -> _Blocks:
         """The blocks of a pack on a device."""
         num_queries = max(map(len, blocks))
         paths = [pack.path_to(block[-1]) for block in blocks]

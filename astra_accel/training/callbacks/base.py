@@ -173,7 +173,7 @@ class CallbackHandler:
         if failure is not None:
             raise failure
 
-    def agree(self, work: Callable[[], T]) -> list[T]:
+    def sync_control(self, work: Callable[[], T]) -> list[T]:
         """Each process's result, in one exchange that also shares the requests of callbacks on any process.
 
         Raises:

@@ -43,7 +43,7 @@ def write(path, prompts=PROMPTS, harder=0.0, threshold=0.5, ended=True, missing=
     ]
     folder.write_part(0, rows)
     if ended:
-        folder.write_metrics(summarize(Nodes.of(rows, len(prompts)), threshold=threshold, num_resamples=20))
+        folder.write_metrics(summarize(Nodes.from_rows(rows, len(prompts)), threshold=threshold, num_resamples=20))
     return path
 
 

@@ -27,7 +27,7 @@ def write(path, scores, tester=None, **settings):
         for number, score in enumerate(scores)
     ]
     folder.write_part(0, rows)
-    folder.write_metrics(summarize(Nodes.of(rows, len(scores)), threshold=0.5, num_resamples=20))
+    folder.write_metrics(summarize(Nodes.from_rows(rows, len(scores)), threshold=0.5, num_resamples=20))
     return path
 
 

@@ -164,19 +164,19 @@ class TestOneProcess:
         ids=str,
     )
     def test_every_example_comes_once_with_its_share(self, settings):
-        shards = list(self.loader(**settings).of(experience("abcdefghij"), epoch=0))
+        shards = list(self.loader(**settings).micro_batches(experience("abcdefghij"), epoch=0))
 
         assert sorted("".join(shard.batch for shard in shards)) == list("abcdefghij")
         assert [len(shard.batch) for shard in shards] == [4, 4, 2]
         assert [shard.loss_weight for shard in shards] == [1, 1, 1]
 
     def test_the_shares_of_accumulated_batches_add_up_to_one(self):
-        shards = list(self.loader(accumulation=2).of(experience("abcdefghij"), epoch=0))
+        shards = list(self.loader(accumulation=2).micro_batches(experience("abcdefghij"), epoch=0))
 
         assert [shard.loss_weight for shard in shards] == [1 / 2, 1 / 2, 1]
 
     def test_the_algorithm_weighs_the_examples(self):
-        shards = list(self.loader(WeighedLetters, accumulation=3).of(experience("abcdefghij"), epoch=0))
+        shards = list(self.loader(WeighedLetters, accumulation=3).micro_batches(experience("abcdefghij"), epoch=0))
 
         weights = [sum("_abcdefghij".index(letter) for letter in shard.batch) for shard in shards]
         assert [shard.loss_weight for shard in shards] == pytest.approx([weight / 55 for weight in weights])
@@ -186,14 +186,15 @@ class TestOneProcess:
         for split_batches in (True, False):
             reset_accelerate()
             loader = self.loader(split_batches=split_batches)
-            orders.append([shard.batch for shard in loader.of(experience("abcdefghij"), epoch=0)])
+            orders.append([shard.batch for shard in loader.micro_batches(experience("abcdefghij"), epoch=0)])
 
         assert orders[0] == orders[1]
 
     def test_seed_experience_and_epoch_give_the_order(self):
         def order(seed=0, index=0, epoch=0):
             reset_accelerate()
-            return "".join(shard.batch for shard in self.loader(seed=seed).of(experience("abcdefghij", index), epoch))
+            loader = self.loader(seed=seed)
+            return "".join(shard.batch for shard in loader.micro_batches(experience("abcdefghij", index), epoch))
 
         first = order()
         assert order() == first
@@ -206,7 +207,9 @@ class TestOneProcess:
         loader = self.loader()
 
         for steps in ("abcdefghij", "abc", "abcdefg"):
-            assert sorted("".join(shard.batch for shard in loader.of(experience(steps), epoch=0))) == list(steps)
+            assert sorted("".join(shard.batch for shard in loader.micro_batches(experience(steps), epoch=0))) == list(
+                steps
+            )
 
         assert len(self.accelerator._dataloaders) == 1
 
@@ -214,7 +217,7 @@ class TestOneProcess:
         loader = self.loader(accumulation=2)
 
         for _ in range(2):
-            shards = list(loader.of(experience("abcdefghij"), epoch=0))
+            shards = list(loader.micro_batches(experience("abcdefghij"), epoch=0))
             assert [shard.is_last for shard in shards] == [False, True, True]
 
 
@@ -242,7 +245,7 @@ class TestTrees:
 
     def parts(self, steps, trees, algorithm, epoch=0, batch_size=8):
         loader = ExperienceLoader(OneOfSeveral(1, 0, True), algorithm, batch_size, 1, seed=0)
-        return [shard.batch for shard in loader.of(experience(steps, trees=trees), epoch)]
+        return [shard.batch for shard in loader.micro_batches(experience(steps, trees=trees), epoch)]
 
     def test_they_come_in_another_order_each_epoch_with_their_examples_in_theirs(self):
         trees = {"abc": 0, "de": 1, "fghi": 2, "j": 3}
@@ -330,7 +333,7 @@ class TestSeveralProcesses:
             list(
                 ExperienceLoader(
                     OneOfSeveral(num_processes, rank, split_batches), algorithm or Letters(), batch_size, 1, seed=3
-                ).of(experience(steps, trees=trees), epoch=0)
+                ).micro_batches(experience(steps, trees=trees), epoch=0)
             )
             for rank in range(num_processes)
         ]
@@ -372,7 +375,7 @@ class TestSeveralProcesses:
 
     def test_a_placeholder_does_not_change_what_the_example_counts_elsewhere(self):
         loader = ExperienceLoader(OneOfSeveral(1, 0, True), Letters(), 2, 1, seed=0)
-        list(loader.of(experience("a"), epoch=0))
+        list(loader.micro_batches(experience("a"), epoch=0))
 
         assert loader._examples.items == [Example("a", 1.0)]
         assert loader._collate([Example(None, 0.0)]) == ("a", 0.0)
@@ -385,7 +388,7 @@ class TestTellingAccelerate:
         loader = ExperienceLoader(accelerator, Words(1), batch_size=2, accumulation=2, seed=0)
         module = accelerator.prepare(torch.nn.Linear(1, 1))
         synchronised, told = [], []
-        for micro_batch in loader.of(experience(["a", "b", "c", "d", "e", "f", "g"]), epoch=0):
+        for micro_batch in loader.micro_batches(experience(["a", "b", "c", "d", "e", "f", "g"]), epoch=0):
             with accelerator.accumulate(module):
                 synchronised.append((accelerator.sync_gradients, micro_batch.is_last))
                 told.append(accelerator.gradient_accumulation_steps)

@@ -73,10 +73,10 @@ def test_what_was_rounded_is_forgotten_before_the_rest():
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 def test_the_precision_of_a_model_is_its_weights_and_autocasts(weights):
     model = build_tiny("llama")[0].to(weights)
-    assert Precision.of(model) == (weights, None)
+    assert Precision.from_model(model) == (weights, None)
     with torch.autocast("cpu", torch.bfloat16):
-        assert Precision.of(model) == (weights, torch.bfloat16)
+        assert Precision.from_model(model) == (weights, torch.bfloat16)
         with torch.autocast("cpu", enabled=False):
-            assert Precision.of(model) == (weights, None)
+            assert Precision.from_model(model) == (weights, None)
     with torch.autocast("cpu", torch.float16):
-        assert not Precision.of(model).is_full
+        assert not Precision.from_model(model).is_full

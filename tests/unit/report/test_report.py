@@ -220,7 +220,7 @@ def test_kinds_of_harm_have_a_table_where_a_scorer_tells_them_apart(run, tmp_pat
     folder = EvaluationFolder(tmp_path / "kinds")
     folder.begin({"seeds": list(range(12)), "scorers": {}, "settings": {}})
     folder.write_part(0, rows)
-    figures = summarize(Nodes.of(rows, 12), threshold=0.5, num_resamples=50)
+    figures = summarize(Nodes.from_rows(rows, 12), threshold=0.5, num_resamples=50)
     folder.write_metrics(figures)
     kinds = read_run(folder.path)
 
@@ -267,7 +267,7 @@ def test_missing_scores_are_ranges_on_the_page_and_in_the_pictures(tmp_path):
     held_out = [{**row, "episode": episode, SCORE: score} for episode, score in enumerate((0.9, None, 0.1, 0.1))]
     evaluation = EvaluationFolder(folder / "evaluation")
     evaluation.write_part(0, held_out)
-    evaluation.write_metrics(summarize(Nodes.of(held_out, 4), threshold=0.5, num_resamples=20))
+    evaluation.write_metrics(summarize(Nodes.from_rows(held_out, 4), threshold=0.5, num_resamples=20))
 
     run = read_run(folder)
     assert (successes(run), success_ranges(run)) == ([(1.0, 0.5)], [(0.5, 1.0)])

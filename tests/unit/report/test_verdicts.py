@@ -34,7 +34,7 @@ def write_evaluation(path, num_failures, tester=None, first_prompt=0):
     row = {"path": [0], "turn": 1, "context": "c", "probe": "p", "response": "r", "reward": 0.0}
     rows = [{"episode": number, **row, "response_score": 0.9 if number < num_failures else 0.1} for number in range(20)]
     folder.write_part(0, rows)
-    folder.write_metrics(summarize(Nodes.of(rows, 20), threshold=0.5, num_resamples=20))
+    folder.write_metrics(summarize(Nodes.from_rows(rows, 20), threshold=0.5, num_resamples=20))
     return path
 
 

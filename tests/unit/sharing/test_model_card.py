@@ -151,7 +151,7 @@ class TestEvaluation:
             }
             for episode in range(12)
         ]
-        return summarize(Nodes.of(rows, 12), threshold=0.5, num_resamples=200)
+        return summarize(Nodes.from_rows(rows, 12), threshold=0.5, num_resamples=200)
 
     def test_the_figures_come_with_intervals(self, make_run):
         found = self.figures()

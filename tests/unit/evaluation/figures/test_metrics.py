@@ -48,7 +48,7 @@ ROWS = [
     }
     for index, (episode, turn) in enumerate(PLACES)
 ]
-NODES = Nodes.of(ROWS, 3)
+NODES = Nodes.from_rows(ROWS, 3)
 
 BY_HAND = {
     "attack_success/turn_1": 1 / 3,
@@ -118,7 +118,7 @@ def with_missing(*indices):
     rows = [dict(row) for row in ROWS]
     for index in indices:
         rows[index]["response_score"] = None
-    return Nodes.of(rows, 3)
+    return Nodes.from_rows(rows, 3)
 
 
 def ends(statistic):
@@ -182,7 +182,7 @@ def test_the_ends_have_the_intervals_of_tables_in_which_the_scores_are_filled_in
 
     def of(value):
         table = [row | {"response_score": value} if index % 7 == 0 else row for index, row in enumerate(rows)]
-        return summarize(Nodes.of(table, 60), threshold=0.6, num_resamples=300)
+        return summarize(Nodes.from_rows(table, 60), threshold=0.6, num_resamples=300)
 
     found, safe, failed = of(None), of(0.0), of(1.0)
     for name in ("attack_success/any_turn", "response_score/mean", "response_score/max"):
@@ -204,7 +204,7 @@ def test_where_every_score_is_missing_nobody_knows_and_nothing_is_left_out():
 def test_rewards_that_are_missing_are_counted():
     rows = [dict(row) for row in ROWS]
     rows[6]["reward"] = None
-    found = statistics_of(Nodes.of(rows, 3), 0.5)["reward/mean"]
+    found = statistics_of(Nodes.from_rows(rows, 3), 0.5)["reward/mean"]
     assert (float(found(np.ones((1, 3)))[0]), found.num_missing, found.lower) == (3.5, 1, None)
 
 
@@ -221,7 +221,7 @@ def test_an_attack_without_a_score_may_be_one_more_kind():
 
 def test_figures_that_no_node_knows_of_are_left_out():
     rows = [{"episode": 0, "turn": 1, "probe": "Hi.", "reward": 2.0}]
-    assert list(statistics_of(Nodes.of(rows, 1), 0.5)) == ["reward/mean"]
+    assert list(statistics_of(Nodes.from_rows(rows, 1), 0.5)) == ["reward/mean"]
 
 
 def test_the_curve_is_the_share_of_episodes_whose_worst_response_gets_there():
@@ -290,7 +290,7 @@ def test_success_by_kind_of_harm_has_the_interval_of_a_share_of_episodes():
         for episode in range(12)
         for turn in (1, 2)
     ]
-    found = summarize(Nodes.of(rows, 12), threshold=0.5, num_resamples=2000)["metrics"]
+    found = summarize(Nodes.from_rows(rows, 12), threshold=0.5, num_resamples=2000)["metrics"]
 
     threat = found["category/reward/threat/attack_success/any_turn"]
     assert threat["value"] == 3 / 12

@@ -87,7 +87,7 @@ def test_kappa_is_sklearns():
 
 
 def test_correlation_is_numpys():
-    found = Correlation.of(FIRST_N, SECOND_N, EPISODE_N, 3)(WEIGHTS)
+    found = Correlation.from_numbers(FIRST_N, SECOND_N, EPISODE_N, 3)(WEIGHTS)
     for value, weights in zip(found, WEIGHTS, strict=True):
         values = repeated(FIRST_N, weights), repeated(SECOND_N, weights)
         if np.ptp(values[0]) > 0:

@@ -679,7 +679,7 @@ def test_models_are_given_in_several_ways(tmp_path):
 def test_of_makes_the_same_system():
     tiny = ModelConfiguration(path="tiny")
     reward = RewardConfiguration(ppl_weight=7.0, min_naturalness=-3.0)
-    made = HFASTSystem.of(find_roles(tiny, tiny, None, LORA), Checksum(), "cpu", rollout(), reward=reward)
+    made = HFASTSystem.from_files(find_roles(tiny, tiny, None, LORA), Checksum(), "cpu", rollout(), reward=reward)
     other = make(ppl_weight=7.0, min_naturalness=-3.0)
     contexts, probes, responses = zip(*turns(other), strict=True)
     assert turns(made) == turns(other)

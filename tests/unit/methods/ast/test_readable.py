@@ -41,7 +41,7 @@ def views_of(tester: Path | str, target: Path | str, baseline: Path | str | None
     models = [ModelConfiguration(path=str(path)) for path in (tester, target)]
     frozen = None if baseline is None else ModelConfiguration(path=str(baseline))
     rollout = RolloutConfiguration(tester=TURN, target=TURN, **options)
-    return Views.of(find_roles(*models, frozen, LoRAConfiguration()), rollout)
+    return Views.from_files(find_roles(*models, frozen, LoRAConfiguration()), rollout)
 
 
 # --- Ids that one model samples and another lacks -----------------------------------------------------------

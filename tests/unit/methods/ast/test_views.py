@@ -25,7 +25,7 @@ def files(tester: str = "llama", target: str = "llama") -> RoleFiles:
 
 
 def views(tester: str = "llama", target: str = "llama", **options: object) -> Views:
-    return Views.of(files(tester, target), RolloutConfiguration(**TURNS, **options))
+    return Views.from_files(files(tester, target), RolloutConfiguration(**TURNS, **options))
 
 
 # --- Segments -----------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_with_two_tokenizers_each_segment_has_both():
     own_files = files("llama", "gpt2")
     own_files.target.tokenizer.add_tokens(["hello"])
     own_files.target.config.vocab_size = len(gpt2)
-    both = Views.of(own_files, RolloutConfiguration(**TURNS))
+    both = Views.from_files(own_files, RolloutConfiguration(**TURNS))
     text = "say hello!"
     in_llama, in_gpt2 = encode_text(llama, text), encode_text(gpt2, text)
     assert (len(in_llama), len(in_gpt2)) == (10, 6)
@@ -194,7 +194,7 @@ def test_chat_needs_a_template():
 
 def check(prompts: list, **options: object) -> None:
     rollout = RolloutConfiguration(**TURNS, **options)
-    check_prompts(prompts, Views.of(files(), rollout), rollout)
+    check_prompts(prompts, Views.from_files(files(), rollout), rollout)
 
 
 def test_good_prompts():
@@ -248,7 +248,7 @@ def test_a_checked_prompt_can_be_answered(format):
     """Whatever limit lets a prompt pass also lets the longest first turn be written."""
     for limit in range(20, 90):
         rollout = RolloutConfiguration(**TURNS, format=format, context_limit=limit)
-        both = Views.of(files(), rollout)
+        both = Views.from_files(files(), rollout)
         try:
             check_prompts(["prompt"], both, rollout)
         except ValueError:
@@ -283,7 +283,7 @@ def test_a_full_turn_must_leave_room_for_the_next_one(format: str):
     def let_pass(limit: int) -> bool:
         rollout = RolloutConfiguration(**TURNS, format=format, context_limit=limit)
         try:
-            check_later_turns(Views.of(files(), rollout), rollout)
+            check_later_turns(Views.from_files(files(), rollout), rollout)
         except ValueError as error:
             assert "rollout.context_limit is too small" in str(error)  # noqa: PT017
             return False

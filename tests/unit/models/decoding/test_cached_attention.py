@@ -48,19 +48,19 @@ class Sequences:
         return len(PREFIXES[self.prefix_of[row]])
 
     def cached(self, rows: Sequence[int]) -> CacheBatch:
-        """A bin of some rows that have read what is not new."""
-        prefixes = SharedPrefixes.of(PREFIXES)
+        """A batch of some rows that have read what is not new."""
+        prefixes = SharedPrefixes.from_ids(PREFIXES)
         ids = [[*PREFIXES[self.prefix_of[row]], *range(100, 100 + self.read[row])] for row in rows]
         room = max(self.read) + max(self.new)  # for filling too
         batch = CacheBatch(ids, prefixes, [self.prefix_of[row] for row in rows], room)
         for place, prefix in enumerate(PREFIXES):
             row = self.prefix_of.index(place)
             states = [part[: len(prefix)].transpose(0, 1) for part in self.states[row]]
-            prefixes.slots.write(0, *states, Paths.of({place: [*range(len(prefix))]}, CPU))
+            prefixes.slots.write(0, *states, Paths.from_nodes({place: [*range(len(prefix))]}, CPU))
         for place, row in enumerate(rows):
             begun = slice(self.start(row), self.start(row) + self.read[row])
             states = [part[begun].transpose(0, 1) for part in self.states[row]]
-            batch.slots.write(0, *states, Paths.of({place: [*range(self.read[row])]}, CPU))
+            batch.slots.write(0, *states, Paths.from_nodes({place: [*range(self.read[row])]}, CPU))
         return batch
 
     def padded(self, rows: Sequence[int], of: str) -> torch.Tensor:
@@ -86,10 +86,10 @@ class Sequences:
             outputs.append(torch.einsum("hk,khd->hd", score_HK.softmax(-1), value[begin:end]))
         return torch.stack(outputs)
 
-    def attended(self, bins: Sequence[Sequence[int]], rule: Rule) -> dict[int, torch.Tensor]:
+    def attended(self, batches: Sequence[Sequence[int]], rule: Rule) -> dict[int, torch.Tensor]:
         """What the layout gives, by row."""
-        rows = [row for each in bins for row in each]
-        caches = [self.cached(each) for each in bins]
+        rows = [row for each in batches for row in each]
+        caches = [self.cached(each) for each in batches]
         layout = RowLayout(caches, [[9] * self.new[row] for row in rows], CPU)
         output_BTHD = layout.attend(0, *(self.padded(rows, of) for of in ("query", "key", "value")), rule)
         return {row: output_BTHD[place, : self.new[row]] for place, row in enumerate(rows)}
@@ -97,13 +97,13 @@ class Sequences:
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize(
-    "bins", [[[0, 1, 2, 3, 4]], [[0, 3], [1, 2, 4]]], ids=["in a bin", "in two bins, prefixes unlike in number"]
+    "batches", [[[0, 1, 2, 3, 4]], [[0, 3], [1, 2, 4]]], ids=["in a batch", "in two batches, prefixes unlike in number"]
 )
 @pytest.mark.parametrize("new", [[1, 1, 1, 1, 1], [2, 1, 4, 1, 3]], ids=["a token each", "pieces of unlike length"])
-def test_attention_is_that_of_each_row_alone(rule: Rule, bins: list[list[int]], new: list[int]) -> None:
+def test_attention_is_that_of_each_row_alone(rule: Rule, batches: list[list[int]], new: list[int]) -> None:
     sequences = Sequences(prefix_of=[0, 1, 0, 0, 1], read=[3, 0, 1, 5, 2], new=new)
 
-    outputs = sequences.attended(bins, rule)
+    outputs = sequences.attended(batches, rule)
 
     for row, output_THD in outputs.items():
         torch.testing.assert_close(output_THD, sequences.plain(row, rule), rtol=1e-5, atol=1e-5)
@@ -132,7 +132,7 @@ def test_a_copy_forks_rows_and_cuts_them_back(release: bool) -> None:
     rows = old.rows()
     # Row 0 twice: whole, and cut back by two tokens; row 1 once.
     ids = [[*rows[0].ids], [*rows[0].ids[:-2]], [*rows[1].ids]]
-    new = CacheBatch(ids, SharedPrefixes.of(PREFIXES), [0, 0, 1], num_slots=6)
+    new = CacheBatch(ids, SharedPrefixes.from_ids(PREFIXES), [0, 0, 1], num_slots=6)
 
     new.copy([rows[0], rows[0], rows[1]], [old] if release else [])
 
@@ -149,7 +149,7 @@ def test_a_copy_forks_rows_and_cuts_them_back(release: bool) -> None:
 def test_the_longest_shared_prefix_is_that_of_a_search_through_all() -> None:
     generator = torch.Generator().manual_seed(1)
     texts = [tuple(torch.randint(3, (8,), generator=generator).tolist()) for _ in range(40)]
-    cache = CacheBatch([[*ids] for ids in texts], SharedPrefixes.of([()]), [0] * 40, 8)
+    cache = CacheBatch([[*ids] for ids in texts], SharedPrefixes.from_ids([()]), [0] * 40, 8)
     rows = [CachedRow(cache, row, ids) for row, ids in enumerate(texts)]
     found = PrefixCache()
     found.replace(rows)
@@ -174,11 +174,11 @@ def test_a_model_reads_on_as_if_it_had_read_all_at_once(architecture: str) -> No
     model, _ = build_tiny(architecture)
     prefix, texts = [5, 6, 7], [[8, 9, 10, 11], [20, 21], [30, 31, 32]]
     pieces = [[0, 1, 4], [0, 1, 2], [0, 2, 3]]  # where each begins and ends
-    cache = CacheBatch([[*prefix] for _ in texts], SharedPrefixes.of([tuple(prefix)]), [0] * 3, num_slots=8)
+    cache = CacheBatch([[*prefix] for _ in texts], SharedPrefixes.from_ids([tuple(prefix)]), [0] * 3, num_slots=8)
     with torch.no_grad():
         read = model(input_ids=torch.tensor([prefix]), use_cache=True).past_key_values
         for number, layer in enumerate(read.layers):
-            cache.prefixes.slots.write(number, layer.keys[0], layer.values[0], Paths.of({0: [0, 1, 2]}, CPU))
+            cache.prefixes.slots.write(number, layer.keys[0], layer.values[0], Paths.from_nodes({0: [0, 1, 2]}, CPU))
         for step in range(2):
             tokens = [text[ends[step] : ends[step + 1]] for text, ends in zip(texts, pieces, strict=True)]
             hidden_BTH = feed(model, [cache], tokens)

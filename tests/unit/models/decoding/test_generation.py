@@ -201,8 +201,8 @@ def test_what_rows_begin_with_is_held_once(model):
         seeds = seeds_of(8)
         said = ids_of(model, contexts, seeds, sampling, end_ids=(), memory=memory)
         assert said == ids_of(model, contexts, seeds, sampling, end_ids=())
-        assert sorted(ids for rows in memory.bins() for ids in rows.prefixes.ids) == sorted(prompts)
-        for rows in memory.bins():
+        assert sorted(ids for rows in memory.batches() for ids in rows.prefixes.ids) == sorted(prompts)
+        for rows in memory.batches():
             longest = max(map(len, rows.prefixes.ids))
             assert {buffer.shape[2] for both in rows.prefixes.slots.buffers.values() for buffer in both} == {longest}
             own = max(map(rows.num_own, range(len(rows.ids))))
@@ -217,7 +217,7 @@ def test_the_prompt_that_contexts_of_a_turn_share_is_held_once(model):
     for _ in range(2):
         said = ids_of(model, contexts, seeds_of(3), sampling, end_ids=(), memory=memory)
         assert said == ids_of(model, contexts, seeds_of(3), sampling, end_ids=())
-        assert [rows.prefixes.ids for rows in memory.bins()] == [(prompt,)]
+        assert [rows.prefixes.ids for rows in memory.batches()] == [(prompt,)]
         contexts = [(*context, *ids) for context, ids in zip(contexts, said, strict=True)]
 
 

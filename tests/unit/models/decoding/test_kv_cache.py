@@ -7,7 +7,7 @@ import torch
 
 from astra_accel.models import memory
 from astra_accel.models.decoding import generation, kv_cache
-from astra_accel.models.decoding.kv_cache import BIN_PRICE, KVBuffer, Paths, bin_price
+from astra_accel.models.decoding.kv_cache import BATCH_PRICE, KVBuffer, Paths, batch_price
 from astra_accel.models.decoding.prefill import PrefillPlan, PrefillRequest
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def filled(num_layers: int, num_rows: int) -> tuple[KVBuffer, dict[int, torch.Tensor]]:
     """KVBuffer of three tokens that were written from a forward of as many nodes, and its keys by layer."""
     slots = KVBuffer(num_rows, 3)
-    paths = Paths.of({row: [3 * row, 3 * row + 1, 3 * row + 2] for row in range(num_rows)}, CPU)
+    paths = Paths.from_nodes({row: [3 * row, 3 * row + 1, 3 * row + 2] for row in range(num_rows)}, CPU)
     keys = {layer: torch.randn(2, 3 * num_rows, 4) for layer in range(num_layers)}
     for layer, key_HND in keys.items():
         slots.write(layer, key_HND, -key_HND, paths)
@@ -53,7 +53,7 @@ def test_rows_take_the_states_of_their_paths_with_two_uploads(uploads: list[int]
     """Paths of unlike length: what stands after the shorter one's end is seen by nobody."""
     slots = KVBuffer(3, 4)
     key_HND = torch.randn(2, 6, 4)
-    paths = Paths.of({2: [0, 1, 4], 0: [5]}, CPU)
+    paths = Paths.from_nodes({2: [0, 1, 4], 0: [5]}, CPU)
     for layer in range(3):
         slots.write(layer, key_HND, key_HND, paths)
     assert uploads == [2, 2]
@@ -70,18 +70,18 @@ def test_nothing_to_change_or_to_take_sends_nothing(uploads: list[int]) -> None:
     slots.swap([], [])
     KVBuffer(2, 3).swap([0], [1])
     assert uploads == []
-    slots.write(0, torch.zeros(2, 1, 4), torch.zeros(2, 1, 4), Paths.of({}, CPU))
+    slots.write(0, torch.zeros(2, 1, 4), torch.zeros(2, 1, 4), Paths.from_nodes({}, CPU))
 
 
 def test_bins_have_a_price_on_a_cpu_and_there_is_one_on_other_devices() -> None:
-    assert bin_price(CPU) == BIN_PRICE["cpu"]
+    assert batch_price(CPU) == BATCH_PRICE["cpu"]
     for kind in ("cuda", "mps", "xpu"):
-        assert bin_price(torch.device(kind)) == float("inf")
+        assert batch_price(torch.device(kind)) == float("inf")
 
 
 def test_rows_of_unlike_length_are_parted_on_a_cpu_alone() -> None:
     requests = [PrefillRequest((row, *range(length))) for row, length in enumerate((10, 20, 4000, 4100))]
     begun = {request: PrefillPlan(None, request.context[:1]) for request in requests}
-    assert len(generation._bins_of(requests, begun, 8, bin_price(CPU))) == 2
-    (rows,) = generation._bins_of(requests, begun, 8, bin_price(torch.device("cuda")))
+    assert len(generation._batches_of(requests, begun, 8, batch_price(CPU))) == 2
+    (rows,) = generation._batches_of(requests, begun, 8, batch_price(torch.device("cuda")))
     assert sorted(rows) == [0, 1, 2, 3]

@@ -17,21 +17,21 @@ from tests.helpers.long_range import ALL, DYNAMIC, LIMIT, LONGROPE, build_long_r
 def test_most_models_have_one_regime():
     regimes = length_regimes(build("llama"))
     assert regimes == LengthRegimes()
-    assert [regimes.of(length) for length in (1, 10**6)] == [0, 0]
+    assert [regimes.regime_of(length) for length in (1, 10**6)] == [0, 0]
     assert regimes.longest_like(5) is None
     assert regimes.count == 1
 
 
 def test_a_limit_belongs_to_the_shorter_lengths():
     regimes = LengthRegimes((4, 8))
-    assert [regimes.of(length) for length in range(1, 11)] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert [regimes.regime_of(length) for length in range(1, 11)] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
     assert [regimes.longest_like(length) for length in range(1, 11)] == [4, 4, 4, 4, 8, 8, 8, 8, None, None]
     assert regimes.count == 3
 
 
 def test_where_every_length_is_a_regime():
     regimes = LengthRegimes(grows_beyond=3)
-    assert [regimes.of(length) for length in range(1, 7)] == [0, 0, 0, 1, 2, 3]
+    assert [regimes.regime_of(length) for length in range(1, 7)] == [0, 0, 0, 1, 2, 3]
     assert [regimes.longest_like(length) for length in range(1, 7)] == [3, 3, 3, 4, 5, 6]
     assert regimes.count is None
 

@@ -81,7 +81,7 @@ def test_a_block_is_computed_where_somebody_sees_somebody(make_pack: Any, window
     expected = create_block_mask(
         lambda _batch, _head, query, key: seen[query, key], None, None, size, size, device="cpu"
     )
-    found = flex_attention._PaddedTree.of(pack).block_mask(window, CPU)
+    found = flex_attention._PaddedTree.from_pack(pack).block_mask(window, CPU)
     places = torch.arange(size)
     assert torch.equal(found.mask_mod(0, 0, places[:, None], places[None]), seen)
     computed, wanted = found.to_dense()[0, 0].bool(), expected.to_dense()[0, 0].bool()

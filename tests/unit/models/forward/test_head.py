@@ -175,7 +175,7 @@ def test_the_head_of_a_model_makes_its_logits(architecture):
     model = build(architecture) if architecture in ARCHITECTURES else scaled(architecture)
     ids = torch.arange(1, 30)[None]
     with torch.no_grad():
-        found = Head.of(model).logits(model.base_model(ids)[0])
+        found = Head.from_model(model).logits(model.base_model(ids)[0])
         torch.testing.assert_close(found, model(ids).logits.float(), rtol=1e-5, atol=1e-5)
 
 
@@ -187,4 +187,4 @@ class Odd(torch.nn.Linear):
 def test_a_head_that_is_not_a_plain_linear_layer_is_none(layer):
     model = build("qwen2")
     model.lm_head = layer
-    assert Head.of(model) is None
+    assert Head.from_model(model) is None

@@ -53,7 +53,7 @@ def test_a_cap_far_above_the_logits_is_found():
     """In bfloat16 no logit of the check shows a cap of 1000, but logits of a longer training may."""
     model = build("gemma2").to(torch.bfloat16)
     model.config.final_logit_softcapping = 1000.0
-    assert Head.of(model).softcap == 1000.0
+    assert Head.from_model(model).softcap == 1000.0
 
 
 class Llama(LlamaForCausalLM):
@@ -84,7 +84,7 @@ CHANGES = {
 def test_a_model_of_another_form_has_no_head_and_makes_its_logits_itself(name):
     model = Llama(build("llama").config).eval()
     model.change = CHANGES[name]
-    assert Head.of(model) is None
+    assert Head.from_model(model) is None
     assert not can_pack(model)
     with pytest.raises(UnsupportedModelError, match="its logits are"):
         head_of(model)
@@ -97,9 +97,9 @@ def test_a_model_of_another_form_has_no_head_and_makes_its_logits_itself(name):
 
 def test_another_output_layer_is_found_anew():
     model = build("qwen2")
-    assert Head.of(model) is not None
+    assert Head.from_model(model) is not None
     model.lm_head = torch.nn.Sequential(model.lm_head)
-    assert Head.of(model) is None
+    assert Head.from_model(model) is None
     check_readings(model)
 
 
