@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from astra_accel.scorers.classifier import ClassifierScorer
     from astra_accel.scorers.detoxify import DetoxifyScorer
     from astra_accel.scorers.hatesonar import HateSonarScorer
+    from astra_accel.scorers.judge import JudgeScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
     from astra_accel.training.callbacks.base import TrainerCallback, TrainerControl
@@ -59,6 +60,7 @@ _MODULES = {
     "Harness": "experience.collect",
     "HateSonarScorer": "scorers.hatesonar",
     "IPO": "algorithms.dpo",
+    "JudgeScorer": "scorers.judge",
     "LlamaGuardScorer": "scorers.llama_guard",
     "MLE": "algorithms.mle",
     "Node": "core.sampler",

@@ -19,4 +19,5 @@ SCORERS: dict[str, str] = {
     "detoxify": "astra_accel.scorers.detoxify:DetoxifyScorer",
     "llama_guard": "astra_accel.scorers.llama_guard:LlamaGuardScorer",
     "classifier": "astra_accel.scorers.classifier:ClassifierScorer",
+    "judge": "astra_accel.scorers.judge:JudgeScorer",
 }

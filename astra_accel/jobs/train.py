@@ -19,6 +19,7 @@ from astra_accel.config import AUTO, PromptSource, RunConfiguration, TrainingCon
 from astra_accel.data import check_disjoint, load_prompts
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import RankError, end_together, holding, on_main
+from astra_accel.endpoints.client import EndpointError
 from astra_accel.errors import ConfigurationError
 from astra_accel.evaluation.evaluator import ASTEvaluator, figures_among, metric_names
 from astra_accel.evaluation.figures.dev_figures import DEV_FIGURES, SELF_BLEU, check_dev_figures
@@ -58,6 +59,7 @@ USER_ERRORS = (
     OutputFolderError,
     CheckpointError,
     EmbeddedModelError,
+    EndpointError,
     RankError,  # of the main process, which has told
 )
 USAGE = "[--config FILE.yaml] [--resume CHECKPOINT|auto] [--SECTION.FIELD VALUE ...]"

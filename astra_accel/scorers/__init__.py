@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from astra_accel.scorers.classifier import ClassifierScorer
     from astra_accel.scorers.detoxify import DetoxifyScorer
     from astra_accel.scorers.hatesonar import HateSonarScorer
+    from astra_accel.scorers.judge import JudgeScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
 
@@ -24,6 +25,7 @@ __all__ = [
     "ClassifierScorer",
     "DetoxifyScorer",
     "HateSonarScorer",
+    "JudgeScorer",
     "LlamaGuardScorer",
     "ProfanityScorer",
     "build_scorer",

@@ -313,10 +313,9 @@ class AccelTrainer:
         resuming, automatic = checkpoint is not None, resume == AUTO
         on_main(self.accelerator, lambda: check_output_dir(config, resuming, restarting=automatic))
         if checkpoint is not None:
-            known = self._verified
-            if known is None or known.path != checkpoint:
-                known = verify_together(self.accelerator, checkpoint)
-            resume_from(self._run, known, self.saved_parts())
+            if self._verified is None or self._verified.path != checkpoint:
+                self._verified = verify_together(self.accelerator, checkpoint)
+            resume_from(self._run, self._verified, self.saved_parts())
             self._verified = None  # its files may change from here on
         elif automatic:
             self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run starts anew")

@@ -25,6 +25,7 @@ ORDER = [
     ["models"],
     ["algorithms"],
     ["scorers", "data"],
+    ["endpoints"],
     ["files"],
     ["core"],
     ["config"],
