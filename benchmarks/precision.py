@@ -23,6 +23,7 @@ from memory import peak_gb
 
 RECIPE = TRAIN.parent / "configs" / "smollm2_mle.yaml"
 STEPS = {"with examples": 2, "without": 4}
+PEAK = "peak memory, GB"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -40,9 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     ratios = {
         f"{first} / {other}, {name}": middle[f"{first}, {name}"] / middle[f"{other}, {name}"]
         for other in others
-        for name in (*STEPS, "peak memory, GB")
+        for name in (*STEPS, PEAK)
     }
-    return report("precision", options, measured, ratios, unit="s (memory: GB)")
+    memory = {name: middle[name] for name in measured if name.endswith(PEAK)}
+    times = {name: values for name, values in measured.items() if name not in memory}
+    return report("precision", options, times, ratios, figures=memory)
 
 
 def _run(config: Path, dtype: str, fields: Sequence[str]) -> dict[str, float]:
@@ -62,7 +65,7 @@ def _run(config: Path, dtype: str, fields: Sequence[str]) -> dict[str, float]:
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = {line["step"]: line for line in map(json.loads, lines)}
     seconds = {step: line["seconds/rollout"] + line["seconds/update"] for step, line in steps.items()}
-    return {name: seconds[step] for name, step in STEPS.items()} | {"peak memory, GB": peak}
+    return {name: seconds[step] for name, step in STEPS.items()} | {PEAK: peak}
 
 
 def _two_steps_of_examples(config: Path) -> list[str]:
