@@ -1,4 +1,4 @@
-"""The type that the models of a run load in: settled once, alike on all processes, and kept when it is resumed."""
+"""The type that the models of a run load in: chosen once, the same on all processes, and kept when it is resumed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ EARLIER = "float32"
 def settle_dtype(
     config: RunConfiguration, files: RoleFiles, accelerator: Accelerator, before: Mapping[str, Any] | None = None
 ) -> RunConfiguration:
-    """A configuration that says in ``compute.dtype`` what ``auto`` comes to. All processes together.
+    """Replace ``auto`` in ``compute.dtype`` by the type that it stands for. All processes must call it.
 
-    Machines may have unlike processors. Where they don't agree, all take float32.
+    If the processors of a run differ, all processes take float32.
 
     Args:
         config: the whole run.

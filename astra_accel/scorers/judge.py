@@ -46,7 +46,7 @@ class JudgeScorer(BatchedExchangeScorer):
         timeout: Seconds to wait for a connection, and for each read.
         max_retries: Further attempts after one that failed for a reason that may pass.
         max_concurrency: Questions under way at once, over all processes.
-        batch_size: The most distinct texts between two reports of progress.
+        batch_size: The most distinct texts that are asked about in one go.
 
     Raises:
         ImportError: The package openai is not installed.

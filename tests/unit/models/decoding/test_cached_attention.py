@@ -96,9 +96,7 @@ class Sequences:
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@pytest.mark.parametrize(
-    "batches", [[[0, 1, 2, 3, 4]], [[0, 3], [1, 2, 4]]], ids=["in a batch", "in two batches, prefixes unlike in number"]
-)
+@pytest.mark.parametrize("batches", [[[0, 1, 2, 3, 4]], [[0, 3], [1, 2, 4]]], ids=["one batch", "two batches"])
 @pytest.mark.parametrize("new", [[1, 1, 1, 1, 1], [2, 1, 4, 1, 3]], ids=["a token each", "pieces of unlike length"])
 def test_attention_is_that_of_each_row_alone(rule: Rule, batches: list[list[int]], new: list[int]) -> None:
     sequences = Sequences(prefix_of=[0, 1, 0, 0, 1], read=[3, 0, 1, 5, 2], new=new)
