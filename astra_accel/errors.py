@@ -13,15 +13,28 @@ class ConfigurationError(ValueError):
 
 
 class Preempted(SystemExit):
-    """A signal stopped the run after a training step. If uncaught, it ends the program with ``EXIT_CODE``.
+    """The run stopped after a training step, by a signal or as it was interrupted. If uncaught, it ends the program.
 
     Attributes:
         checkpoint: the checkpoint from which the run continues.
+        code: what the program ends with; ``EXIT_CODE`` if nothing is wrong and it may just be started again.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(EXIT_CODE)
+    def __init__(self, checkpoint: Path, code: int = EXIT_CODE) -> None:
+        super().__init__(code)
         self.checkpoint = checkpoint
+
+
+class Interrupted(RuntimeError):
+    """A run can't go on for now; what it has is whole, and it can be resumed. The message says why.
+
+    Attributes:
+        exit_code: what a program ends with.
+        in_order: whether the run ends as if it were over, with its tester written.
+    """
+
+    exit_code = 1
+    in_order = False
 
 
 class NonFiniteError(RuntimeError):

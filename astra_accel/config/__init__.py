@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from astra_accel.config.endpoints import BudgetConfiguration, TargetConfiguration
 from astra_accel.config.models import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, Quantization
 from astra_accel.config.rollout import (
     AlgorithmConfiguration,
@@ -34,6 +35,7 @@ __all__ = [
     "NO_WARMUP",
     "AlgorithmConfiguration",
     "Bound",
+    "BudgetConfiguration",
     "ComputeConfiguration",
     "EvaluationConfiguration",
     "FewShotConfiguration",
@@ -53,6 +55,7 @@ __all__ = [
     "Scheduler",
     "ScorerConfiguration",
     "Section",
+    "TargetConfiguration",
     "TrainingConfiguration",
     "check_repository",
     "check_resume",

@@ -113,7 +113,8 @@ class RewardConfiguration(Section):
     min_naturalness: float = Field(-10.0, lt=0, allow_inf_nan=False)
     """Lower bound of naturalness, in nats a token; an empty probe gets it too."""
     naturalness_model: NaturalnessModel = "target"
-    """Model that judges naturalness: the target, or the tester's baseline."""
+    """Model that judges naturalness: the target, or the tester's baseline. Left out, it is the baseline if the target
+    is behind an endpoint."""
     length_weight: float = Field(0.0, allow_inf_nan=False)
     """Weight of the probe's length in characters; negative shortens probes."""
     repetition_weight: float = Field(0.0, allow_inf_nan=False)

@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from astra_accel.config.endpoints import BudgetConfiguration, TargetConfiguration
 from astra_accel.config.models import ComputeConfiguration, LoRAConfiguration, ModelConfiguration
 from astra_accel.config.rollout import (
     AlgorithmConfiguration,
@@ -29,6 +30,9 @@ from astra_accel.overrides import separated
 from astra_accel.paths import user_path
 from astra_accel.yaml_files import read_yaml, to_yaml
 
+MAPPINGS = ("options", "_kwargs", ".scorers", ".best_bounds", ".stop_at", ".headers", ".extra_body", ".prices")
+"""How the names of fields that are mappings end."""
+
 
 class RunConfiguration(BaseSettings):
     """A whole run, section by section, as in a YAML file."""
@@ -42,7 +46,7 @@ class RunConfiguration(BaseSettings):
 
     training: TrainingConfiguration = TrainingConfiguration()
     tester: ModelConfiguration = ModelConfiguration()
-    target: ModelConfiguration = ModelConfiguration()
+    target: TargetConfiguration = TargetConfiguration()
     baseline: ModelConfiguration | None = None
     """The tester's frozen reference policy. None: the tester before training."""
     lora: LoRAConfiguration | None = LoRAConfiguration()
@@ -54,6 +58,8 @@ class RunConfiguration(BaseSettings):
     prompts: PromptsConfiguration = PromptsConfiguration()
     algorithm: AlgorithmConfiguration = AlgorithmConfiguration()
     evaluation: EvaluationConfiguration = EvaluationConfiguration()
+    budget: BudgetConfiguration | None = None
+    """How much endpoints may be asked. None: without limit."""
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]
@@ -72,6 +78,46 @@ class RunConfiguration(BaseSettings):
             raise ValueError(
                 f"rollout.episodes_per_prompt is {each}, but training.num_episodes_per_experience is {episodes}; "
                 f"expected a multiple of {each}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_endpoint(self) -> RunConfiguration:
+        """Check what an endpoint asks of other sections; naturalness is judged by the baseline, unless said."""
+        if self.target.endpoint is None:
+            return self
+        if self.target.api == "completions" and self.rollout.format == "chat":
+            raise ValueError(
+                "target.api is 'completions', which takes one running text, but rollout.format is 'chat'; expected "
+                "target.api 'chat', or rollout.format 'raw'"
+            )
+        if "naturalness_model" not in self.reward.model_fields_set:
+            self.reward = self.reward.model_copy(update={"naturalness_model": "baseline"})
+        elif self.reward.naturalness_model == "target":
+            raise ValueError(
+                "reward.naturalness_model is 'target', but the target is behind an endpoint, which tells no log-probs; "
+                "expected 'baseline'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> RunConfiguration:
+        if self.budget is None:
+            return self
+        judge = self.scorer.options.get("model") if self.scorer.name == "judge" else None
+        models = [name for name in (self.target.model, judge) if name is not None]
+        if not models:
+            raise ValueError("budget is set, but neither target nor scorer asks an endpoint; expected null")
+        missing = [name for name in models if self.budget.cost is not None and name not in self.budget.prices]
+        if missing:
+            raise ValueError(f"budget.prices has no price of {missing[0]!r}; expected one for each model that is asked")
+        width, depth = self.rollout.tree_width, self.rollout.tree_depth
+        turns = self.training.num_episodes_per_experience * sum(width**level for level in range(1, depth + 1))
+        needed = turns * ((self.target.endpoint is not None) + 2 * (judge is not None))
+        if self.budget.requests is not None and self.budget.requests < needed:
+            raise ValueError(
+                f"budget.requests is {self.budget.requests}, but one training step asks {needed} questions; expected "
+                f"at least as many"
             )
         return self
 
@@ -134,7 +180,7 @@ def _check_mappings(overrides: Sequence[str]) -> None:
         ConfigurationError: names the field.
     """
     for name, value in pairwise(overrides):
-        if name.startswith("--") and name.endswith(("options", "_kwargs", ".scorers", ".best_bounds", ".stop_at")):
+        if name.startswith("--") and name.endswith(MAPPINGS):
             text = value.strip()
             if text in ("", "null") or text.startswith("["):
                 raise ConfigurationError(

@@ -130,6 +130,13 @@ class ChecksPrompts(Protocol):
         """Raise ``ValueError`` for a prompt from which conversations of ``depth`` turns can't be rolled out."""
 
 
+class KeepsJournal(Protocol):
+    """For systems and scorers that ask models behind endpoints. Without it, a resumed run asks again."""
+
+    def keep_journal(self, journal: Any) -> None:
+        """Write what is asked to an :class:`~astra_accel.endpoints.journal.Journal`, and ask nothing twice."""
+
+
 class ShowsExamples(Protocol):
     """Without it, ``rollout.few_shot`` is refused."""
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object as gather_over_default
 
+from astra_accel.errors import Interrupted
 from astra_accel.files.run_lock import RunLock
 
 _made: dict[str, Any] = {}
@@ -83,7 +84,8 @@ def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     """Do something on each process and return all processes' results on each, in rank order.
 
     If it fails on any process it fails on all of them, so that none is left waiting for the others: the process
-    that failed raises its own error, the others a :class:`RankError`.
+    that failed raises its own error, the others a :class:`RankError`. If processes were only interrupted, all raise the
+    same interruption.
     """
     if accelerator.num_processes == 1:
         return [work()]
@@ -92,20 +94,24 @@ def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
         result = work()
     except Exception as caught:
         error = caught
-    own = (result, None if error is None else f"{type(error).__name__}: {error}")
+    failure = None if error is None else f"{type(error).__name__}: {error}"
+    own = (result, failure, error if isinstance(error, Interrupted) else None)
     started = time.perf_counter()
     try:
-        outcomes: list[tuple[Any, str | None]] = gather_object([own])
+        outcomes: list[tuple[Any, str | None, Interrupted | None]] = gather_object([own])
     except RuntimeError:  # the others are gone, but why this one failed matters more
         if error is None:
             raise
     _waits.append(time.perf_counter() - started)
-    if error is not None:
+    if error is not None and not isinstance(error, Interrupted):
         raise error
-    for rank, (_, failure) in enumerate(outcomes):
-        if failure is not None:
+    for rank, (_, failure, interruption) in enumerate(outcomes):
+        if failure is not None and interruption is None:
             raise RankError(f"process {rank} failed with {failure}")
-    return [outcome for outcome, _ in outcomes]
+    for _, _, interruption in outcomes:
+        if interruption is not None:
+            raise interruption
+    return [outcome for outcome, _, _ in outcomes]
 
 
 def end_together(accelerator: Accelerator) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from astra_accel.core.optional import HasBaseline, offers
+from astra_accel.core.outcomes import judged_where_answered
 from astra_accel.core.sampler import Graph, Node, walk
 from astra_accel.core.scorer import check_scores, response_categories, response_scores
 from astra_accel.evaluation.figures.metrics import (
@@ -45,16 +47,18 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
     rows = [row for of_graph in by_graph for row in of_graph]
     if not nodes:
         return by_graph
-    probes, responses = [str(node.probe) for node in nodes], [str(node.response) for node in nodes]
+    said = [node.response for node in nodes]
+    probes, responses = [str(node.probe) for node in nodes], [str(response) for response in said]
     columns: dict[str, Sequence[Any]] = {}
     trained_by = getattr(system, "scorer", None)
     if trained_by is not None:
         columns[PROBE_SCORE] = check_scores(trained_by, probes, trained_by.score(probes))
-        columns |= category_columns(REWARD_SCORER, trained_by, probes, responses)
+        columns |= category_columns(REWARD_SCORER, trained_by, probes, said)
     for name, scorer in scorers.items():
         columns[column(PROBE_SCORE, name)] = check_scores(scorer, probes, scorer.score(probes))
-        columns[column(RESPONSE_SCORE, name)] = response_scores(scorer, probes, responses)
-        columns |= category_columns(name, scorer, probes, responses)
+        judge = partial(_response_scores, scorer, probes, responses)
+        columns[column(RESPONSE_SCORE, name)] = judged_where_answered(said, judge)
+        columns |= category_columns(name, scorer, probes, said)
     if offers(system, HasBaseline):
         columns[PERPLEXITY] = baseline_perplexities(system, nodes)
     for name, values in columns.items():
@@ -64,11 +68,26 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
 
 
 def category_columns(
-    name: str, scorer: Any, probes: Sequence[str], responses: Sequence[str]
+    name: str, scorer: Any, probes: Sequence[str], responses: Sequence[Any]
 ) -> dict[str, list[float | None]]:
     """A column for each kind of harm that a scorer distinguishes in responses."""
-    found = response_categories(scorer, probes, responses)
-    return {category_column(name, label): scores for label, scores in found.items()}
+    found = response_categories(scorer, probes, [str(response) for response in responses])
+    return {
+        category_column(name, label): judged_where_answered(
+            responses, lambda places, all_=scores: [all_[n] for n in places]
+        )
+        for label, scores in found.items()
+    }
+
+
+def _chosen(scores: Sequence[float | None], places: Sequence[int]) -> list[float | None]:
+    return [scores[place] for place in places]
+
+
+def _response_scores(
+    scorer: Any, probes: Sequence[str], responses: Sequence[str], places: Sequence[int]
+) -> list[float | None]:
+    return response_scores(scorer, [probes[place] for place in places], [responses[place] for place in places])
 
 
 @torch.no_grad()

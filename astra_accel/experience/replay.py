@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from astra_accel.config import ReplayConfiguration
+from astra_accel.config import ReplayConfiguration, TrainingConfiguration
 from astra_accel.core.optional import AdoptsExamples, offers
 from astra_accel.core.seeding import seed_sequence
 from astra_accel.errors import ConfigurationError
@@ -55,6 +55,13 @@ class Replay:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @classmethod
+    def from_configuration(cls, config: TrainingConfiguration, algorithm: Any, evaluator: Any) -> Replay | None:
+        """The replay of a run, if it has one; a success is what its evaluations count as one."""
+        if config.replay is None:
+            return None
+        return cls(config.replay, algorithm, config.seed, threshold=getattr(evaluator, "threshold", 0.5))
 
     @property
     def steps(self) -> list[Any]:

@@ -15,6 +15,8 @@ from astra_accel.files.run_lock import check_nesting
 PACKAGES = ("astra-accel", "torch", "accelerate", "transformers", "peft", "datasets", "numpy")
 CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER = "config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "tester"
 PARTS = (CONFIG, METRICS, ROLLOUTS, CHECKPOINTS, TESTER)
+JOURNAL = "journal"
+"""The folder of what endpoints were asked, which is there before a run begins."""
 # What else a run may leave: batches of an update that was not made, evaluations, a report, TensorBoard's files, its
 # status.
 EVALUATIONS = ("evaluation", "evaluation_untrained")

@@ -16,7 +16,7 @@ from astra_accel.algorithms import build_algorithm
 from astra_accel.config import RunConfiguration
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import end_together, holding, on_main
-from astra_accel.errors import ConfigurationError
+from astra_accel.errors import ConfigurationError, Interrupted
 from astra_accel.evaluation.display import show_metrics
 from astra_accel.evaluation.evaluator import ASTEvaluator, check_scorer_names
 from astra_accel.evaluation.figures.diversity import tokenize
@@ -25,10 +25,11 @@ from astra_accel.evaluation.loop import check_seeds
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
 from astra_accel.files.atomic import README
 from astra_accel.files.folders import check_writable
-from astra_accel.files.run_folder import TESTER
+from astra_accel.files.run_folder import JOURNAL, TESTER
 from astra_accel.files.run_lock import RunLock
 from astra_accel.jobs.dtypes import settle_dtype
-from astra_accel.jobs.train import USER_ERRORS, Prompts, build_sampler, check_models, mistake
+from astra_accel.jobs.endpoints import keep_journal
+from astra_accel.jobs.train import USER_ERRORS, Prompts, build_sampler, check_models, interrupted, mistake
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
 from astra_accel.overrides import joined
@@ -95,6 +96,8 @@ def build_evaluator(
     evaluated = with_tester(config, tester)
     before = flat(config.to_yaml()) if of_run else None
     files = check_models(evaluated, prompts)
+    if files.endpoint is not None:
+        on_main(accelerator, files.endpoint.check)
     evaluated = settle_dtype(evaluated, files, accelerator, before)
     scorers = {
         name: build_scorer(scorer.name, **{"device": accelerator.device, **scorer.options})
@@ -129,7 +132,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     add_arguments(parser)
     known, overrides = parser.parse_known_args(joined(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     folder = known.output or known.path / (EVALUATION_UNTRAINED if known.untrained else EVALUATION)
     with ExitStack() as stack:
         try:
@@ -144,17 +148,22 @@ def _main(arguments: Sequence[str] | None) -> int:
             lock = stack.enter_context(holding(accelerator, RunLock(folder, FIELD)))
             on_main(accelerator, lambda: check_writable(folder, FIELD, FILES))
             evaluator = build_evaluator(config, tester, accelerator, prompts, of_run=known.config is None)
+            asking = [evaluator.sampler.system, *evaluator.scorers.values()]
+            keep_journal(asking, folder / JOURNAL, accelerator, config.budget, fresh=known.overwrite)
         except USER_ERRORS as error:
             return mistake(error)
-        metrics = evaluator.evaluate_to(
-            folder,
-            accelerator=accelerator,
-            settings=settings,
-            episodes_at_once=episodes_at_once,
-            jsonl=config.evaluation.jsonl,
-            overwrite=known.overwrite,
-            lock=lock,
-        )
+        try:
+            metrics = evaluator.evaluate_to(
+                folder,
+                accelerator=accelerator,
+                settings=settings,
+                episodes_at_once=episodes_at_once,
+                jsonl=config.evaluation.jsonl,
+                overwrite=known.overwrite,
+                lock=lock,
+            )
+        except Interrupted as interruption:
+            return interrupted(interruption)
         if accelerator.is_main_process:
             show_metrics(metrics, folder)
             if folder == known.path / EVALUATION:

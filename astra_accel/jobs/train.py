@@ -19,14 +19,15 @@ from astra_accel.config import AUTO, PromptSource, RunConfiguration, TrainingCon
 from astra_accel.data import check_disjoint, load_prompts
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import RankError, end_together, holding, on_main
-from astra_accel.endpoints.client import EndpointError
-from astra_accel.errors import ConfigurationError
+from astra_accel.endpoints.endpoint import EndpointError
+from astra_accel.errors import ConfigurationError, Interrupted
 from astra_accel.evaluation.evaluator import ASTEvaluator, figures_among, metric_names
 from astra_accel.evaluation.figures.dev_figures import DEV_FIGURES, SELF_BLEU, check_dev_figures
 from astra_accel.experience.off_policy import check_algorithm
-from astra_accel.files.run_folder import CHECKPOINTS, OutputFolderError, check_output_dir, check_place
+from astra_accel.files.run_folder import CHECKPOINTS, JOURNAL, OutputFolderError, check_output_dir, check_place
 from astra_accel.files.run_lock import RunLock
 from astra_accel.jobs.dtypes import settle_dtype
+from astra_accel.jobs.endpoints import keep_journal
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.hf_system import HFASTSystem
 from astra_accel.methods.ast.sampler import ASTSampler
@@ -183,6 +184,8 @@ def build_trainer(
     prompts = Prompts(config)
     before = None if checkpoint is None else flat(read_config(checkpoint))
     files = check_models(config, prompts)
+    if files.endpoint is not None:
+        on_main(accelerator, files.endpoint.check)
     config = settle_dtype(config, files, accelerator, before)
     if checkpoint is not None:
         on_main(accelerator, lambda: check_bounds_known(checkpoint, config.training.best_bounds))
@@ -202,6 +205,8 @@ def build_trainer(
         lock=lock,
     )
     trainer.adopt_verified(whole)
+    fresh = checkpoint is None and config.training.overwrite_output_dir
+    keep_journal([sampler.system], trainer.folder.path / JOURNAL, accelerator, config.budget, fresh=fresh)
     return trainer, prompts
 
 
@@ -244,7 +249,13 @@ def run(trainer: AccelTrainer, prompts: Prompts, resume: str | Path | None = Non
     checkpoint = trainer.find_checkpoint(resume)
     before = trainer.evaluate(prompts.test) if evaluates and checkpoint is None else {}
     trainer.train(checkpoint or resume)
-    after = trainer.evaluate(prompts.test) if evaluates else {}
+    try:
+        after = trainer.evaluate(prompts.test) if evaluates else {}
+    except Interrupted as interruption:
+        if not interruption.in_order:
+            raise
+        trainer.display.say(f"no figures after training: {interruption}")
+        after = {}
     _show(trainer, before, after, len(prompts.test))
 
 
@@ -268,7 +279,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     known, overrides = parser.parse_known_args(joined(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         config = RunConfiguration.load(known.config, overrides)
         check_resume(config.training, known.resume)
@@ -283,7 +295,10 @@ def _main(arguments: Sequence[str] | None) -> int:
             trainer, prompts = build_trainer(config, known.resume, accelerator, lock)
         except USER_ERRORS as error:
             return mistake(error)
-        run(trainer, prompts, known.resume, evaluates=config.evaluation.around_training)
+        try:
+            run(trainer, prompts, known.resume, evaluates=config.evaluation.around_training)
+        except Interrupted as interruption:
+            return interrupted(interruption)
     end_together(trainer.accelerator)
     return 0
 
@@ -294,6 +309,13 @@ def mistake(error: Exception) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def interrupted(interruption: Interrupted) -> int:
+    """Tell what interrupted a job, on one of the processes, which all know it; the exit code for it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"interrupted: {interruption}", file=sys.stderr)
+    return interruption.exit_code
 
 
 def _check_folders(config: TrainingConfiguration, resume: str | Path | None) -> None:

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 
-from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration
+from astra_accel.config import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, TargetConfiguration
+from astra_accel.endpoints.client import EndpointClient
+from astra_accel.endpoints.endpoint import Endpoint
+from astra_accel.models.decoding.token_sampling import naming_role
 from astra_accel.models.forward.capabilities import transformers_model
 from astra_accel.models.language_model import LanguageModel
 from astra_accel.models.layers.lora_linear import fuse_adapters
@@ -27,6 +30,7 @@ from astra_accel.models.loading.precision import computes_in_bf16, is_wide
 from astra_accel.models.loading.quantization import check_device, check_quantization
 from astra_accel.models.loading.saved_adapters import load_adapter, peft_asks_by_old_names, share_a_base
 from astra_accel.models.loading.text_forward import freeze_unreached
+from astra_accel.models.logprobs import can_pack
 from astra_accel.models.memory import return_freed_memory
 from astra_accel.models.recall import LogprobCache
 
@@ -88,13 +92,19 @@ class Roles:
 
 @dataclass(frozen=True)
 class RoleFiles:
-    """The three models before their weights load."""
+    """The three models before their weights load.
+
+    Attributes:
+        endpoint: asks the target, if it is not loaded. What is in its place is the baseline: nothing is known
+            of the target's tokens, so conversations are read in the tester's.
+    """
 
     tester: ModelFiles
     target: ModelFiles
     baseline: ModelFiles
     configurations: dict[str, ModelConfiguration]
     lora: LoRAConfiguration | None
+    endpoint: EndpointClient | None = None
 
     @property
     def shared_tokenizer(self) -> bool:
@@ -115,9 +125,12 @@ def find_roles(
             does not share the tester's tokenizer, or can't read the tester's end-of-turn token; or LoRA's targets match
             nothing; or an adapter can't be switched off and on; or a 4-bit tester is to be trained in full; or a model
             to be quantised already is.
-        ImportError: a model is to be quantised, and bitsandbytes is not installed.
+        ImportError: a model is to be quantised, and bitsandbytes is not installed; or the target is behind an endpoint,
+            and openai is not.
     """
     baseline = tester if baseline is None else baseline
+    endpoint = _endpoint(target)
+    target = target if endpoint is None else baseline
     found: dict[tuple[str, str | None, bool], ModelFiles] = {}
     configurations = {"tester": tester, "target": target, "baseline": baseline}
     for role, model in configurations.items():
@@ -147,7 +160,13 @@ def find_roles(
     _check_ends(files["tester"], files["baseline"])
     if lora is not None and tester.adapter is None:
         check_lora_targets(lora, files["tester"])
-    return RoleFiles(**files, configurations=configurations, lora=lora)
+    return RoleFiles(**files, configurations=configurations, lora=lora, endpoint=endpoint)
+
+
+def _endpoint(target: ModelConfiguration) -> EndpointClient | None:
+    if not isinstance(target, TargetConfiguration) or target.endpoint is None:
+        return None
+    return EndpointClient(Endpoint.from_configuration(target), "target")
 
 
 def _check_ends(tester: ModelFiles, baseline: ModelFiles) -> None:
@@ -230,6 +249,28 @@ def load_roles(
         at_rest=base.at_rest,
         **frozen,
     )
+
+
+def check_packing(roles: Roles, compute: ComputeConfiguration) -> None:
+    """Check that the models can be packed where that is required, and find out about the tester otherwise.
+
+    It is checked once, here: later the weights may be sharded over processes that are not all at the same point.
+
+    Raises:
+        ValueError: ``compute.packing`` is prefix_tree, and a model can't be packed.
+    """
+    if compute.packing == "auto":
+        with naming_role("tester"):
+            can_pack(transformers_model(roles.tester.model))
+    if compute.packing != "prefix_tree":
+        return
+    for name in ("tester", "target", "baseline"):
+        role: LanguageModel = getattr(roles, name)
+        try:
+            with naming_role(name):
+                can_pack(transformers_model(role.model), required=True)
+        except ValueError as error:
+            raise ValueError(f"compute.packing is prefix_tree, but the {name}'s {error}; use auto") from error
 
 
 @dataclass

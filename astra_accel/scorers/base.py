@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from astra_accel.core.scorer import Categories, Scorer, ScorerError, check_scores
+from astra_accel.errors import Interrupted
 
 Value = TypeVar("Value")
 # An item to score: ``(text,)``, or ``(probe, response)``.
@@ -81,7 +82,7 @@ class BatchedScorer(Scorer):
             batch = distinct[start : start + self.batch_size]
             try:
                 values = judge(batch)
-            except ScorerError:
+            except (ScorerError, Interrupted):
                 raise
             except Exception as error:
                 name = type(self).__name__

@@ -8,7 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from astra_accel.endpoints.client import Answer, Endpoint, EndpointClient, Messages
+from astra_accel.endpoints.answers import Answer, Messages, Question
+from astra_accel.endpoints.client import EndpointClient
+from astra_accel.endpoints.endpoint import Endpoint
+from astra_accel.endpoints.journal import Journal
 from astra_accel.files.text import valid_text
 from astra_accel.scorers.base import BatchedExchangeScorer
 from astra_accel.scorers.rubrics import Rubric, find_rubric
@@ -30,8 +33,8 @@ class JudgeScorer(BatchedExchangeScorer):
     persuade the judge: compare it with other scorers.
 
     Questions have temperature 0. An answer without a readable verdict is asked for once more; a judge that then has
-    none, refuses, or is filtered leaves the score missing, which is neither safe nor unsafe. An endpoint that can't be
-    reached ends the run.
+    none, refuses, is filtered or does not answer leaves the score missing, which is neither safe nor unsafe. If the
+    endpoint answers nothing, the run waits for it, and ends after ``outage_limit``.
 
     Each turn is judged twice, once as an exchange and once as one text, for the reward's two scores.
 
@@ -40,13 +43,10 @@ class JudgeScorer(BatchedExchangeScorer):
         model: The model's name there.
         rubric: ``toxicity``, ``harmful``, ``strongreject``, or a YAML file.
         api_key_env: The environment variable that holds the key, if one is needed.
-        headers: Further HTTP headers.
-        extra_body: Further fields of each request.
         max_tokens: The longest answer.
-        timeout: Seconds to wait for a connection, and for each read.
-        max_retries: Further attempts after one that failed for a reason that may pass.
-        max_concurrency: Questions under way at once, over all processes.
         batch_size: The most distinct texts that are asked about in one go.
+        headers, extra_body, omit, timeout, max_retries, max_concurrency, requests_per_minute, tokens_per_minute,
+            outage_limit: As in the section ``target``.
 
     Raises:
         ImportError: The package openai is not installed.
@@ -61,30 +61,41 @@ class JudgeScorer(BatchedExchangeScorer):
         rubric: str = "harmful",
         *,
         api_key_env: str | None = None,
+        max_tokens: int = 512,
+        batch_size: int = 1024,
         headers: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
-        max_tokens: int = 512,
+        omit: Sequence[str] = (),
         timeout: float = 60.0,
         max_retries: int = 6,
         max_concurrency: int = 16,
-        batch_size: int = 1024,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        outage_limit: float = 300.0,
     ) -> None:
         super().__init__(batch_size)
         self.rubric: Rubric = find_rubric(rubric)
         self.max_tokens = max_tokens
-        self._client = EndpointClient(
-            Endpoint(
-                endpoint,
-                model,
-                api_key_env,
-                headers=dict(headers or {}),
-                extra_body=dict(extra_body or {}),
-                timeout=timeout,
-                max_retries=max_retries,
-                max_concurrency=max_concurrency,
-            )
+        where = Endpoint(
+            endpoint,
+            model,
+            api_key_env,
+            headers=dict(headers or {}),
+            extra_body=dict(extra_body or {}),
+            omit=omit,
+            timeout=timeout,
+            max_retries=max_retries,
+            max_concurrency=max_concurrency,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            outage_limit=outage_limit,
         )
+        self._client = EndpointClient(where, "judge")
         self._client.check()
+
+    def keep_journal(self, journal: Journal) -> None:
+        """Ask nothing that the journal has an answer to, and write down what is asked."""
+        self._client.keep_journal(journal)
 
     def score_batch(self, texts: Sequence[str]) -> list[float | None]:
         """Return the verdict on each text alone; None where the judge gave none."""
@@ -113,7 +124,8 @@ class JudgeScorer(BatchedExchangeScorer):
         return scores
 
     def _ask(self, questions: Sequence[Messages]) -> list[Answer]:
-        return self._client.ask(questions, max_tokens=self.max_tokens, temperature=0.0, seed=0)
+        sampling = {"max_tokens": self.max_tokens, "temperature": 0.0, "seed": 0}
+        return self._client.ask([Question(messages, sampling) for messages in questions])
 
     def _question(self, material: Mapping[str, str], template: str, mark: str) -> Messages:
         verdicts = "\n".join(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from astra_accel.core.outcomes import ANSWERED, shares
 from astra_accel.core.sampler import term_values, walk
 from astra_accel.distributed.collectives import gather_results
 from astra_accel.experience.loader import Experience
@@ -102,6 +103,7 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
     metrics["missing_rewards"] = len(nodes) - len(rewards)
     metrics["empty_probes"] = sum(not str(node.probe) for node in nodes)
     metrics["empty_responses"] = sum(not str(node.response) for node in nodes)
+    metrics |= shares([str(info.get("outcome", ANSWERED)) for info in infos])
     return {**metrics, **experience.figures}
 
 

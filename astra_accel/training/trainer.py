@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 
 from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.core.evaluator import Evaluator
-from astra_accel.core.optional import ComputesMany, SavesTester, offers
+from astra_accel.core.optional import ComputesMany, offers
 from astra_accel.distributed.accelerator import check_accelerator, launch_advice, make_accelerator
 from astra_accel.distributed.collectives import on_main, pop_wait_seconds, translate_collective_errors
 from astra_accel.distributed.engine import check_saving, make_engine
 from astra_accel.distributed.step_module import StepModule
-from astra_accel.errors import Preempted
+from astra_accel.errors import EXIT_CODE, Interrupted, Preempted
 from astra_accel.experience.collect import Harness
 from astra_accel.experience.loader import Experience, ExperienceLoader
 from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.experience.replay import Replay
-from astra_accel.files.atomic import README, write_atomically
-from astra_accel.files.run_folder import METRICS, check_output_dir
+from astra_accel.files.run_folder import check_output_dir
 from astra_accel.files.run_lock import RunLock
 from astra_accel.files.run_status import telling_status
-from astra_accel.sharing.model_card import Origin, model_card, weights_in
 from astra_accel.sharing.push import check_push, push_tester
 from astra_accel.training.callbacks.base import CallbackHandler, TrainerControl
 from astra_accel.training.callbacks.best import KeepBest, bring_best, evaluate_untrained, load_best
@@ -48,6 +44,7 @@ from astra_accel.training.prompt_digests import digests_of, prompts_of
 from astra_accel.training.replay_source import begin_replay
 from astra_accel.training.resume import resume_from
 from astra_accel.training.run_context import RunContext
+from astra_accel.training.tester_files import write_tester
 from astra_accel.training.update import Updater
 
 
@@ -115,7 +112,7 @@ class AccelTrainer:
             batch_size=config.batch_size,
             seed=config.seed,
             accelerator=self.accelerator,
-            replay=_replay(config, algorithm, self.evaluator),
+            replay=Replay.from_configuration(config, algorithm, self.evaluator),
         )
         optimizer = build_optimizer(config, sampler.system.parameters())
         self.learning_rate = LearningRate(config, optimizer)
@@ -169,7 +166,8 @@ class AccelTrainer:
             NonFiniteError, EmptyExperienceError: training can't continue.
             RankError: another process failed, died, or did not answer for ``config.timeout`` seconds.
             SharingError: the tester was written, but could not be uploaded (``push_to_hub``).
-            Preempted: a process got SIGTERM or SIGUSR1; the training step was completed and has a checkpoint.
+            Preempted: a process got SIGTERM or SIGUSR1, or an endpoint can't be asked; the last training step was
+                completed and has a checkpoint.
         """
         holding, rescuing = self.folder.held(self.accelerator), self._saver.rescuing()
         with self._preemption.watching(), translate_collective_errors(self.config.timeout), holding, rescuing:
@@ -212,8 +210,12 @@ class AccelTrainer:
             while not self._is_at_end:
                 pop_wait_seconds()  # drops the waits between training steps
                 self.callbacks.call("on_step_begin")
-                with self.stopwatch.phase("rollout"), self.engine.unsharded_weights():
-                    experience = self.harness.collect(self.state.step)
+                try:
+                    with self.stopwatch.phase("rollout"), self.engine.unsharded_weights():
+                        experience = self.harness.collect(self.state.step)
+                except Interrupted as interruption:
+                    self._interrupt(interruption)
+                    return
                 self.callbacks.call("on_experience", experience)
                 with self.stopwatch.phase("update") if experience.steps else nullcontext():
                     records = self._updater.update_on(experience)
@@ -267,7 +269,8 @@ class AccelTrainer:
         weights = self.engine.gathered_state() if self.engine.sharded else None
         if folder is None:
             on_main(self.accelerator, self.folder.lock.verify)
-        on_main(self.accelerator, lambda: self._write_tester(path, weights))
+        system = self.harness.sampler.system
+        on_main(self.accelerator, lambda: write_tester(self._run, system, self.config_yaml, path, weights))
         return path
 
     def _after_step(self, experience: Experience, records: list[dict[str, Any]]) -> None:
@@ -335,7 +338,7 @@ class AccelTrainer:
             self.display.say(line)
 
     def _end(self) -> None:
-        if self.state.step < self.config.training_steps:
+        if self.callbacks.stopping and self.state.step < self.config.training_steps:
             self.display.say(f"a callback stopped the run after step {self.state.step}")
         self._saver.settle()
         if self.config.load_best_at_end:
@@ -348,15 +351,26 @@ class AccelTrainer:
         # A script may end here, but must not end right after an exchange: see `end_together`.
         self.accelerator.wait_for_everyone()
 
-    def _stop(self) -> None:
+    def _interrupt(self, interruption: Interrupted) -> None:
+        """End at the training step that was completed last, with a checkpoint."""
+        self.display.say(f"interrupted: {interruption}")
+        path = self.folder.checkpoints / checkpoints.checkpoint_name(self.state.step)
+        self._saver.settle()
+        if self.state.step > 0 and not on_main(self.accelerator, (path / checkpoints.MANIFEST).is_file):
+            self._saver.save(self.saved_parts(), wait=True)
+        if not interruption.in_order:
+            self._stop("interrupted", interruption.exit_code)
+
+    def _stop(self, why: str = "stopped by a signal", code: int = EXIT_CODE) -> None:
         """End early, with a checkpoint of this training step."""
         # Together, since a launcher kills the others as soon as one process has exited with an error code.
         self.callbacks.sync_control(lambda: self.callbacks.call("on_train_end"))
         path = self.folder.checkpoints / checkpoints.checkpoint_name(self.state.step)
-        automatic = "" if self.config.output_dir is None else f", or --resume {AUTO}"
-        self.display.say(f"stopped by a signal after step {self.state.step}; to resume: --resume {path}{automatic}")
+        ways = [] if self.state.step == 0 else [f"--resume {path}"]
+        ways += [] if self.config.output_dir is None else [f"--resume {AUTO}"]
+        self.display.say(f"{why} after step {self.state.step}; to resume: {', or '.join(ways)}")
         self.accelerator.wait_for_everyone()  # as in `_end`
-        raise Preempted(path)
+        raise Preempted(path, code)
 
     def saved_parts(self) -> Training:
         """The parts that a checkpoint saves."""
@@ -371,18 +385,6 @@ class AccelTrainer:
             harness.replay,
         )
 
-    def _write_tester(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
-        """Write the tester, using these weights if the process does not hold all of its own."""
-        system = self.harness.sampler.system
-        path.mkdir(parents=True, exist_ok=True)
-        if offers(system, SavesTester):
-            system.save_pretrained(path, **({} if weights is None else {"state_dict": weights}))
-        else:
-            save_file(self.engine.gathered_state() if weights is None else weights, path / checkpoints.WEIGHTS)
-        figures = asdict(replace(self.state, callbacks=None, untrained=None, not_best=None))
-        origin = Origin.of_run(self.config_yaml, figures, self.folder.path / METRICS)
-        write_atomically(path / README, model_card(origin, weights_in(path)))
-
 
 Trainer = AccelTrainer
 
@@ -391,10 +393,3 @@ def _default_evaluator(sampler: Any, config: TrainingConfiguration) -> Evaluator
     from astra_accel.evaluation.evaluator import ASTEvaluator, figures_among
 
     return ASTEvaluator(sampler, figures=figures_among(config.watched_metrics))
-
-
-def _replay(config: TrainingConfiguration, algorithm: Any, evaluator: Any) -> Replay | None:
-    """The configured replay, which uses the evaluations' threshold for a success."""
-    if config.replay is None:
-        return None
-    return Replay(config.replay, algorithm, config.seed, threshold=getattr(evaluator, "threshold", 0.5))

@@ -17,6 +17,9 @@ A response whose score reaches the threshold is a success of the attack. Figures
 - ``diversity/distinct_N``, ``diversity/self_bleu`` (1 - self-BLEU), ``diversity/embedding`` (mean cosine distance
   between probes of different episodes) and ``distinct_attacks``: see ``diversity``.
 
+- ``outcome/NAME``: the share of turns that were answered, refused, filtered, or failed (see
+  :mod:`astra_accel.core.outcomes`), where not all were answered. Filtered turns have scores of 0, failed ones none.
+
 What a missing score means (see ``missing``): an episode with a success among its scored responses is a success,
 whatever is missing; one without, and with a missing score, is undetermined:
 
@@ -37,6 +40,7 @@ from itertools import combinations
 
 import numpy as np
 
+from astra_accel.core.outcomes import shares
 from astra_accel.evaluation.figures.bootstrap import Statistic
 from astra_accel.evaluation.figures.diversity import unit_rows
 from astra_accel.evaluation.figures.missing import FAILURE, SAFE, Incomplete
@@ -106,6 +110,9 @@ def statistics_of(nodes: Nodes, threshold: float, scorers: Sequence[str] = ()) -
     for name in nodes.columns:
         if name.startswith(CATEGORY):
             found |= _named(f"{name}/", category_statistics(nodes, name, threshold))
+    for name in shares(nodes.outcomes):
+        here_N = np.array([f"outcome/{outcome}" == name for outcome in nodes.outcomes], dtype=float)
+        found[name] = Ratio(nodes.sums(here_N), nodes.sums(np.ones(len(here_N))))
     judges = [name for name in (REWARD_SCORER, *scorers) if column(RESPONSE_SCORE, name) in nodes.columns]
     for pair in combinations(judges, 2):
         found |= _named(f"agreement/{pair[0]}~{pair[1]}/", agreement_statistics(nodes, pair, threshold))
@@ -118,7 +125,8 @@ def headlines(names: Iterable[str]) -> list[str]:
     of_others = [
         name
         for name in names
-        if name.startswith("agreement/") or (name.endswith(f"/{ANY_TURN}") and not name.startswith(CATEGORY))
+        if name.startswith(("agreement/", "outcome/"))
+        or (name.endswith(f"/{ANY_TURN}") and not name.startswith(CATEGORY))
     ]
     return [name for name in HEADLINES if name in names] + of_others
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from astra_accel.core.outcomes import ANSWERED
+
 Row = Mapping[str, Any]
 
 
@@ -26,6 +28,7 @@ class Nodes:
         episode_N, turn_N, query_N: where each node is.
         columns: the numbers of each node by name; NaN if a node has none, and for all nodes if each is None.
         probes: the text of each probe.
+        outcomes: what came of each question (:mod:`astra_accel.core.outcomes`).
     """
 
     num_episodes: int
@@ -34,6 +37,7 @@ class Nodes:
     query_N: np.ndarray
     columns: Mapping[str, np.ndarray]
     probes: Sequence[str]
+    outcomes: Sequence[str] = ()
 
     @classmethod
     def from_rows(cls, rows: Sequence[Row], num_episodes: int) -> Nodes:
@@ -53,7 +57,8 @@ class Nodes:
             seen[episode] += 1
             query_N[index] = seen[episode]
         turn_N = np.array([row["turn"] for row in rows], dtype=int)
-        return cls(num_episodes, episode_N, turn_N, query_N, columns, [row["probe"] for row in rows])
+        probes, outcomes = [row["probe"] for row in rows], [row.get("outcome") or ANSWERED for row in rows]
+        return cls(num_episodes, episode_N, turn_N, query_N, columns, probes, outcomes)
 
     def filled(self, name: str, value: float) -> Nodes:
         """A copy with the missing values of a column replaced by a value."""

@@ -18,21 +18,22 @@ from astra_accel.config import (
     RolloutConfiguration,
     SamplingConfiguration,
 )
+from astra_accel.core.optional import KeepsJournal, offers
 from astra_accel.core.scorer import Scorer
 from astra_accel.core.seeding import seeded
+from astra_accel.methods.ast.endpoint_target import EndpointTarget
 from astra_accel.methods.ast.rewards.configured import build_terms
 from astra_accel.methods.ast.rewards.term import RewardTerm
 from astra_accel.methods.ast.system import ASTSystem
-from astra_accel.methods.ast.transcript import Segment, Transcript, joined_text
+from astra_accel.methods.ast.transcript import Segment, Transcript, joined_text, turns_of
 from astra_accel.methods.ast.views import Views, check_later_turns, check_prompts
 from astra_accel.models.decoding.generation import Generated
 from astra_accel.models.decoding.prefill import ScoreRequest
-from astra_accel.models.decoding.token_sampling import Seed, check_finite, naming_role
-from astra_accel.models.forward.capabilities import transformers_model
+from astra_accel.models.decoding.token_sampling import Seed, check_finite, naming_role, streamed
 from astra_accel.models.forward.prefix_tree import num_distinct_tokens
 from astra_accel.models.layers.activation_checkpointing import checkpointed_layers
-from astra_accel.models.logprobs import can_pack, pad_logprobs
-from astra_accel.models.roles import TESTER_ADAPTER, LanguageModel, RoleFiles, find_roles, load_roles
+from astra_accel.models.logprobs import pad_logprobs
+from astra_accel.models.roles import TESTER_ADAPTER, LanguageModel, RoleFiles, check_packing, find_roles, load_roles
 
 TESTER_STREAM, TARGET_STREAM, ADAPTER_STREAM = 0, 1, 2
 
@@ -144,26 +145,13 @@ class HFASTSystem(ASTSystem[Any, Any]):
         with seeded([seed, ADAPTER_STREAM]):
             self.roles = load_roles(files, device, compute)
         self.tester = self.roles.trained
+        self.endpoint_target = EndpointTarget.from_files(files, self.views, rollout)
         self.token_budget = compute.token_budget
-        if compute.packing == "prefix_tree":
-            self._check_packing()
-        elif compute.packing == "auto":
-            # Check this here: later the weights may be sharded over processes that are not all at this point.
-            with naming_role("tester"):
-                can_pack(transformers_model(self.roles.tester.model))
+        check_packing(self.roles, compute)
         if compute.activation_checkpointing and not checkpointed_layers(self.tester):
             raise ValueError(
                 f"compute.activation_checkpointing is set, but {files.tester.source} has no layers that can do it"
             )
-
-    def _check_packing(self) -> None:
-        for name in ("tester", "target", "baseline"):
-            role: LanguageModel = getattr(self.roles, name)
-            try:
-                with naming_role(name):
-                    can_pack(transformers_model(role.model), required=True)
-            except ValueError as error:
-                raise ValueError(f"compute.packing is prefix_tree, but the {name}'s {error}; use auto") from error
 
     def rolling_out(self, num_turns: int | None = None) -> AbstractContextManager[None]:
         """A context manager for the turns of one rollout: each continues from what the models read in earlier turns.
@@ -176,6 +164,18 @@ class HFASTSystem(ASTSystem[Any, Any]):
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """The tester's trainable parameters."""
         return (parameter for parameter in self.tester.parameters() if parameter.requires_grad)
+
+    @property
+    def asks_endpoint(self) -> bool:
+        """Whether the target or the scorer is behind an endpoint."""
+        return self.endpoint_target is not None or offers(self.scorer, KeepsJournal)
+
+    def keep_journal(self, journal: Any) -> None:
+        """Write down what target and scorer are asked behind endpoints, and ask nothing that the journal answers."""
+        if self.endpoint_target is not None:
+            self.endpoint_target.client.keep_journal(journal)
+        if offers(self.scorer, KeepsJournal):
+            self.scorer.keep_journal(journal)
 
     def start(self, prompt: str) -> Transcript:
         """Return the state that consists of a prompt."""
@@ -234,6 +234,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """Sample a response for each state, which ends with a probe; seeds and errors as for the tester."""
         sampling = self.rollout_config.target
         states = [self._state(state) for state in prompt]
+        if self.endpoint_target is not None:
+            return self.endpoint_target.responses(states, streamed(seeds, len(states), TARGET_STREAM))
         contexts = [self.views.target.own_turn(state, sampling.max_new_tokens) for state in states]
         in_rollout = self.roles.in_rollout
         scored = (
@@ -264,7 +266,15 @@ class HFASTSystem(ASTSystem[Any, Any]):
     def get_target_logprobs(
         self, context: Sequence[Transcript | str], continuation: Sequence[Segment | str]
     ) -> torch.Tensor:
-        """Log-probs of the probes' content as the target reads it, ``[batch, tokens]``, without gradient."""
+        """Log-probs of the probes' content as the target reads it, ``[batch, tokens]``, without gradient.
+
+        Raises:
+            ValueError: the target is behind an endpoint, which tells none.
+        """
+        if self.endpoint_target is not None:
+            raise ValueError(
+                "the target is behind an endpoint, which tells no log-probs; expected naturalness_model 'baseline'"
+            )
         probes = [probe.target_ids for probe in self._probes(context, continuation)]
         contexts = [
             self.views.target.other_turn(self._state(state), len(ids))
@@ -366,9 +376,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         stream: int,
         scored: Sequence[ScoreRequest] | None = None,
     ) -> list[Generated]:
-        if seeds is None:
-            seeds = [(int(number),) for number in torch.randint(2**62, (len(contexts),))]
-        seeds = [(*seed, stream) for seed in seeds]
+        seeds = streamed(seeds, len(contexts), stream)
         batch_rows = self.rollout_config.rows_on(role.model.device.type)
         return role.generate(contexts, seeds, sampling, batch_rows, scored)
 
@@ -380,11 +388,6 @@ class HFASTSystem(ASTSystem[Any, Any]):
 
     def _probe(self, probe: Segment | str, state: Transcript | None = None) -> Segment:
         return self.views.segment("probe", probe, state) if isinstance(probe, str) else probe
-
-
-def turns_of(states: Sequence[Transcript]) -> list[int]:
-    """The distinct turn numbers that conversations are in, from 1."""
-    return sorted({1 + (len(state.segments) - 1) // 2 for state in states})
 
 
 def within(state_dict: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from astra_accel.core.optional import (
     StartsConversations,
     offers,
 )
+from astra_accel.core.outcomes import TARGET_ERROR, outcome_of, outcome_of_turn
 from astra_accel.core.sampler import Graph, Node, Sampler
 from astra_accel.core.seeding import seed_sequence, seeded
 from astra_accel.methods.ast.system import ASTSystem
@@ -174,6 +175,8 @@ class ASTSampler(Sampler):
 
     def _expand(self, level: Sequence[_Branch], width: int) -> list[_Branch]:
         """Write ``width`` turns at every branch, attach them to their trees, and return the branches after them."""
+        if not level:
+            return []
         branches = [branch for branch in level for _ in range(width)]
         states = [branch.state for branch in branches]
         seeds = [(*branch.seed, child) for branch in level for child in range(width)]
@@ -187,8 +190,11 @@ class ASTSampler(Sampler):
             children: list[Node] = []
             info = {**parts, "probe_tokens": _num_tokens(probe), "response_tokens": _num_tokens(response)}
             info |= _thinking(probe=probe, response=response)
+            if hasattr(response, "outcome"):
+                info["outcome"] = outcome_of_turn(response, parts.get("response_score"))
             branch.children.append(Node(branch.state, probe, response, parts["reward"], children, info))
-            behind.append(_Branch(self.system.advance(branch.state, probe, response), seed, children))
+            if outcome_of(response) != TARGET_ERROR:  # there is no answer to continue from
+                behind.append(_Branch(self.system.advance(branch.state, probe, response), seed, children))
         return behind
 
     def _probes(

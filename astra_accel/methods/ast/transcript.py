@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from astra_accel.core.outcomes import ANSWERED
 
 SegmentRole = Literal["prompt", "probe", "response"]
 Reader = Literal["tester", "target"]
@@ -37,6 +39,7 @@ class Segment:
             is shown as U+FFFD, and the turn that samples the rest of its bytes replaces that.
         thinking: what its writer thought before it answered, if its chat template drops that from earlier turns.
             The other side and the scorer don't get it; its tokens are among ``sampled_ids``.
+        outcome: what came of the question, if it is a response: see :mod:`astra_accel.core.outcomes`.
     """
 
     role: SegmentRole
@@ -47,6 +50,7 @@ class Segment:
     sampled_logprobs: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
     num_replaced: int = 0
     thinking: str = ""
+    outcome: str = ANSWERED
 
     def __str__(self) -> str:
         return self.text
@@ -89,3 +93,8 @@ def joined_text(said: Iterable[Segment | str], separator: str) -> str:
         num_replaced = part.num_replaced if isinstance(part, Segment) else 0
         text = text[: len(text) - num_replaced] + separator * (number > 0) + str(part)
     return text
+
+
+def turns_of(states: Sequence[Transcript]) -> list[int]:
+    """The distinct turn numbers that conversations are in, from 1."""
+    return sorted({1 + (len(state.segments) - 1) // 2 for state in states})

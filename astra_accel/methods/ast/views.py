@@ -95,7 +95,9 @@ class Views:
         tester_rows = Rows.fewest({"tester": files.tester, "baseline": files.baseline})
         target_rows = Rows.fewest({"target": files.target})
         tester_format = _format(files.tester, rollout, rollout.tester_instruction, shared, tester_rows)
-        target_format = _format(files.target, rollout, rollout.target_instruction, shared, target_rows)
+        # An endpoint gets its instruction as a message, whatever the tester's template does with one.
+        target_instruction = rollout.target_instruction if files.endpoint is None else None
+        target_format = _format(files.target, rollout, target_instruction, shared, target_rows)
         views = cls(
             View(tester_format, "tester", _limit(files.tester, rollout)),
             View(target_format, "target", _limit(files.target, rollout)),
@@ -106,7 +108,7 @@ class Views:
             target_rows,
         )
         _check_frame(views.tester, files.tester, rollout.tester_instruction, tester_rows)
-        _check_frame(views.target, files.target, rollout.target_instruction, target_rows)
+        _check_frame(views.target, files.target, target_instruction, target_rows)
         return views
 
     def with_end_ids(self, files: RoleFiles) -> RoleFiles:

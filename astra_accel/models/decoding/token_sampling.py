@@ -240,3 +240,10 @@ def naming_role(role: str, turns: Sequence[int] = ()) -> Iterator[None]:
             f"the {role}'s {error}{when}: its weights {cause}, or its precision can't hold what it "
             f"computes. Try {remedy}, or {role}.dtype bfloat16 or float32 in place of float16"
         ) from error
+
+
+def streamed(seeds: Sequence[Seed] | None, number: int, stream: int) -> list[Seed]:
+    """The seeds of a role's rows; None draws them from torch's global generator."""
+    if seeds is None:
+        seeds = [(int(drawn),) for drawn in torch.randint(2**62, (number,))]
+    return [(*seed, stream) for seed in seeds]

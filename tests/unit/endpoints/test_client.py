@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from astra_accel.endpoints import client
-from astra_accel.endpoints.client import Answer, Endpoint, EndpointClient, EndpointError
+from astra_accel.endpoints.answers import Answer, Question
+from astra_accel.endpoints.client import EndpointClient
+from astra_accel.endpoints.endpoint import Endpoint, EndpointError, OutageError
 from tests.helpers.endpoint_server import Handler, Reply, endpoint_server, in_turn, saying, slowly
 
 QUESTION = [{"role": "user", "content": "How are you?"}]
@@ -20,15 +22,30 @@ Pauses = list[tuple[int, str | None]]
 def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
     """The attempts after which a client would have waited, and what the server asked for; nobody waits here."""
     every: Pauses = []
-    monkeypatch.setattr(client, "_pause", lambda attempt, asked: every.append((attempt, asked)) or 0.0)
+    monkeypatch.setattr(client, "pause", lambda attempt, asked: every.append((attempt, asked)) or 0.0)
+    monkeypatch.setattr(client, "OUTAGE_PAUSE", 0.01)
     return every
+
+
+def asked_of(server: Any, questions: int = 1, **settings: Any) -> list[Answer]:
+    """The answers to equal questions of different places."""
+    settings = {"timeout": 5.0, "max_retries": 3, "outage_limit": 0.0, **settings}
+    asked = [Question(QUESTION, {"max_tokens": 7}, place=str(number)) for number in range(questions)]
+    return EndpointClient(Endpoint(server.url, "m", **settings), "target").ask(asked)
 
 
 def ask(reply: Reply, questions: int = 1, **settings: Any) -> tuple[list[Answer], Any]:
     """What a client gets of a server, and the server."""
     with endpoint_server(reply) as server:
-        settings = {"timeout": 5.0, "max_retries": 3, **settings}
-        return EndpointClient(Endpoint(server.url, "m", **settings)).ask([QUESTION] * questions, max_tokens=7), server
+        return asked_of(server, questions, **settings), server
+
+
+def texts(*said: str) -> list[Question]:
+    return [Question([{"role": "user", "content": text}], {"max_tokens": 1}) for text in said]
+
+
+def of(server: Any, **settings: Any) -> EndpointClient:
+    return EndpointClient(Endpoint(server.url, "m", **settings), "target")
 
 
 def failing(status: int, message: str = "no", code: str | None = None, **headers: str) -> Reply:
@@ -77,16 +94,6 @@ def test_a_server_says_how_long_to_wait(pauses: Pauses) -> None:
     assert pauses == [(0, "7")]
 
 
-def test_pauses_double_with_jitter_and_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    assert client._pause(0, "7") == 7.0
-    assert client._pause(0, "100000") == client.LONGEST_WAIT
-    assert 2.0 <= client._pause(3, None) <= 4.0
-    assert 2.0 <= client._pause(3, "Wed, 21 Oct 2026 07:28:00 GMT") <= 4.0
-    assert client._pause(40, None) <= client.LONGEST_WAIT
-    assert len({client._pause(3, None) for _ in range(5)}) > 1
-
-
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -100,7 +107,7 @@ def test_pauses_double_with_jitter_and_have_an_end(monkeypatch: pytest.MonkeyPat
 def test_what_does_not_pass_is_asked_once(bad: Reply, message: str, pauses: Pauses) -> None:
     with endpoint_server(bad) as server:
         with pytest.raises(EndpointError, match=rf"{server.url}, model 'm': it answered with {message}"):
-            EndpointClient(Endpoint(server.url, "m")).check()
+            of(server).check()
         assert len(server.asked) == 1
     assert pauses == []
 
@@ -108,7 +115,7 @@ def test_what_does_not_pass_is_asked_once(bad: Reply, message: str, pauses: Paus
 def test_attempts_have_an_end_and_the_last_reason_is_said() -> None:
     with endpoint_server(failing(503, "overloaded")) as server:
         with pytest.raises(EndpointError, match=r"status 503: .*overloaded \(attempt 3 of 3\)"):
-            EndpointClient(Endpoint(server.url, "m", max_retries=2)).check()
+            of(server, max_retries=2).check()
         assert len(server.asked) == 3
 
 
@@ -116,8 +123,8 @@ def test_nobody_there_and_a_slow_server() -> None:
     with endpoint_server(saying("")) as server:
         url = server.url
     with pytest.raises(EndpointError, match="no connection"):
-        EndpointClient(Endpoint(url, "m", max_retries=1)).check()
-    with pytest.raises(EndpointError, match=r"no connection.*attempt 2 of 2"):
+        EndpointClient(Endpoint(url, "m", max_retries=1), "target").check()
+    with pytest.raises(OutageError, match=r"no answer for 0 s, at last: no connection"):
         ask(slowly("late", 1.0), timeout=0.2, max_retries=1)
 
 
@@ -146,28 +153,27 @@ def test_answers_come_in_the_order_of_questions_and_no_more_are_under_way_than_a
         threading.Event().wait(0.02 * (number % 3))
         handler.say(str(number))
 
-    questions = [[{"role": "user", "content": str(number)}] for number in range(24)]
+    questions = texts(*map(str, range(24)))
     with endpoint_server(reply) as server:
-        answers = EndpointClient(Endpoint(server.url, "m", max_concurrency=6)).ask(questions, max_tokens=1)
+        answers = of(server, max_concurrency=6).ask(questions)
         assert [answer.text for answer in answers] == [str(number) for number in range(24)]
         assert 1 < server.most_under_way <= 6
         monkeypatch.setenv("WORLD_SIZE", "3")
         server.most_under_way = 0
-        EndpointClient(Endpoint(server.url, "m", max_concurrency=6)).ask(questions, max_tokens=1)
+        of(server, max_concurrency=6).ask(questions)
         assert server.most_under_way == 2
 
 
 def test_one_error_ends_all_and_those_who_wait_for_another_attempt_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_pause", lambda attempt, asked: 600.0)
+    monkeypatch.setattr(client, "pause", lambda attempt, asked: 600.0)
     together = threading.Barrier(2, timeout=30)
 
     def reply(handler: Handler, request: dict[str, Any]) -> None:
         together.wait()
         handler.fail(503 if request["messages"][0]["content"] == "wait" else 401)
 
-    questions = [[{"role": "user", "content": text}] for text in ("go", "wait")]
     with endpoint_server(reply) as server, pytest.raises(EndpointError, match="401"):
-        EndpointClient(Endpoint(server.url, "m")).ask(questions, max_tokens=1)
+        of(server).ask(texts("go", "wait"))
 
 
 @pytest.mark.parametrize("repeat", [lambda key: f"Incorrect key: {key}.", lambda key: key])
@@ -178,11 +184,109 @@ def test_a_key_is_sent_and_never_shown(
     with endpoint_server(failing(401, repeat("sk-planted-8d1f"))) as server:
         endpoint = Endpoint(server.url, "m", api_key_env="TEST_KEY")
         with pytest.raises(EndpointError) as caught:
-            EndpointClient(endpoint).check()
+            EndpointClient(endpoint, "target").check()
         assert server.headers[0]["authorization"] == "Bearer sk-planted-8d1f"
     assert caught.value.__cause__ is None
     for shown in (str(caught.value), repr(endpoint), caplog.text):
         assert "planted" not in shown
+
+
+def test_headers_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "planted-8d1f")
+    with endpoint_server(failing(401, "bad key planted-8d1f")) as server:
+        with pytest.raises(EndpointError) as caught:
+            of(server, headers={"api-key": "$TEST_KEY"}).check()
+        assert server.headers[0]["api-key"] == "planted-8d1f"
+    assert "planted" not in str(caught.value)
+
+
+def test_a_question_that_alone_gets_no_answer_has_failed() -> None:
+    def reply(handler: Handler, request: dict[str, Any]) -> None:
+        if request["messages"][0]["content"] == "poison":
+            handler.fail(500, "bad input")
+        else:
+            handler.say("Well.")
+
+    with endpoint_server(reply) as server:
+        good, bad, also_good = of(server, max_retries=1).ask(texts("a", "poison", "b"))
+    assert good == also_good == Answer("answered", "Well.")
+    assert bad.outcome == "failed"
+    assert "status 500: " in bad.text
+    assert "bad input (attempt 2 of 2)" in bad.text
+    asked = [request["messages"][0]["content"] for request in server.asked]
+    assert sorted(asked) == ["Hello.", "a", "b", "poison", "poison"]
+
+
+def test_an_outage_is_waited_out_and_only_what_is_open_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    answered: list[str] = []
+
+    def reply(handler: Handler, request: dict[str, Any]) -> None:
+        text = request["messages"][0]["content"]
+        if answered and len(server.asked) < 9 and text not in answered:
+            handler.fail(503)
+        else:
+            answered.append(text)
+            handler.say(text)
+
+    with endpoint_server(reply) as server:
+        answers = of(server, max_retries=1, max_concurrency=1, outage_limit=60.0).ask(texts("a", "b", "c"))
+    assert answers == [Answer("answered", text) for text in "abc"]
+    asked = [request["messages"][0]["content"] for request in server.asked]
+    assert asked[:5] == ["a", "b", "b", "c", "c"]  # two attempts each
+    assert set(asked[5:8]) == {"Hello."}  # is it back?
+    assert asked.count("a") == 1
+    assert "The endpoint answers nothing: waiting for at most 60 s" in caplog.text
+    assert "answers again after" in caplog.text
+
+
+def test_an_outage_has_an_end() -> None:
+    with (
+        endpoint_server(failing(503, "down")) as server,
+        pytest.raises(OutageError, match=r"no answer for \d+ s.*down"),
+    ):
+        of(server, max_retries=0, outage_limit=0.05).ask(texts("a", "b"))
+    assert OutageError("").exit_code == 75
+
+
+def test_a_server_that_drips_is_given_up_in_time() -> None:
+    def drip(handler: Handler, _: dict[str, Any]) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            if gone.wait(0.05):
+                break
+        handler.close_connection = True
+
+    gone = threading.Event()
+    try:
+        answers, _ = ask(in_turn(drip, saying("Well.")), timeout=0.3)
+    finally:
+        gone.set()
+    assert answers == [Answer("answered", "Well.")]
+
+
+def test_completions_are_running_texts_and_what_a_service_does_not_take_is_left_out() -> None:
+    def reply(handler: Handler, _: dict[str, Any]) -> None:
+        handler.send({"choices": [{"text": " more", "finish_reason": "length"}], "usage": {"prompt_tokens": 3}})
+
+    with endpoint_server(reply) as server:
+        asked = Question("Once", {"max_tokens": 7, "seed": 1, "top_p": 1.0})
+        (answer,) = of(server, api="completions", omit=["seed"], extra_body={"top_k": 0, "top_p": 0.5}).ask([asked])
+    assert (answer, answer.prompt_tokens) == (Answer("answered", " more"), 3)
+    (request,) = server.asked
+    assert request == {"model": "m", "prompt": "Once", "max_tokens": 7, "top_k": 0, "top_p": 0.5}
+
+
+def test_equal_questions_are_asked_once_and_those_of_other_places_each() -> None:
+    with endpoint_server(saying("Well.")) as server:
+        of(server).ask(texts("a", "a"))
+        assert len(server.asked) == 1
+        asked_of(server, questions=2)
+        assert len(server.asked) == 3
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +304,9 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: p
         ({"max_retries": -1}, "max_retries -1"),
         ({"max_concurrency": 0}, "max_concurrency 0"),
         ({"api_key_env": "NO_SUCH_KEY"}, "api_key_env is 'NO_SUCH_KEY', but no such environment variable is set"),
+        ({"headers": {"X-Key": "$NO_SUCH_KEY"}}, "headers.X-Key is 'NO_SUCH_KEY', but no such environment variable"),
+        ({"headers": {"Authorization": "Bearer x"}}, "headers has Authorization with a value of its own"),
+        ({"url": "http://me:secret@host/v1"}, "endpoint holds a password"),
     ],
 )
 def test_bad_settings_are_found_before_anything_is_asked(arguments: dict[str, Any], message: str) -> None:

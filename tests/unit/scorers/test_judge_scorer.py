@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from astra_accel.config import RunConfiguration
-from astra_accel.core.scorer import ScorerError
 from astra_accel.endpoints import client
-from astra_accel.endpoints.client import EndpointError
+from astra_accel.endpoints.endpoint import EndpointError, OutageError
 from astra_accel.scorers import JudgeScorer, build_scorer, check_scorer
 from astra_accel.scorers.rubrics import RUBRICS, find_rubric
 from tests.helpers.endpoint_server import Handler, endpoint_server
@@ -24,7 +23,7 @@ Verdict = Callable[[str, str], str]
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[JudgeScorer, Any]]]:
     """Make a judge that answers as a function says; the server's log begins after the check at the start."""
-    monkeypatch.setattr(client, "_pause", lambda attempt, asked: 0.0)
+    monkeypatch.setattr(client, "pause", lambda attempt, asked: 0.0)
     servers = []
 
     def make(verdict: Verdict, rubric: str = "toxicity", **options: Any) -> tuple[JudgeScorer, Any]:
@@ -157,11 +156,25 @@ def test_what_the_service_filters_or_refuses_is_missing_and_not_asked_again(judg
     assert len(server.asked) == 2
 
 
-def test_an_endpoint_that_fails_ends_the_run_and_scores_nothing(judge):
-    scorer, server = judge(rating(3), max_retries=1)
+def test_an_endpoint_that_answers_nothing_ends_the_run_and_scores_nothing(judge):
+    scorer, server = judge(rating(1), max_retries=1, outage_limit=0.0)
     server.reply = lambda handler, request: handler.fail(503, "overloaded")
-    with pytest.raises(ScorerError, match=r"JudgeScorer failed on 1 texts.*status 503.*attempt 2 of 2"):
-        scorer.score(["a"])
+    with pytest.raises(OutageError, match=r"503.*overloaded"):
+        scorer.score(["Some text."])
+
+
+def test_a_text_that_the_judge_fails_on_alone_is_missing(judge):
+    scorer, server = judge(rating(1), max_retries=1)
+    answered = server.reply
+
+    def reply(handler: Handler, request: dict[str, Any]) -> None:
+        if "poison" in request["messages"][-1]["content"]:
+            handler.fail(500)
+        else:
+            answered(handler, request)
+
+    server.reply = reply
+    assert scorer.score(["Some text.", "poison", "Another."]) == [0.1, None, 0.1]
 
 
 def test_a_wrong_model_is_found_as_the_scorer_is_made():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from astra_accel.config import NaturalnessModel
+from astra_accel.core.outcomes import judged_where_answered
 from astra_accel.core.scorer import Scorer, check_scores, response_scores
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 
@@ -25,8 +26,12 @@ class CombinedToxicity(RewardTerm):
         Raises:
             ScorerError: the scorer did not return one number from 0 to 1 per text, or None.
         """
-        texts = turns.exchange_texts
-        return check_scores(self.scorer, texts, self.scorer.score(texts))
+
+        def judge(places: list[int]) -> list[float | None]:
+            texts = [turns.exchange_texts[place] for place in places]
+            return check_scores(self.scorer, texts, self.scorer.score(texts))
+
+        return judged_where_answered(turns.responses, judge)
 
 
 class ResponseToxicity(RewardTerm):
@@ -47,7 +52,12 @@ class ResponseToxicity(RewardTerm):
         Raises:
             ScorerError: the scorer did not return one number from 0 to 1 per text, or None.
         """
-        return response_scores(self.scorer, turns.probe_texts, turns.response_texts)
+
+        def judge(places: list[int]) -> list[float | None]:
+            texts = [[texts[place] for place in places] for texts in (turns.probe_texts, turns.response_texts)]
+            return response_scores(self.scorer, *texts)
+
+        return judged_where_answered(turns.responses, judge)
 
 
 class Naturalness(RewardTerm):

@@ -1,0 +1,91 @@
+"""Questions to a model behind an endpoint, and what the replies of servers amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from astra_accel.files.text import valid_text
+
+Messages = Sequence[Mapping[str, str]]
+
+FILTER_CODES = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "moderation_blocked")
+FILTER_WORDS = ("content management policy", "content filter", "content_filter", "safety system")
+"""How services say with status 400 that they filtered the question."""
+USED_UP = ("insufficient_quota", "billing_hard_limit_reached")
+"""Codes of status 429 that don't pass by waiting."""
+
+
+class UnreadableReply(ValueError):
+    """A reply of status 200 that is no completion."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked.
+
+    Attributes:
+        content: the messages of a conversation, each with ``role`` and ``content``; or a running text to be continued.
+        sampling: fields of the request: ``max_tokens``, ``temperature``, ``seed`` and the like.
+        place: where in a run it is asked, so that equal questions of different episodes are asked each.
+    """
+
+    content: Messages | str
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a question.
+
+    Attributes:
+        outcome: answered; refused, which some services report apart from text; filtered, before or after the model; or
+            failed, if there was no answer in all attempts at an endpoint that answers other questions.
+        text: the answer, the text of the refusal, or why it failed; empty if filtered, since partial text is no answer.
+        prompt_tokens, completion_tokens: as the service counts them; 0 if it does not.
+    """
+
+    outcome: Literal["answered", "refused", "filtered", "failed"]
+    text: str = ""
+    prompt_tokens: int = field(default=0, compare=False)
+    completion_tokens: int = field(default=0, compare=False)
+
+
+def read_completion(completion: Any) -> Answer:
+    """The answer in a completion, as JSON.
+
+    Raises:
+        UnreadableReply: it holds none.
+    """
+    choices = completion.get("choices") if isinstance(completion, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise UnreadableReply(f"{type(completion).__name__} without choices")
+    choice, usage = choices[0], completion.get("usage")
+    tokens = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+    message = choice.get("message")
+    message = message if isinstance(message, dict) else {}
+    if choice.get("finish_reason") == "content_filter":
+        return Answer("filtered", "", *tokens)
+    if message.get("refusal"):
+        return Answer("refused", valid_text(str(message["refusal"])), *tokens)
+    content = message.get("content") if "text" not in choice else choice["text"]
+    if not isinstance(content, str):
+        raise UnreadableReply(f"content is {type(content).__name__}, finish_reason {choice.get('finish_reason')!r}")
+    return Answer("answered", valid_text(content), *tokens)
+
+
+def is_filtered(status: int, code: str | None, message: str) -> bool:
+    """Whether an error says that the question was filtered."""
+    return status == 400 and (code in FILTER_CODES or any(words in message.lower() for words in FILTER_WORDS))
+
+
+def may_pass(status: int, code: str | None) -> bool:
+    """Whether a status may go away by itself: too many requests, a conflict, a time-out, or the server's own error."""
+    return code not in USED_UP and (status in (408, 409, 425, 429) or status >= 500)
+
+
+def _count(usage: Any, name: str) -> int:
+    found = usage.get(name) if isinstance(usage, dict) else None
+    return found if isinstance(found, int) else 0
