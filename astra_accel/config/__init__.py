@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from astra_accel.config.endpoints import BudgetConfiguration, TargetConfiguration
+from astra_accel.config.endpoints import BudgetConfiguration, PriceConfiguration, TargetConfiguration
 from astra_accel.config.models import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, Quantization
 from astra_accel.config.rollout import (
     AlgorithmConfiguration,
@@ -44,6 +44,7 @@ __all__ = [
     "Named",
     "NaturalnessModel",
     "Optimizer",
+    "PriceConfiguration",
     "PromptSource",
     "PromptsConfiguration",
     "Quantization",

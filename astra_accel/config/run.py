@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic import (
     BaseModel,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -70,6 +71,12 @@ class RunConfiguration(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take values only from the file and the command line, never from environment variables."""
         return (init_settings,)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _loaded_target(cls, target: Any) -> Any:
+        """A program may give the configuration of a model that is loaded, as for the other roles."""
+        return target.model_dump(exclude_unset=True) if type(target) is ModelConfiguration else target
 
     @model_validator(mode="after")
     def _check_episodes(self) -> RunConfiguration:

@@ -95,23 +95,23 @@ def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     except Exception as caught:
         error = caught
     failure = None if error is None else f"{type(error).__name__}: {error}"
-    own = (result, failure, error if isinstance(error, Interrupted) else None)
+    own = (result, error if isinstance(error, Interrupted) else failure)
     started = time.perf_counter()
     try:
-        outcomes: list[tuple[Any, str | None, Interrupted | None]] = gather_object([own])
+        outcomes: list[tuple[Any, str | Interrupted | None]] = gather_object([own])
     except RuntimeError:  # the others are gone, but why this one failed matters more
         if error is None:
             raise
     _waits.append(time.perf_counter() - started)
     if error is not None and not isinstance(error, Interrupted):
         raise error
-    for rank, (_, failure, interruption) in enumerate(outcomes):
-        if failure is not None and interruption is None:
-            raise RankError(f"process {rank} failed with {failure}")
-    for _, _, interruption in outcomes:
-        if interruption is not None:
-            raise interruption
-    return [outcome for outcome, _, _ in outcomes]
+    for rank, (_, found) in enumerate(outcomes):
+        if isinstance(found, str):
+            raise RankError(f"process {rank} failed with {found}")
+    for _, found in outcomes:
+        if isinstance(found, Interrupted):
+            raise found
+    return [outcome for outcome, _ in outcomes]
 
 
 def end_together(accelerator: Accelerator) -> None:

@@ -1,7 +1,7 @@
 """Every question to an endpoint and its answer, on disk: a run that is resumed asks nothing twice, and what it may
 still ask is known.
 
-Each process writes a file of its own, ``rank-N.sqlite``, and reads those of the others that are there when it opens.
+Each process writes a file of its own, ``rank-N.sqlite``, and reads those of the others that are there when it joins.
 An answer is written before it is used, and a request is counted before it is sent, so a process that is killed loses no
 more than the questions under way.
 """
@@ -66,7 +66,7 @@ class Journal:
         budget: how much all processes may ask.
 
     Raises:
-        JournalError: a file there is damaged, or of another version.
+        JournalError: the file is damaged, or of another version.
     """
 
     def __init__(
@@ -79,15 +79,22 @@ class Journal:
         self._lock, self._budget = threading.Lock(), budget
         self._process, self._num_processes = process, num_processes
         self._allowed: dict[str, float] = {}
-        own = None if folder is None else folder / f"rank-{process}.sqlite"
+        self._folder = folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        self._own = _opened(own)
-        found = [] if folder is None else sorted(folder.glob("rank-*.sqlite"))
-        self._others = [_opened(file, read_only=True) for file in found if file != own]
+        self._file = None if folder is None else folder / f"rank-{process}.sqlite"
+        self._own, self._others = _opened(self._file), []
 
-    def share_budget(self) -> None:
-        """Find out what this process may still ask. All processes have opened theirs, and nobody asks yet."""
+    def join(self) -> None:
+        """Read the files of the others, and find out what this process may still ask.
+
+        All processes have made theirs, and nobody asks before all have joined.
+
+        Raises:
+            JournalError: a file there is damaged, or of another version.
+        """
+        found = [] if self._folder is None else sorted(self._folder.glob("rank-*.sqlite"))
+        self._others = [_opened(file, read_only=True) for file in found if file != self._file]
         budget = self._budget
         if budget is None:
             return

@@ -73,9 +73,7 @@ def category_columns(
     """A column for each kind of harm that a scorer distinguishes in responses."""
     found = response_categories(scorer, probes, [str(response) for response in responses])
     return {
-        category_column(name, label): judged_where_answered(
-            responses, lambda places, all_=scores: [all_[n] for n in places]
-        )
+        category_column(name, label): judged_where_answered(responses, partial(_chosen, scores))
         for label, scores in found.items()
     }
 

@@ -47,10 +47,10 @@ def keep_journal(
             one.keep_journal(journal)
         return journal
 
-    # In two steps: what all have asked is known once all have written down what they asked before.
+    # In two steps: what there is to read is known once all have made their files, and written what they asked before.
     journals: list[Any] = []
     gather_results(accelerator, lambda: journals.append(opened()))
-    gather_results(accelerator, journals[0].share_budget)
+    gather_results(accelerator, journals[0].join)
     return journals[0]
 
 

@@ -45,8 +45,15 @@ class JudgeScorer(BatchedExchangeScorer):
         api_key_env: The environment variable that holds the key, if one is needed.
         max_tokens: The longest answer.
         batch_size: The most distinct texts that are asked about in one go.
-        headers, extra_body, omit, timeout, max_retries, max_concurrency, requests_per_minute, tokens_per_minute,
-            outage_limit: As in the section ``target``.
+        headers: Further HTTP headers; ``$NAME`` stands for an environment variable.
+        extra_body: Further fields of each request.
+        omit: Fields that the service does not take: some of temperature, seed, max_tokens.
+        timeout: Seconds that one attempt at a question may take.
+        max_retries: Further attempts after one that failed for a reason that may pass.
+        max_concurrency: Questions under way at once, over all processes.
+        requests_per_minute: Most requests a minute, over all processes.
+        tokens_per_minute: Most tokens of questions and answers a minute, over all processes.
+        outage_limit: Seconds to wait for an endpoint that answers nothing.
 
     Raises:
         ImportError: The package openai is not installed.

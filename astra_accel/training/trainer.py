@@ -359,16 +359,16 @@ class AccelTrainer:
         if self.state.step > 0 and not on_main(self.accelerator, (path / checkpoints.MANIFEST).is_file):
             self._saver.save(self.saved_parts(), wait=True)
         if not interruption.in_order:
-            self._stop("interrupted", interruption.exit_code)
+            self._stop("interrupted after step", interruption.exit_code)
 
-    def _stop(self, why: str = "stopped by a signal", code: int = EXIT_CODE) -> None:
+    def _stop(self, why: str = "stopped by a signal after step", code: int = EXIT_CODE) -> None:
         """End early, with a checkpoint of this training step."""
         # Together, since a launcher kills the others as soon as one process has exited with an error code.
         self.callbacks.sync_control(lambda: self.callbacks.call("on_train_end"))
         path = self.folder.checkpoints / checkpoints.checkpoint_name(self.state.step)
         ways = [] if self.state.step == 0 else [f"--resume {path}"]
         ways += [] if self.config.output_dir is None else [f"--resume {AUTO}"]
-        self.display.say(f"{why} after step {self.state.step}; to resume: {', or '.join(ways)}")
+        self.display.say(f"{why} {self.state.step}; to resume: {', or '.join(ways)}")
         self.accelerator.wait_for_everyone()  # as in `_end`
         raise Preempted(path, code)
 

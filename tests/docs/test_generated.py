@@ -57,8 +57,9 @@ def test_every_field_is_in_the_reference_of_the_configuration(hooks: ModuleType)
     there_are = paths(json.loads(RunConfiguration().model_dump_json()))
 
     # Sections that are null by default have the anchors of their fields.
-    assert [path for path in there_are if path not in anchors] == ["training.replay", "baseline", "rollout.few_shot"]
-    assert {"training.replay.size", "baseline.path", "rollout.few_shot.examples"} <= anchors
+    sections = ["training.replay", "baseline", "rollout.few_shot", "budget"]
+    assert [path for path in there_are if path not in anchors] == sections
+    assert {"training.replay.size", "baseline.path", "rollout.few_shot.examples", "budget.requests"} <= anchors
     assert all(len(line) == 4 and all(line) for line in rows(text))
 
 

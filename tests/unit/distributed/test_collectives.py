@@ -6,6 +6,7 @@ from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed import collectives
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import RankError, gather_results, on_main
+from astra_accel.errors import Interrupted
 from tests.helpers.launches import Pretended
 
 
@@ -51,6 +52,22 @@ class TestGatherResults:
 
         with pytest.raises(RankError, match="process 2 failed with OSError: disk full"):
             gather_results(Pretended(num_processes=3), lambda: 1)
+
+    def test_an_interruption_of_one_process_is_that_of_all(self, monkeypatch):
+        interruption = Interrupted("the endpoint is gone")
+        self.others(monkeypatch, (2, None), (None, interruption))
+
+        with pytest.raises(Interrupted, match="the endpoint is gone"):
+            gather_results(Pretended(num_processes=3), lambda: 1)
+
+    def test_an_error_of_one_process_matters_more_than_an_interruption_of_another(self, monkeypatch):
+        self.others(monkeypatch, (None, "OSError: disk full"), (None, None))
+
+        def interrupted():
+            raise Interrupted("the endpoint is gone")
+
+        with pytest.raises(RankError, match="process 1 failed with OSError: disk full"):
+            gather_results(Pretended(num_processes=3), interrupted)
 
     def test_only_the_main_process_does_what_is_its_business(self, monkeypatch):
         self.others(monkeypatch, (None, None), (None, None))

@@ -21,12 +21,13 @@ HELLO = Question([{"role": "user", "content": "Hello"}], {"max_tokens": 4, "seed
 def client(server, journal: Journal, **settings) -> EndpointClient:
     made = EndpointClient(Endpoint(server.url, "m", outage_limit=0.0, **settings), "target")
     made.keep_journal(journal)
+    journal.join()
     return made
 
 
 def shared(*journals: Journal) -> None:
     for journal in journals:
-        journal.share_budget()
+        journal.join()
 
 
 def test_what_was_asked_is_not_asked_again_by_anybody(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_every_attempt_counts(tmp_path: Path) -> None:
     budget = BudgetConfiguration(requests=3)
     with endpoint_server(in_turn(lambda handler, _: handler.fail(500, Retry_After="0"), answer)) as server:
         journal = Journal(tmp_path, budget=budget)
-        journal.share_budget()
+        journal.join()
         asking = client(server, journal)
         asking.ask([HELLO])
         with pytest.raises(BudgetReached, match=r"budget.requests is used up \(3\)"):
@@ -183,7 +184,7 @@ def test_tokens_and_money_end_once_they_are_passed(tmp_path: Path, budget: dict,
     questions = [Question(HELLO.content, HELLO.sampling, place=str(number)) for number in range(9)]
     with endpoint_server(reply) as server:
         journal = Journal(tmp_path, budget=BudgetConfiguration(**budget))
-        journal.share_budget()
+        journal.join()
         with pytest.raises(BudgetReached, match=f"budget.{next(iter(budget))} is used up"):
             client(server, journal, max_concurrency=1).ask(questions)
         assert len(server.asked) == asked
@@ -195,8 +196,9 @@ def test_tokens_and_money_end_once_they_are_passed(tmp_path: Path, budget: dict,
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "rank-1.sqlite").write_bytes(b"not a database, but long enough to be taken for one" * 20)
+    journal = Journal(tmp_path, 0)
     with pytest.raises(JournalError, match=r"rank-1.sqlite can't be read: .*move it away to ask everything anew"):
-        Journal(tmp_path, 0)
+        journal.join()
 
 
 def test_another_version_is_named(tmp_path: Path) -> None:

