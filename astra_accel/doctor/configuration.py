@@ -16,8 +16,10 @@ from astra_accel.config import (
     RewardConfiguration,
     RunConfiguration,
     ScorerConfiguration,
+    TargetConfiguration,
 )
 from astra_accel.doctor.packages import find_package, pip_line, requirements
+from astra_accel.errors import Interrupted
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ def check_configuration(path: Path) -> list[Check]:
 def _checks(config: RunConfiguration) -> Iterator[Check]:
     for name in ("tester", "target", "baseline"):
         model: ModelConfiguration | None = getattr(config, name)
-        if model is not None:
+        if isinstance(model, TargetConfiguration) and model.endpoint is not None:
+            yield _look("target.endpoint", partial(_endpoint, model))
+        elif model is not None:
             yield _look(f"{name}.path", partial(_model, model, name))
             if model.quantization is not None:
                 yield _look(f"{name}.quantization", partial(_quantization, model.quantization, name))
@@ -65,7 +69,7 @@ def _look(what: str, check: Callable[[], str | None]) -> Check:
     """The result of a check; None means that it checked nothing, an error that something is wrong."""
     try:
         found = check()
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, Interrupted) as error:
         return Check(what, False, str(error))
     return Check(what, None, "on the hub, not looked at") if found is None else Check(what, True, found)
 
@@ -83,6 +87,13 @@ def _model(model: ModelConfiguration, role: str) -> str | None:
 
     find_model(model, role)
     return f"{model.path}: configuration, tokenizer and weights are there"
+
+
+def _endpoint(target: TargetConfiguration) -> str:
+    _check_extra("endpoint", "target.endpoint")
+    from astra_accel.doctor.endpoint import inspect_endpoint
+
+    return inspect_endpoint(target)
 
 
 def _quantization(kind: str, role: str) -> str:

@@ -63,6 +63,7 @@ class EndpointClient:
             # A proxy of the environment would be asked for this machine's own servers, too.
             http_client=openai.DefaultHttpx2Client(trust_env=not endpoint.is_here),
         )
+        self._client = client
         api = client.chat.completions if endpoint.api == "chat" else client.completions
         self._create: Any = api.with_streaming_response.create
         limits = (endpoint.requests_per_minute, endpoint.tokens_per_minute)
@@ -107,6 +108,22 @@ class EndpointClient:
         answer = self._answer(SMALL_QUESTION, threading.Event())
         if answer.outcome == "failed":
             raise EndpointError(answer.text)
+
+    def model_names(self) -> list[str] | None:
+        """The models that the endpoint lists; None if it lists none."""
+        try:
+            return [str(model.id) for model in self._client.models.list().data]
+        except (self._openai.OpenAIError, self._broken_off, ValueError, AttributeError, TypeError):
+            return None  # many servers have no such list, or one of another form
+
+    def tells_logprobs(self) -> bool:
+        """Whether answers may come with log-probs."""
+        wanted: dict[str, Any] = {"logprobs": True} if self.endpoint.api == "chat" else {"logprobs": 1}
+        try:
+            completion = json.loads(self._body({**self._request(SMALL_QUESTION), **wanted}))
+            return bool(completion["choices"][0].get("logprobs"))
+        except (self._openai.OpenAIError, self._broken_off, ValueError, LookupError, AttributeError, TypeError):
+            return False
 
     def _ask_at_once(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
         pool = ThreadPoolExecutor(min(self.endpoint.own_part(self.endpoint.max_concurrency), len(questions)))

@@ -83,7 +83,8 @@ class Journal:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._file = None if folder is None else folder / f"rank-{process}.sqlite"
-        self._own, self._others = _opened(self._file), []
+        self._own = _opened(self._file)
+        self._others: list[sqlite3.Connection] = []
 
     def join(self) -> None:
         """Read the files of the others, and find out what this process may still ask.

@@ -128,6 +128,8 @@ def _state(status: Status) -> str:
 
 def _model(config: Any, role: str) -> str | None:
     model = config.get(role)
+    if model is not None and model.get("endpoint") is not None:
+        return f"{model['model']} at {model['endpoint']}"
     return None if model is None else model["path"] + (f" + {model['adapter']}" if model.get("adapter") else "")
 
 

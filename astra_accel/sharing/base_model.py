@@ -30,7 +30,9 @@ def hub_id(model: Mapping[str, Any] | None) -> str | None:
 
 
 def name_of(model: Mapping[str, Any]) -> str:
-    """A model's name in a card, as Markdown text: the hub's name, or its folder's name."""
+    """A model's name in a card, as Markdown text: the hub's name, its folder's name, or its name at an endpoint."""
+    if model.get("endpoint") is not None:
+        return markdown_line(str(model["model"]))
     return markdown_line(hub_id(model) or without_place(str(model["path"])))
 
 

@@ -21,7 +21,7 @@ from astra_accel.config import (
 from astra_accel.core.optional import KeepsJournal, offers
 from astra_accel.core.scorer import Scorer
 from astra_accel.core.seeding import seeded
-from astra_accel.methods.ast.endpoint_target import EndpointTarget
+from astra_accel.methods.ast.endpoint_target import NO_LOGPROBS, EndpointTarget
 from astra_accel.methods.ast.rewards.configured import build_terms
 from astra_accel.methods.ast.rewards.term import RewardTerm
 from astra_accel.methods.ast.system import ASTSystem
@@ -140,6 +140,8 @@ class HFASTSystem(ASTSystem[Any, Any]):
         seed: int,
     ) -> None:
         self.rollout_config = rollout
+        if files.endpoint is not None and self.reward_terms.terms["naturalness"].model == "target":
+            raise ValueError(NO_LOGPROBS)
         self.views = Views.from_files(files, rollout)
         files = self.views.with_end_ids(files)
         with seeded([seed, ADAPTER_STREAM]):
@@ -272,9 +274,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
             ValueError: the target is behind an endpoint, which tells none.
         """
         if self.endpoint_target is not None:
-            raise ValueError(
-                "the target is behind an endpoint, which tells no log-probs; expected naturalness_model 'baseline'"
-            )
+            raise ValueError(NO_LOGPROBS)
         probes = [probe.target_ids for probe in self._probes(context, continuation)]
         contexts = [
             self.views.target.other_turn(self._state(state), len(ids))

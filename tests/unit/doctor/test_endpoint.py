@@ -1,0 +1,68 @@
+"""What the doctor finds out about an endpoint, and how it says that there is none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astra_accel.doctor.configuration import Check, check_configuration
+from astra_accel.endpoints import client
+from tests.helpers.endpoint_server import Handler, Reply, endpoint_server, saying
+
+
+def checked(folder: Path, url: str, *more: str) -> Check:
+    """The check of the target of a configuration."""
+    path = folder / "run.yaml"
+    lines = [f"endpoint: {url}", "model: m", "max_concurrency: 3", "max_retries: 0", *more]
+    path.write_text("tester: {path: tiny}\ntarget:\n" + "".join(f"  {line}\n" for line in lines))
+    (found,) = [check for check in check_configuration(path) if check.what == "target.endpoint"]
+    return found
+
+
+def with_logprobs(handler: Handler, request: dict[str, Any]) -> None:
+    told = {"logprobs": {"content": [{"token": "W", "logprob": -0.5}]}} if request.get("logprobs") else {}
+    handler.send({"choices": [{"message": {"content": "W"}, "finish_reason": "length", **told}]})
+
+
+@pytest.mark.parametrize(
+    ("reply", "found"), [(with_logprobs, "tells log-probs"), (saying("Well."), "does not tell log-probs")]
+)
+def test_what_it_can_do_is_asked(tmp_path: Path, reply: Reply, found: str) -> None:
+    with endpoint_server(reply) as server:
+        check = checked(tmp_path, server.url)
+        assert len(server.asked) == 2 + 3 + 1
+    assert check.good
+    assert f"{server.url}, model 'm' answers in " in check.found
+    assert "3 questions at once in" in check.found
+    assert "does not tell its models" in check.found  # this server has no list
+    assert found in check.found
+
+
+def test_models_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def list_models(handler: Handler) -> None:
+        handler.send({"object": "list", "data": [{"id": "a", "object": "model"}, {"id": "b", "object": "model"}]})
+
+    monkeypatch.setattr(Handler, "do_GET", list_models, raising=False)
+    with endpoint_server(saying("Well.")) as server:
+        assert "its models: a, b" in checked(tmp_path, server.url).found
+
+
+@pytest.mark.parametrize(
+    ("reply", "more", "message"),
+    [
+        (lambda handler, _: handler.fail(404, "no model m"), [], "status 404: .*no model m"),
+        (lambda handler, _: handler.fail(503, "down"), [], "status 503: .*down"),
+        (saying("Well."), ["api_key_env: NO_SUCH_KEY"], "api_key_env is 'NO_SUCH_KEY', but no such environment"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    tmp_path: Path, reply: Reply, more: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "OUTAGE_PAUSE", 0.0)
+    with endpoint_server(reply) as server:
+        check = checked(tmp_path, server.url, *more)
+    assert check.good is False
+    assert re.search(message, check.found)
