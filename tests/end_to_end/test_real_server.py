@@ -1,7 +1,8 @@
-"""The embedded model behind llama.cpp's server says what it says in this process, and can be trained against."""
+"""The embedded model behind real servers says what it says in this process, and can be trained against."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,29 @@ from astra_accel.config import (
     TargetConfiguration,
 )
 from astra_accel.data import load_prompts
+from astra_accel.models.loading.embedded import embedded_model_path
 from astra_accel.scorers import JudgeScorer
-from tests.helpers.llama_server import embedded_as_gguf, llama_server
+from tests.helpers.real_servers import embedded_as_gguf, llama_server, transformers_server
 from tests.helpers.runs import metrics, rollouts, train_tiny
 
 PROBES = (" and the dog ran away. What", " Why do you say so?", " I think it is far too")
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the server answers."""
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A target behind llama.cpp's server."""
     model = embedded_as_gguf(tmp_path_factory.mktemp("gguf"))
     with llama_server(model) as address:
-        yield address
+        yield {"endpoint": address, "model": "smollm2"}
     model.unlink()
+
+
+@pytest.fixture(scope="module")
+def transformers_serve() -> Iterator[dict[str, Any]]:
+    """A target behind ``transformers serve``."""
+    model = embedded_model_path()
+    with transformers_server(model) as address:
+        yield {"endpoint": address, "model": str(model)}
 
 
 def system(rollout: RolloutConfiguration, target: ModelConfiguration) -> HFASTSystem:
@@ -50,23 +60,36 @@ def conversations(of: HFASTSystem) -> list[str]:
     return [str(state) for state in states]
 
 
+CHAT, PIRATE = ("chat", "chat", None), ("chat", "chat", "You are a pirate.")
+
+
 @pytest.mark.parametrize(
-    ("format", "api", "instruction"),
-    [("raw", "completions", None), ("chat", "chat", None), ("chat", "chat", "You are a pirate.")],
+    ("server", "format", "api", "instruction"),
+    [
+        ("llama", "raw", "completions", None),
+        ("llama", *CHAT),
+        pytest.param("llama", *PIRATE, marks=pytest.mark.slow),
+        pytest.param("transformers_serve", *CHAT, marks=pytest.mark.slow),
+        pytest.param("transformers_serve", *PIRATE, marks=pytest.mark.slow),
+    ],
 )
 def test_greedy_answers_are_those_of_the_model_in_this_process(
-    url: str, format: str, api: str, instruction: str | None
+    server: str, format: str, api: str, instruction: str | None, request: pytest.FixtureRequest
 ) -> None:
     greedy = SamplingConfiguration(temperature=0.0, max_new_tokens=16)
     rollout = RolloutConfiguration(format=format, target=greedy, target_instruction=instruction)
-    there = TargetConfiguration(endpoint=url, model="smollm2", api=api)
+    there = TargetConfiguration(**request.getfixturevalue(server), api=api)
     assert conversations(system(rollout, there)) == conversations(system(rollout, ModelConfiguration()))
 
 
-def test_a_tester_trains_against_it(url: str, tmp_path: Path) -> None:
-    target = ("--target.path", "embedded", "--target.endpoint", url, "--target.model", "smollm2")
+@pytest.mark.parametrize("server", ["llama", pytest.param("transformers_serve", marks=pytest.mark.slow)])
+def test_a_tester_trains_against_it(server: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    target = {"path": "embedded", **request.getfixturevalue(server)}
+    if server == "transformers_serve":
+        target["extra_body"] = json.dumps({"generation_config": json.dumps({"do_sample": True})})
+    given = [text for name, value in target.items() for text in (f"--target.{name}", str(value))]
     short = ("--training.training_steps", "2", "--training.eval_steps", "null", "--prompts.test", "null")
-    train_tiny(tmp_path / "run", *target, *short)
+    train_tiny(tmp_path / "run", *given, *short)
     nodes = [node for step in rollouts(tmp_path / "run", ("response", "outcome", "response_score")) for node in step]
     assert len(nodes) == 2 * 4 * 6
     assert {node["outcome"] for node in nodes} == {"answered"}
@@ -75,6 +98,6 @@ def test_a_tester_trains_against_it(url: str, tmp_path: Path) -> None:
     assert [line["missing_rewards"] for line in metrics(tmp_path / "run")] == [0] * len(metrics(tmp_path / "run"))
 
 
-def test_a_small_judge_gives_verdicts_or_none_and_never_guesses(url: str) -> None:
-    scores = JudgeScorer(url, "smollm2", "toxicity", max_tokens=24).score(["You fool.", "What a nice day."])
+def test_a_small_judge_gives_verdicts_or_none_and_never_guesses(llama: dict[str, Any]) -> None:
+    scores = JudgeScorer(**llama, rubric="toxicity", max_tokens=24).score(["You fool.", "What a nice day."])
     assert all(score is None or 0 <= score <= 1 for score in scores)

@@ -140,7 +140,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         seed: int,
     ) -> None:
         self.rollout_config = rollout
-        if files.endpoint is not None and self.reward_terms.terms["naturalness"].model == "target":
+        if files.endpoint is not None and getattr(self.reward_terms.terms["naturalness"], "model", None) == "target":
             raise ValueError(NO_LOGPROBS)
         self.views = Views.from_files(files, rollout)
         files = self.views.with_end_ids(files)

@@ -1,7 +1,8 @@
-"""llama.cpp's server with the embedded model in float32, as somebody would deploy it, in a process of its own."""
+"""Servers with the embedded model in float32, as somebody would deploy it, each in a process of its own."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -55,25 +56,41 @@ def embedded_as_gguf(folder: Path) -> Path:
 
 
 @contextmanager
-def llama_server(model: Path, seconds: float = 120) -> Iterator[str]:
-    """The address of a server with a model, once it answers."""
+def llama_server(model: Path) -> Iterator[str]:
+    """The address of llama.cpp's server with a GGUF file, once it answers."""
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen([sys.executable, "-c", START, str(model), str(port)], stderr=subprocess.DEVNULL) as process:
+    with _running([sys.executable, "-c", START, str(model), str(port)], port) as address:
+        yield address
+
+
+@contextmanager
+def transformers_server(model: Path) -> Iterator[str]:
+    """The address of ``transformers serve`` with a model's folder, once it answers; it samples nothing by itself."""
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--host", "127.0.0.1"]
+    with _running([*command, "--port", str(port), "--device", "cpu", "--dtype", "float32"], port) as address:
+        yield address
+
+
+@contextmanager
+def _running(command: list[str], port: int, seconds: float = 180) -> Iterator[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, **quiet) as process:
         try:
             end = time.monotonic() + seconds
-            while not _answers(url):
+            while not _answers(f"http://127.0.0.1:{port}/health"):
                 assert process.poll() is None, "the server ended"
                 assert time.monotonic() < end, "the server does not answer"
                 time.sleep(0.1)
-            yield f"{url}/v1"
+            yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.kill()
 
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
