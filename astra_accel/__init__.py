@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from astra_accel.scorers.judge import JudgeScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
+    from astra_accel.scorers.yes_no import YesNoScorer
     from astra_accel.training.callbacks.base import TrainerCallback, TrainerControl
     from astra_accel.training.callbacks.early_stopping import EarlyStopping
     from astra_accel.training.trainer import AccelTrainer, Trainer
@@ -78,6 +79,7 @@ _MODULES = {
     "TrainerControl": "training.callbacks.base",
     "TrainingConfiguration": "config",
     "ValueFunctionSystem": "core.system",
+    "YesNoScorer": "scorers.yes_no",
 }
 
 __all__ = [*_MODULES, "__version__"]  # noqa: PLE0604

@@ -19,5 +19,6 @@ SCORERS: dict[str, str] = {
     "detoxify": "astra_accel.scorers.detoxify:DetoxifyScorer",
     "llama_guard": "astra_accel.scorers.llama_guard:LlamaGuardScorer",
     "classifier": "astra_accel.scorers.classifier:ClassifierScorer",
+    "yes_no": "astra_accel.scorers.yes_no:YesNoScorer",
     "judge": "astra_accel.scorers.judge:JudgeScorer",
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from astra_accel.scorers.judge import JudgeScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
+    from astra_accel.scorers.yes_no import YesNoScorer
 
 __all__ = [
     "SCORERS",
@@ -28,6 +29,7 @@ __all__ = [
     "JudgeScorer",
     "LlamaGuardScorer",
     "ProfanityScorer",
+    "YesNoScorer",
     "build_scorer",
     "check_scorer",
 ]

@@ -12,6 +12,7 @@ import torch
 
 from astra_accel.files.text import valid_text
 from astra_accel.scorers.base import BatchedExchangeScorer
+from astra_accel.scorers.causal import left_pad, preferences, without_oldest
 from astra_accel.scorers.pretrained import find_saved, load_frozen, longest_input
 
 # Marks the place of a turn's text in the rendered template; private-use characters, which no template writes.
@@ -136,7 +137,7 @@ class LlamaGuardScorer(BatchedExchangeScorer):
 
         room = self._room(prompt)
         rows = [self._encode(prompt, turns, room) + prompt.unsafe_line for turns in conversations]
-        ids_BT, mask_BT = _left_pad(rows)
+        ids_BT, mask_BT = left_pad(rows)
         greedy = GenerationConfig(
             do_sample=False,
             max_new_tokens=self._list_length,
@@ -155,19 +156,9 @@ class LlamaGuardScorer(BatchedExchangeScorer):
         """The number of tokens to reserve for a list of categories after a conversation."""
         return len(prompt.unsafe_line) + self._list_length if self.categories else 0
 
-    @torch.inference_mode()
     def _judge(self, prompt: _Prompt, conversations: Sequence[tuple[str, ...]]) -> list[float]:
-        ids_BT, mask_BT = _left_pad([self._encode(prompt, turns) for turns in conversations])
-        logits_BV = self.model(
-            input_ids=ids_BT.to(self.model.device),
-            attention_mask=mask_BT.to(self.model.device),
-            position_ids=(mask_BT.cumsum(dim=-1) - 1).clamp(min=0).to(self.model.device),
-            logits_to_keep=1,
-            use_cache=False,
-        ).logits[:, -1]
-        # The softmax over two logits is the sigmoid of their difference.
-        margin_B = logits_BV[:, prompt.unsafe_id].float() - logits_BV[:, prompt.safe_id].float()
-        return margin_B.sigmoid().tolist()
+        rows = [self._encode(prompt, turns) for turns in conversations]
+        return preferences(self.model, rows, [prompt.unsafe_id] * len(rows), [prompt.safe_id] * len(rows))
 
     def _encode(self, prompt: _Prompt, turns: Sequence[str], room: int = 0) -> list[int]:
         """The ids of a conversation up to the verdict, at most ``max_length - room`` of them."""
@@ -175,7 +166,7 @@ class LlamaGuardScorer(BatchedExchangeScorer):
         ids = self._fill(prompt, turns)
         # Repeats only if a cut makes the text tokenise into more tokens than before.
         while self._max_length is not None and len(ids) > self._max_length - room:
-            turns = self._without_oldest(turns, len(ids) - self._max_length + room)
+            turns = without_oldest(self.tokenizer, turns, len(ids) - self._max_length + room)
             ids = self._fill(prompt, turns)
         return ids
 
@@ -192,20 +183,6 @@ class LlamaGuardScorer(BatchedExchangeScorer):
 
     def _encode_plain(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-
-    def _without_oldest(self, turns: Sequence[str], num_tokens: int) -> list[str]:
-        """Drop the first ``num_tokens`` tokens of the turns, and at least one character."""
-        kept = []
-        for text in turns:
-            spans = self.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-            ).offset_mapping
-            dropped = min(num_tokens, len(spans))
-            num_tokens -= dropped
-            # A tokenizer may leave a leading space out of its token's span; the cut must still include it.
-            start = max(1, spans[dropped - 1][1]) if dropped else 0
-            kept.append("" if dropped == len(spans) else text[start:])
-        return kept
 
     def _take_apart(self, turns: int) -> _Prompt:
         special = "|".join(re.escape(token) for token in sorted(self._special_ids, key=len, reverse=True))
@@ -254,12 +231,3 @@ def _special_ids(tokenizer: Any) -> dict[str, int]:
     if not ids or forged:
         raise ValueError(f"the tokenizer must have special tokens and read none out of text, found {forged}")
     return ids
-
-
-def _left_pad(rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows as ids and attention mask, both ``(rows, longest)``, padded on the left."""
-    width = max(map(len, rows))
-    # A masked position may hold any id.
-    ids_BT = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids_BT, mask_BT

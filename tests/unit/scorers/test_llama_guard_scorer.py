@@ -5,6 +5,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from astra_accel.scorers import LlamaGuardScorer
+from astra_accel.scorers.causal import without_oldest
 
 PAIRS = [
     ("hello you", "good words"),
@@ -177,7 +178,7 @@ def test_every_cut_takes_a_character_so_that_cutting_ends(make_guard):
     # Trims a leading space out of its token's offsets, which then say that the token has no character.
     folder, _, tokenizer = make_guard(post_processor=processors.ByteLevel(trim_offsets=True))
     assert tokenizer(" 1", return_offsets_mapping=True).offset_mapping == [(0, 0), (1, 2)]
-    assert LlamaGuardScorer(folder)._without_oldest([" 1"], 1) == ["1"]
+    assert without_oldest(LlamaGuardScorer(folder).tokenizer, [" 1"], 1) == ["1"]
 
 
 def test_the_config_limits_the_length(guard):

@@ -16,7 +16,7 @@ def test_importing_the_scorers_loads_no_heavy_library():
 
 
 def test_every_name_is_a_scorer_that_the_package_exports():
-    assert set(SCORERS) == {"profanity", "hatesonar", "detoxify", "judge", "llama_guard", "classifier"}
+    assert set(SCORERS) == {"profanity", "hatesonar", "detoxify", "judge", "llama_guard", "classifier", "yes_no"}
     for location in SCORERS.values():
         scorer_class = getattr(astra_accel.scorers, location.split(":")[1])
         assert issubclass(scorer_class, Scorer)
