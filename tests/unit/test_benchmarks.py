@@ -408,3 +408,11 @@ def test_the_benchmark_of_precisions_divides_the_first_by_the_others(tmp_path):
         found = [measured[f"{dtype}, {name}"] for dtype in ("float32", "bfloat16")]
         assert min(found) > 0
         assert result["ratios"][f"float32 / bfloat16, {name}"] == found[0] / found[1]
+
+
+def test_the_benchmark_of_endpoints_asks_each_question_and_divides_by_the_ideal(tmp_path):
+    options = ["--questions", "24", "--concurrency", "4", "--milliseconds", "5", "--repeats", "1"]
+    result = script("endpoint").main([*options, "--results", str(tmp_path)])
+    assert result["figures"]["ideal, seconds"] == 24 / 4 * 0.005
+    for name in ("with a journal", "without"):
+        assert result["ratios"][f"{name} / ideal"] == result["medians"][name] / 0.03 > 1
