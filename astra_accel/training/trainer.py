@@ -279,10 +279,15 @@ class AccelTrainer:
         speed = speed_figures(figures["tokens"], self.stopwatch.seconds, waited)
         if self.control.should_evaluate or self._is_due(self.config.eval_steps):
             self.control.should_evaluate = False
-            with self.stopwatch.phase("evaluate"):
-                metrics = self.evaluate()
-            figures |= {f"eval/{name}": value for name, value in metrics.items()}
-            self.callbacks.call("on_evaluate", metrics)
+            try:
+                with self.stopwatch.phase("evaluate"):
+                    metrics = self.evaluate()
+                figures |= {f"eval/{name}": value for name, value in metrics.items()}
+                self.callbacks.call("on_evaluate", metrics)
+            except Interrupted as interruption:
+                if not interruption.in_order:
+                    raise
+                self.display.say(f"no evaluation after step {self.state.step}: {interruption}")
         figures |= speed | self.stopwatch.take()
         preempted = self._report(experience, [{**record, **figures} for record in records])
         saved = False

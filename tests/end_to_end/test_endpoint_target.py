@@ -215,6 +215,18 @@ def test_a_budget_ends_a_run_in_order_and_a_larger_one_goes_on(whole: tuple[Path
     assert_same(run, whole[0])
 
 
+def test_a_budget_that_ends_in_an_evaluation_keeps_the_step_before_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with endpoint_server(answer) as server:
+        evaluating = ("--training.eval_steps", "1", "--budget.requests", "30")
+        trainer = train_tiny(run, *settings(server, *evaluating))
+        assert len(server.asked) <= 30
+    assert trainer.state.step == 1
+    assert (run / "checkpoints" / "step-000001").is_dir()
+    assert (run / "tester" / "adapter_model.safetensors").exists()
+    assert "eval/reward/mean" not in metrics(run)[-1]
+
+
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_and_resumed_asks_nothing_twice(
     kills: int, whole: tuple[Path, Any], tmp_path: Path
