@@ -19,6 +19,7 @@ COMMANDS = (
     "astra_accel.commands.doctor",
     "astra_accel.commands.train",
     "astra_accel.commands.evaluate",
+    "astra_accel.commands.judge",
     "astra_accel.commands.compare",
     "astra_accel.commands.report",
     "astra_accel.commands.export",

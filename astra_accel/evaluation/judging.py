@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from astra_accel.core.optional import HasBaseline, offers
-from astra_accel.core.outcomes import judged_where_answered
+from astra_accel.core.outcomes import ANSWERED, judged_where_answered
 from astra_accel.core.sampler import Graph, Node, walk
 from astra_accel.core.scorer import check_scores, response_categories, response_scores
 from astra_accel.evaluation.figures.metrics import (
@@ -48,23 +48,44 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
     if not nodes:
         return by_graph
     said = [node.response for node in nodes]
-    probes, responses = [str(node.probe) for node in nodes], [str(response) for response in said]
+    probes = [str(node.probe) for node in nodes]
     columns: dict[str, Sequence[Any]] = {}
     trained_by = getattr(system, "scorer", None)
     if trained_by is not None:
         columns[PROBE_SCORE] = check_scores(trained_by, probes, trained_by.score(probes))
         columns |= category_columns(REWARD_SCORER, trained_by, probes, said)
     for name, scorer in scorers.items():
-        columns[column(PROBE_SCORE, name)] = check_scores(scorer, probes, scorer.score(probes))
-        judge = partial(_response_scores, scorer, probes, responses)
-        columns[column(RESPONSE_SCORE, name)] = judged_where_answered(said, judge)
-        columns |= category_columns(name, scorer, probes, said)
+        columns |= held_out_columns(name, scorer, probes, said)
     if offers(system, HasBaseline):
         columns[PERPLEXITY] = baseline_perplexities(system, nodes)
     for name, values in columns.items():
         for row, value in zip(rows, values, strict=True):
             row[name] = value
     return by_graph
+
+
+class JudgedResponse(str):
+    """A response that was written down, with what came of its question."""
+
+    outcome: str
+
+    def __new__(cls, text: str, outcome: str | None) -> JudgedResponse:
+        """Make it; None is ``answered``."""
+        made = super().__new__(cls, text)
+        made.outcome = outcome or ANSWERED
+        return made
+
+
+def held_out_columns(
+    name: str, scorer: Any, probes: Sequence[str], responses: Sequence[Any]
+) -> dict[str, Sequence[float | None]]:
+    """The columns of a held-out scorer: its scores of probes and responses, and of kinds of harm."""
+    judge = partial(_response_scores, scorer, probes, [str(response) for response in responses])
+    return {
+        column(PROBE_SCORE, name): check_scores(scorer, probes, scorer.score(probes)),
+        column(RESPONSE_SCORE, name): judged_where_answered(responses, judge),
+        **category_columns(name, scorer, probes, responses),
+    }
 
 
 def category_columns(
