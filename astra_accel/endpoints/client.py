@@ -130,7 +130,11 @@ class EndpointClient:
         given_up = threading.Event()
 
         def answered(key: str, question: Question) -> Answer:
-            answer = self._answer(question, given_up)
+            try:
+                answer = self._answer(question, given_up)
+            except Exception:
+                given_up.set()  # before anybody looks: no further question is sent
+                raise
             was_given_up = answer.outcome == "failed" and given_up.is_set()
             if self._journal is not None and not was_given_up:
                 self._journal.write(key, self.asked_of, question.place, self._request(question), answer)
