@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from astra_accel.config.models import ModelConfiguration
 from astra_accel.config.section import Count, Factor, Section
 
-SENT = ("temperature", "top_p", "seed", "max_tokens")
 SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie", "proxy-authorization")
 
 
