@@ -68,7 +68,8 @@ class RolloutConfiguration(Section):
     format: Literal["raw", "chat"] = "raw"
     """raw: prompt, probes and responses are one running text, as in the paper. chat: the models' chat templates."""
     tester_instruction: str | None = None
-    """The tester's system message, with format chat. None: as the template says."""
+    """The tester's system message, with format chat. `{goal}`, `{category}` and `{context}` are filled in where prompts
+    have goals. None: as the template says."""
     target_instruction: str | None = None
     """The target's system message, with format chat. None: as the template says."""
     context_limit: Count | None = None
@@ -160,7 +161,15 @@ class PromptSource(Section):
     split: str = "train"
     """Split, possibly sliced: `train[:90%]`."""
     column: str | None = None
-    """Column of the prompts. None: the only column of strings, or `text` or `prompt`."""
+    """Column of the openings. None: `text` or `prompt`, or the only column of strings; with goals also `opening`, or
+    none at all."""
+    goal: str | None = None
+    """Column of what conversations are to bring out. None: no goals, unless the source has no column of openings and
+    those of HarmBench, StrongREJECT, AdvBench or JailbreakBench, or `goal`."""
+    category: str | None = None
+    """Column of the goals' kinds. None: the one that belongs to those data sets, if it is there."""
+    context: str | None = None
+    """Column of texts that goals refer to. None: likewise."""
     config_name: str | None = None
     """Configuration of a hub dataset."""
     revision: str | None = None

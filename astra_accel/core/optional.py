@@ -101,10 +101,10 @@ class HasRolloutState(Protocol):
 
 
 class StartsConversations(Protocol):
-    """Without it, the prompt itself is the first state."""
+    """Without it, the prompt's opening itself is the first state, and goals are only written down."""
 
-    def start(self, prompt: str) -> Any:
-        """The state before the first turn."""
+    def start(self, prompt: Any) -> Any:
+        """The state before the first turn, given an opening, or a :class:`~astra_accel.core.prompt.Prompt`."""
 
 
 class KeepsCaches(Protocol):
@@ -126,7 +126,7 @@ class NamesRewardParts(Protocol):
 class ChecksPrompts(Protocol):
     """Without it, a prompt that is too long is only found when it is rolled out."""
 
-    def check_prompts(self, prompts: Sequence[str], depth: int) -> None:
+    def check_prompts(self, prompts: Sequence[Any], depth: int) -> None:
         """Raise ``ValueError`` for a prompt from which conversations of ``depth`` turns can't be rolled out."""
 
 

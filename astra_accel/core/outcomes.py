@@ -29,17 +29,16 @@ def shares(outcomes: Sequence[str]) -> dict[str, float]:
 
 
 def judged_where_answered(
-    responses: Sequence[Any], judge: Callable[[list[int]], Sequence[float | None]]
+    outcomes: Sequence[str], judge: Callable[[list[int]], Sequence[float | None]]
 ) -> list[float | None]:
     """The scores of a batch of turns, of which only those with an answer are judged.
 
     Args:
-        responses: of all turns.
+        outcomes: of all turns. One that an earlier judge gave no score is judged again.
         judge: takes the places of the turns to judge, and returns a score for each.
     """
-    outcomes = [outcome_of(response) for response in responses]
     scores: list[float | None] = [0.0 if outcome == FILTERED else None for outcome in outcomes]
-    places = [place for place, outcome in enumerate(outcomes) if outcome in (ANSWERED, REFUSED)]
+    places = [place for place, outcome in enumerate(outcomes) if outcome in (ANSWERED, REFUSED, JUDGE_ERROR)]
     if places:
         for place, score in zip(places, judge(places), strict=True):
             scores[place] = score

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
+
+from astra_accel.core.prompt import Goal
 
 Categories = Mapping[str, Sequence[float | None]]
 """For each kind of harm, by name, one score per text, on the scale of :class:`Scorer`: 0 is safe, None is missing."""
@@ -13,6 +16,23 @@ Categories = Mapping[str, Sequence[float | None]]
 
 ROUNDING = 1e-5
 """How far a score may lie outside 0 to 1 by rounding."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn as a scorer may see it.
+
+    Attributes:
+        probe: what the tester wrote.
+        response: what the target answered, and what is judged.
+        conversation: all that was said before, as one text.
+        goal: what the conversation is to bring out, if its prompt says so.
+    """
+
+    probe: str
+    response: str
+    conversation: str = ""
+    goal: Goal | None = None
 
 
 class ScorerError(RuntimeError):
@@ -25,7 +45,13 @@ class Scorer(ABC):
     A missing score, such as that of a text that a service refuses, is None. The turn then has no reward, is not
     trained on, and does not enter any mean. nan is a defect, not a score, and raises an error, as does a number
     outside 0 to 1.
+
+    Attributes:
+        judges_texts: whether it can judge a text alone (:meth:`score`), and not only turns. Without that the reward has
+            no combined score, and evaluations no scores of probes.
     """
+
+    judges_texts = True
 
     @abstractmethod
     def score(self, texts: Sequence[str]) -> Sequence[float | None]:
@@ -39,6 +65,13 @@ class Scorer(ABC):
         if len(probes) != len(responses):
             raise ValueError(f"{len(probes)} probes and {len(responses)} responses: expected as many of each")
         return self.score(responses)
+
+    def score_turns(self, turns: Sequence[Turn]) -> Sequence[float | None]:
+        """Return one score per response, given the whole turn: its goal, and the conversation before it.
+
+        By default only the exchange is judged, as in :meth:`score_exchanges`.
+        """
+        return self.score_exchanges([turn.probe for turn in turns], [turn.response for turn in turns])
 
     def score_categories(self, texts: Sequence[str]) -> Categories:  # noqa: ARG002
         """Return scores for each kind of harm that the scorer distinguishes, one per text; by default none.
@@ -57,15 +90,24 @@ class Scorer(ABC):
         return self.score_categories(responses)
 
 
-def response_scores(scorer: Any, probes: Sequence[str], responses: Sequence[str]) -> list[float | None]:
-    """Return one checked score per response, judged with its probe if the scorer reads conversations.
+def judges_texts(scorer: Any) -> bool:
+    """Whether a scorer can judge a text alone."""
+    return getattr(scorer, "judges_texts", True)
+
+
+def response_scores(scorer: Any, turns: Sequence[Turn]) -> list[float | None]:
+    """Return one checked score per response, judged with as much of its turn as the scorer reads.
 
     Raises:
         ScorerError: the scorer did not return one number from 0 to 1 (or None) per text.
     """
-    # Scorers written for the reference implementation only have `score`.
-    exchanges = getattr(scorer, "score_exchanges", None)
-    scores = scorer.score(responses) if exchanges is None else exchanges(probes, responses)
+    responses = [turn.response for turn in turns]
+    if hasattr(scorer, "score_turns"):
+        scores = scorer.score_turns(turns)
+    elif hasattr(scorer, "score_exchanges"):
+        scores = scorer.score_exchanges([turn.probe for turn in turns], responses)
+    else:  # a scorer written for the reference implementation
+        scores = scorer.score(responses)
     return check_scores(scorer, responses, scores)
 
 

@@ -1,34 +1,35 @@
-"""Read prompts, the openings that conversations start from, and check every one of them.
-
-The steps are the same for every source: read all values of one column, take the rows of the requested split,
-then check that each is a non-blank string.
-"""
+"""The prompts of a split: openings, or goals with openings, every one of them checked."""
 
 from __future__ import annotations
 
-import glob
-import json
 import os
-import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-BUNDLED = "bundled"
-FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+from astra_accel.core.prompt import Goal, Prompt, have_goals
+from astra_accel.data.sources import BUNDLED, FILE_SUFFIXES, Rows, fault, is_file_name, read_rows, short
+
+__all__ = ["BUNDLED", "FILE_SUFFIXES", "check_disjoint", "is_file_name", "load_goals", "load_prompts", "read_prompts"]
+
 USUAL_COLUMNS = ("text", "prompt")
 
-# How `datasets.Dataset` reads each kind of file. By default a CSV cell "NA" or "None" becomes a missing
-# value; if every CSV line has one comma too many, the first cells become row names; and a parquet batch is
-# as long as the first row group, which fails when that has no rows.
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("from_csv", {"keep_default_na": False, "index_col": False}),
-    ".parquet": ("from_parquet", {"batch_size": 1000}),
-    ".txt": ("from_text", {"encoding": "utf-8-sig"}),
-}
+
+class GoalColumns(NamedTuple):
+    """The columns of a data set of goals; None for one that it lacks."""
+
+    goal: str
+    category: str | None = None
+    context: str | None = None
+
+
+KNOWN_GOALS = (
+    GoalColumns("goal", "category", "context"),  # AdvBench, which has goals alone, and files of one's own
+    GoalColumns("Goal", "Category"),  # JailbreakBench
+    GoalColumns("Behavior", "SemanticCategory", "ContextString"),  # HarmBench
+    GoalColumns("forbidden_prompt", "category"),  # StrongREJECT
+)
+"""The columns of goals that need not be named."""
+OPENING = "opening"
 
 
 def load_prompts(
@@ -63,21 +64,77 @@ def load_prompts(
             blank (the message gives its row, counted from 1, in the whole file or in the split of a hub data set);
             `config_name` or `revision` is given for the bundled list or for a file, which have neither.
     """
-    name = os.path.expanduser(os.fspath(source))
-    if name != BUNDLED and not is_file_name(name):
-        values = _load_dataset_column(name, split, column, config_name, revision)
-        return _checked_prompts(enumerate(values, start=1), split, name)
-    if config_name is not None or revision is not None:
+    rows = read_rows(os.path.expanduser(os.fspath(source)), split, config_name, revision)
+    return _openings(rows, split, column)
+
+
+def load_goals(
+    source: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    column: str | None = None,
+    goal: str | None = None,
+    category: str | None = None,
+    context: str | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+) -> list[Prompt]:
+    """Load the goals of one split, each with its opening, in order and unchanged.
+
+    Args:
+        source, split, config_name, revision: As for :func:`load_prompts`.
+        column: The column of the openings. By default "opening", "text" or "prompt" if there is such a column; else
+            openings are empty.
+        goal: The column of the goals. By default that of AdvBench, JailbreakBench, HarmBench or StrongREJECT, or
+            "goal".
+        category: The column of their kinds. By default the one beside those goals, if it is there.
+        context: The column of the texts that goals refer to; likewise. An empty cell is none.
+
+    Raises:
+        FileNotFoundError, ValueError: As for :func:`load_prompts`, of goals too.
+    """
+    rows = read_rows(os.path.expanduser(os.fspath(source)), split, config_name, revision)
+    columns = _goal_columns(rows, goal, category, context)
+    if columns is None:
+        known = ", ".join(repr(known.goal) for known in KNOWN_GOALS)
         raise ValueError(
-            f"prompts {name!r}: found config_name={config_name!r} and revision={revision!r}, "
-            "expected neither: they choose among the versions of a data set on the hub"
+            f"prompts {rows.name!r}: no column of goals; columns found: {_found(rows)}; expected one of {known}, or "
+            f"name the right one with `goal`"
         )
-    columns = _bundled_splits(column) if name == BUNDLED else {"train": _file_column(Path(name), column)}
-    return _checked_prompts(_rows_of_split(columns, split, name), split, name)
+    return _goals(rows, split, columns, column)
 
 
-def check_disjoint(train: Iterable[str], held_out: Iterable[str], names: tuple[str, str]) -> None:
-    """Check that no held-out prompt is trained on.
+def read_prompts(
+    source: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    column: str | None = None,
+    goal: str | None = None,
+    category: str | None = None,
+    context: str | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+) -> list[str] | list[Prompt]:
+    """Load what a source holds: goals if a column of them is named, or if it has known ones and no usual openings.
+
+    Raises:
+        FileNotFoundError, ValueError: As for :func:`load_prompts` and :func:`load_goals`; or a category or a context
+            is named, but there are no goals.
+    """
+    rows = read_rows(os.path.expanduser(os.fspath(source)), split, config_name, revision)
+    has_openings = column is not None or any(usual in rows.holds_strings for usual in USUAL_COLUMNS)
+    if goal is not None or not has_openings:
+        columns = _goal_columns(rows, goal, category, context)
+        if columns is not None:
+            return _goals(rows, split, columns, column)
+    for name, value in (("category", category), ("context", context)):
+        if value is not None:
+            raise ValueError(f"{name} is {value!r}, but there is no column of goals; expected goal to name it")
+    return _openings(rows, split, column)
+
+
+def check_disjoint(train: Iterable[str | Prompt], held_out: Iterable[str | Prompt], names: tuple[str, str]) -> None:
+    """Check that no held-out prompt is trained on, nor its goal if it has one.
 
     Args:
         train: The prompts to train on.
@@ -85,166 +142,107 @@ def check_disjoint(train: Iterable[str], held_out: Iterable[str], names: tuple[s
         names: What to call the two in the message, such as `("train", "dev")`.
 
     Raises:
-        ValueError: Some prompts are in both; the message gives the first of them and their number.
+        ValueError: Some prompts, or goals, are in both; the message gives the first of them and their number. Or only
+            one of the two has goals.
     """
-    seen = set(train)
+    train, held_out = list(train), list(held_out)
+    if train and held_out and have_goals(train) != have_goals(held_out):
+        with_goals, without = names if have_goals(train) else reversed(names)
+        raise ValueError(
+            f"the {with_goals} prompts have goals, but the {without} prompts have none; expected all or none"
+        )
+    what = "goals" if have_goals(train) else "prompts"
+    seen = {_identity(prompt) for prompt in train}
     # A dict, because sets have no order and the message names the first.
-    shared = list(dict.fromkeys(prompt for prompt in held_out if prompt in seen))
+    shared = list(dict.fromkeys(found for found in map(_identity, held_out) if found in seen))
     if shared:
         raise ValueError(
-            f"{len(shared)} of the {names[1]} prompts stand in the {names[0]} prompts too, expected none; "
-            f"the first is {_short(shared[0])}"
+            f"{len(shared)} of the {names[1]} {what} stand in the {names[0]} {what} too, expected none; "
+            f"the first is {short(shared[0])}"
         )
 
 
-def is_file_name(name: str) -> bool:
-    """Whether `name` refers to a local file, existing or not, rather than a folder or a data set on the hub."""
-    path = Path(name)
-    if path.is_dir():
-        return False
-    return (
-        path.is_file() or path.suffix.lower() in FILE_SUFFIXES or path.is_absolute() or name.startswith(("./", "../"))
+def _identity(prompt: str | Prompt) -> str:
+    """What two splits must not share: the goal, whatever the opening, or else the opening."""
+    return prompt.goal.text if isinstance(prompt, Prompt) else prompt
+
+
+def _openings(rows: Rows, split: str, column: str | None) -> list[str]:
+    if not rows.holds_strings:
+        raise _no_rows(rows, split)
+    return _texts(rows, split, _chosen_column(rows.holds_strings, column, rows.name))
+
+
+def _goals(rows: Rows, split: str, columns: GoalColumns, column: str | None) -> list[Prompt]:
+    goals = _texts(rows, split, columns.goal)
+    usual = (name for name in (OPENING, *USUAL_COLUMNS) if name in rows.holds_strings)
+    column = next(usual, None) if column is None else _existing(rows, column)
+    openings = _optional(rows, column, len(goals))
+    kinds, contexts = (_optional(rows, name, len(goals)) for name in (columns.category, columns.context))
+    return [
+        Prompt(Goal(goal, kind, context), opening or "")
+        for goal, kind, context, opening in zip(goals, kinds, contexts, openings, strict=True)
+    ]
+
+
+def _goal_columns(rows: Rows, goal: str | None, category: str | None, context: str | None) -> GoalColumns | None:
+    """The columns of goals, as named or as known; None if none is named and none is known."""
+    known = [
+        columns for columns in KNOWN_GOALS if columns.goal == goal or (not goal and columns.goal in rows.holds_strings)
+    ]
+    if goal is None and not known:
+        return None
+    beside = known[0] if known else GoalColumns(goal or "")
+    there = (name if name in rows.holds_strings else None for name in beside[1:])
+    category_there, context_there = there
+    return GoalColumns(
+        _existing(rows, goal or beside.goal),
+        category_there if category is None else _existing(rows, category),
+        context_there if context is None else _existing(rows, context),
     )
 
 
-def _bundled_splits(column: str | None) -> dict[str, list[Any]]:
-    lines = files(__package__).joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    splits: dict[str, list[dict[str, Any]]] = {}
-    for row in map(json.loads, lines):
-        splits.setdefault(row["split"], []).append(row)
-    return {split: _column_of_rows(rows, column, BUNDLED) for split, rows in splits.items()}
+def _existing(rows: Rows, column: str) -> str:
+    if column not in rows.holds_strings:
+        raise ValueError(f"prompts {rows.name!r}: no column {column!r}; columns found: {_found(rows)}")
+    return column
 
 
-def _file_column(path: Path, column: str | None) -> Sequence[Any]:
-    name, suffix = str(path), path.suffix.lower()
-    if not path.exists():
-        raise FileNotFoundError(f"prompts {name!r}: no such file or folder (looked for {str(path.resolve())!r})")
-    if suffix not in FILE_SUFFIXES:
-        expected = ", ".join(FILE_SUFFIXES)
-        raise ValueError(f"prompts {name!r}: found the file suffix {suffix!r}, expected one of {expected}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"prompts {name!r}: found an empty file, expected prompts")
-    if suffix in (".json", ".jsonl"):
-        return _column_of_rows(_json_rows(path), column, name)
-    values = _datasets_file_column(path, column)
-    return [value for value in values if value.strip()] if suffix == ".txt" else values
+def _found(rows: Rows) -> str:
+    return ", ".join(map(repr, rows.holds_strings)) or "none"
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON list or of JSON lines; a plain string becomes a row with that text.
+def _texts(rows: Rows, split: str, column: str) -> list[str]:
+    """The values of a column that has to hold text in every row."""
+    texts = []
+    for number, value in rows.column(column):
+        found = fault(value)
+        if found is not None:
+            raise ValueError(f"prompts {rows.name!r}: row {number} holds {found}, expected a string of text")
+        texts.append(value)
+    if not texts:
+        raise _no_rows(rows, split)
+    return texts
 
-    Not read by `datasets`, which turns strings that look like dates into dates and does not say on which line
-    a file is broken.
-    """
-    rows = []
-    for number, item in enumerate(_json_items(path), start=1):
-        row = {"text": item} if isinstance(item, str) else item
-        if not isinstance(row, dict):
+
+def _optional(rows: Rows, column: str | None, num_rows: int) -> list[str | None]:
+    """The values of a column that may be empty; None for each row without one."""
+    if column is None:
+        return [None] * num_rows
+    texts: list[str | None] = []
+    for number, value in rows.column(column):
+        blank = value is None or (isinstance(value, str) and not value.strip())
+        found = None if blank else fault(value)
+        if found is not None:
             raise ValueError(
-                f"prompts {str(path)!r}: row {number} holds {_fault(item)}, expected a string or an object"
+                f"prompts {rows.name!r}: row {number} holds {found} in {column!r}, expected text or nothing"
             )
-        rows.append(row)
-    return rows
+        texts.append(None if blank else value)
+    return texts
 
 
-def _json_items(path: Path) -> list[Any]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"prompts {str(path)!r}, line {line}: not UTF-8 ({error.reason})") from error
-    # The first character tells a list from lines, not the suffix: both kinds occur with both suffixes.
-    if text.lstrip().startswith("["):
-        return _parsed_json(text, path, first_line=1)
-    # Not `splitlines`, which also splits at separators that JSON strings may hold unescaped.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_parsed_json(line, path, first_line=number) for number, line in lines if line.strip()]
-
-
-def _parsed_json(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise ValueError(
-            f"prompts {str(path)!r}, line {line}: not JSON ({error.msg}), "
-            "expected a list, or on each line a string or an object"
-        ) from error
-
-
-def _column_of_rows(rows: Sequence[Mapping[str, Any]], column: str | None, name: str) -> list[Any]:
-    if not rows:
-        return []
-    holds_strings: dict[str, bool] = {}
-    for row in rows:
-        for key, value in row.items():
-            holds_strings[key] = holds_strings.get(key, False) or isinstance(value, str)
-    chosen = _chosen_column(holds_strings, column, name)
-    return [row.get(chosen) for row in rows]
-
-
-def _datasets_file_column(path: Path, column: str | None) -> Sequence[Any]:
-    # Not `load_dataset`, which asks a server to count the download even for a local file.
-    from datasets import Dataset
-    from datasets.exceptions import DatasetsError
-
-    reader, options = _READERS[path.suffix.lower()]
-    # `datasets` treats file names as patterns, so a name with brackets has to be escaped.
-    pattern = glob.escape(str(path.resolve()))
-    # The cache would only duplicate the file, so it is deleted once the rows are in memory.
-    with tempfile.TemporaryDirectory() as cache, _quiet_datasets(), warnings.catch_warnings():
-        # pandas only warns when it drops cells beyond the header.
-        warnings.filterwarnings("error", message="Length of header or names does not match length of data")
-        try:
-            dataset = getattr(Dataset, reader)(pattern, cache_dir=cache, keep_in_memory=True, **options)
-        except (DatasetsError, ValueError) as error:
-            if "corresponds to no data" in str(error):  # all that `datasets` reports for a file without rows
-                return []
-            cause = str(error.__cause__ or error).strip()
-            raise ValueError(f"prompts {str(path)!r}: can't be read as {path.suffix} ({cause})") from error
-    return _column_of_dataset(dataset, column, str(path))
-
-
-def _load_dataset_column(
-    name: str, split: str, column: str | None, config_name: str | None, revision: str | None
-) -> Sequence[Any]:
-    from datasets import config, load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        dataset = load_dataset(name, config_name, split=split, revision=revision)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"prompts {name!r}: {_line(error)}; expected {BUNDLED!r}, a file ({', '.join(FILE_SUFFIXES)}), "
-            "a folder, or the id of a data set on the Hugging Face hub"
-        ) from error
-    except (DatasetsError, ValueError) as error:
-        raise ValueError(f"prompts {name!r}, split {split!r}: {_line(error.__cause__ or error)}") from error
-    except ConnectionError as error:
-        raise ValueError(
-            f"prompts {name!r}: {_line(error)}; {_why_unreachable()}, and it is not in the cache "
-            f"{config.HF_DATASETS_CACHE}; expected {BUNDLED!r}, a file, a folder, or a data set that is there"
-        ) from error
-    except Exception as error:  # from the hub, a file's format, or an old data set that is a script
-        raise ValueError(f"prompts {name!r}, split {split!r}: {type(error).__name__}: {_line(error)}") from error
-    return _column_of_dataset(dataset, column, name)
-
-
-def _why_unreachable() -> str:
-    from huggingface_hub import constants
-
-    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the network or the hub is away"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _column_of_dataset(dataset: Any, column: str | None, name: str) -> Sequence[Any]:
-    string_types = ("string", "large_string", "string_view")
-    holds_strings = {key: getattr(feature, "dtype", None) in string_types for key, feature in dataset.features.items()}
-    chosen = _chosen_column(holds_strings, column, name)
-    return dataset.select_columns([chosen])[:][chosen]
+def _no_rows(rows: Rows, split: str) -> ValueError:
+    return ValueError(f"prompts {rows.name!r}: no rows in the split {split!r}, expected at least one prompt")
 
 
 def _chosen_column(holds_strings: Mapping[str, bool], column: str | None, name: str) -> str:
@@ -267,72 +265,3 @@ def _chosen_column(holds_strings: Mapping[str, bool], column: str | None, name: 
             "name the right one with `column`"
         )
     return of_strings[0]
-
-
-def _rows_of_split(columns: Mapping[str, Sequence[Any]], split: str, name: str) -> list[tuple[int, Any]]:
-    """The values that `split` selects, each with its row number in its split."""
-    if split in columns:  # the usual case, which needs no import of `datasets`
-        return list(enumerate(columns[split], start=1))
-    from datasets import ReadInstruction
-
-    sizes = {key: len(values) for key, values in columns.items()}
-    try:
-        slices = ReadInstruction.from_spec(split).to_absolute(sizes)
-    except (AssertionError, ValueError) as error:
-        raise ValueError(
-            f"prompts {name!r}: can't read the split {split!r} ({error}); splits found: {', '.join(sizes)}"
-        ) from error
-    rows = []
-    for part in slices:
-        numbered = list(enumerate(columns[part.splitname], start=1))
-        rows += numbered[part.from_ : part.to]
-    return rows
-
-
-def _checked_prompts(rows: Iterable[tuple[int, Any]], split: str, name: str) -> list[str]:
-    prompts = []
-    for number, value in rows:
-        fault = _fault(value)
-        if fault is not None:
-            raise ValueError(f"prompts {name!r}: row {number} holds {fault}, expected a string of text")
-        prompts.append(value)
-    if not prompts:
-        raise ValueError(f"prompts {name!r}: no rows in the split {split!r}, expected at least one prompt")
-    return prompts
-
-
-def _fault(value: Any) -> str | None:
-    """Why `value` can't be a prompt, or `None` if it can."""
-    if value is None:
-        return "no value"
-    if not isinstance(value, str):
-        return f"the {type(value).__name__} {_short(value)}"
-    if not value.strip():
-        return f"the blank string {_short(value)}"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        # JSON can hold half a character, which tokenizers reject without saying where it came from.
-        return f"half a character (a lone surrogate) in {_short(value)}"
-    return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Turn off the progress bars of `datasets`, unless its environment variable asks for them."""
-    from datasets import config
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if are_progress_bars_disabled() or config.HF_DATASETS_DISABLE_PROGRESS_BARS is not None:
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()

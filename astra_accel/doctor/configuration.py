@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from astra_accel.config import (
     ModelConfiguration,
@@ -49,7 +50,7 @@ def _checks(config: RunConfiguration) -> Iterator[Check]:
             yield _look(f"{name}.path", partial(_model, model, name))
             if model.quantization is not None:
                 yield _look(f"{name}.quantization", partial(_quantization, model.quantization, name))
-    loaded: dict[str, list[str]] = {}
+    loaded: dict[str, Any] = {}
     for name in ("train", "dev", "test"):
         source: PromptSource | None = getattr(config.prompts, name)
         if source is not None:
@@ -101,13 +102,13 @@ def _quantization(kind: str, role: str) -> str:
     return f"{kind}: its package is there"
 
 
-def _prompts(source: PromptSource, name: str, loaded: dict[str, list[str]]) -> str | None:
-    from astra_accel.data.prompts import BUNDLED, check_disjoint, is_file_name, load_prompts
+def _prompts(source: PromptSource, name: str, loaded: dict[str, Any]) -> str | None:
+    from astra_accel.data.prompts import BUNDLED, check_disjoint, is_file_name, read_prompts
 
     if source.source != BUNDLED and not is_file_name(source.source):
         return None
     options = source.model_dump()
-    loaded[name] = load_prompts(options.pop("source"), **options)
+    loaded[name] = read_prompts(options.pop("source"), **options)
     if name != "train" and "train" in loaded:
         check_disjoint(loaded["train"], loaded[name], ("train", name))
     return f"{len(loaded[name])} prompts of {source.source}, split {source.split}"

@@ -11,8 +11,9 @@ import torch
 
 from astra_accel.core.optional import HasBaseline, offers
 from astra_accel.core.outcomes import ANSWERED, judged_where_answered
+from astra_accel.core.prompt import Goal
 from astra_accel.core.sampler import Graph, Node, walk
-from astra_accel.core.scorer import check_scores, response_categories, response_scores
+from astra_accel.core.scorer import Turn, check_scores, judges_texts, response_categories, response_scores
 from astra_accel.evaluation.figures.metrics import (
     PERPLEXITY,
     PROBE_SCORE,
@@ -47,15 +48,13 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
     rows = [row for of_graph in by_graph for row in of_graph]
     if not nodes:
         return by_graph
-    said = [node.response for node in nodes]
-    probes = [str(node.probe) for node in nodes]
     columns: dict[str, Sequence[Any]] = {}
     trained_by = getattr(system, "scorer", None)
     if trained_by is not None:
-        columns[PROBE_SCORE] = check_scores(trained_by, probes, trained_by.score(probes))
-        columns |= category_columns(REWARD_SCORER, trained_by, probes, said)
+        columns |= _probe_scores(REWARD_SCORER, trained_by, rows)
+        columns |= category_columns(REWARD_SCORER, trained_by, rows)
     for name, scorer in scorers.items():
-        columns |= held_out_columns(name, scorer, probes, said)
+        columns |= held_out_columns(name, scorer, rows)
     if offers(system, HasBaseline):
         columns[PERPLEXITY] = baseline_perplexities(system, nodes)
     for name, values in columns.items():
@@ -64,49 +63,49 @@ def judge(graphs: Sequence[Graph], system: Any, scorers: Mapping[str, Any]) -> l
     return by_graph
 
 
-class JudgedResponse(str):
-    """A response that was written down, with what came of its question."""
+def held_out_columns(name: str, scorer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[float | None]]:
+    """The columns of a held-out scorer: its scores of probes and responses, and of kinds of harm.
 
-    outcome: str
+    Args:
+        name: of the scorer.
+        scorer: judges.
+        rows: the turns, as they are written.
+    """
+    turns = [Turn(row["probe"], row["response"], row["context"], Goal.from_row(row)) for row in rows]
 
-    def __new__(cls, text: str, outcome: str | None) -> JudgedResponse:
-        """Make it; None is ``answered``."""
-        made = super().__new__(cls, text)
-        made.outcome = outcome or ANSWERED
-        return made
+    def judge(places: Sequence[int]) -> list[float | None]:
+        return response_scores(scorer, [turns[place] for place in places])
 
-
-def held_out_columns(
-    name: str, scorer: Any, probes: Sequence[str], responses: Sequence[Any]
-) -> dict[str, Sequence[float | None]]:
-    """The columns of a held-out scorer: its scores of probes and responses, and of kinds of harm."""
-    judge = partial(_response_scores, scorer, probes, [str(response) for response in responses])
     return {
-        column(PROBE_SCORE, name): check_scores(scorer, probes, scorer.score(probes)),
-        column(RESPONSE_SCORE, name): judged_where_answered(responses, judge),
-        **category_columns(name, scorer, probes, responses),
+        **_probe_scores(name, scorer, rows),
+        column(RESPONSE_SCORE, name): judged_where_answered(_outcomes(rows), judge),
+        **category_columns(name, scorer, rows),
     }
 
 
-def category_columns(
-    name: str, scorer: Any, probes: Sequence[str], responses: Sequence[Any]
-) -> dict[str, list[float | None]]:
+def category_columns(name: str, scorer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
     """A column for each kind of harm that a scorer distinguishes in responses."""
-    found = response_categories(scorer, probes, [str(response) for response in responses])
+    found = response_categories(scorer, [row["probe"] for row in rows], [row["response"] for row in rows])
     return {
-        category_column(name, label): judged_where_answered(responses, partial(_chosen, scores))
+        category_column(name, label): judged_where_answered(_outcomes(rows), partial(_chosen, scores))
         for label, scores in found.items()
     }
 
 
+def _outcomes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [row.get("outcome") or ANSWERED for row in rows]
+
+
+def _probe_scores(name: str, scorer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[float | None]]:
+    """The column of a scorer's scores of probes, if it judges texts."""
+    if not judges_texts(scorer):
+        return {}
+    probes = [row["probe"] for row in rows]
+    return {column(PROBE_SCORE, name): check_scores(scorer, probes, scorer.score(probes))}
+
+
 def _chosen(scores: Sequence[float | None], places: Sequence[int]) -> list[float | None]:
     return [scores[place] for place in places]
-
-
-def _response_scores(
-    scorer: Any, probes: Sequence[str], responses: Sequence[str], places: Sequence[int]
-) -> list[float | None]:
-    return response_scores(scorer, [probes[place] for place in places], [responses[place] for place in places])
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from astra_accel.core.prompt import as_json
 from astra_accel.distributed.accelerator import new_accelerator
 from astra_accel.distributed.collectives import holding, on_main
 from astra_accel.evaluation.folder import FIELD, EvaluationFolder
@@ -57,14 +58,14 @@ def evaluate_to(
     seeds = check_seeds(evaluator.seeds)
     files = EvaluationFolder(folder)
     identity = {
-        "seeds": seeds,
+        "seeds": list(map(as_json, seeds)),
         "episodes_at_once": episodes_at_once,
         **evaluator.describe(),
         "settings": dict(settings or {}),
     }
     own = holding(accelerator, RunLock(files.path, FIELD)) if lock is None else nullcontext(lock)
     with own as held:
-        return _evaluate(files, evaluator, accelerator, identity, jsonl=jsonl, overwrite=overwrite, lock=held)
+        return _evaluate(files, evaluator, accelerator, identity, seeds, jsonl=jsonl, overwrite=overwrite, lock=held)
 
 
 def _evaluate(
@@ -72,13 +73,14 @@ def _evaluate(
     evaluator: Any,
     accelerator: Accelerator,
     identity: Mapping[str, Any],
+    seeds: Sequence[Any],
     *,
     jsonl: bool,
     overwrite: bool,
     lock: RunLock,
 ) -> dict[str, Any]:
     """The same, in a folder that no other process writes to."""
-    seeds, episodes_at_once = identity["seeds"], identity["episodes_at_once"]
+    episodes_at_once = identity["episodes_at_once"]
     on_main(accelerator, lambda: files.begin(identity, overwrite))
     harness = Harness(evaluator.sampler, None, accelerator=accelerator)
     parts = [seeds[start : start + episodes_at_once] for start in range(0, len(seeds), episodes_at_once)]

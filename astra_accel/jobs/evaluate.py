@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from astra_accel.algorithms import build_algorithm
 from astra_accel.config import RunConfiguration
+from astra_accel.core.prompt import as_json
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import end_together, holding, on_main
 from astra_accel.errors import ConfigurationError, Interrupted
@@ -142,7 +143,8 @@ def _main(arguments: Sequence[str] | None) -> int:
             prompts = _prompts(config)
             settings, episodes_at_once = settings_of(config, tester), config.evaluation.episodes_at_once
             if not known.overwrite:
-                asked = {"seeds": prompts.test, "episodes_at_once": episodes_at_once, "settings": settings}
+                seeds = list(map(as_json, prompts.test))
+                asked = {"seeds": seeds, "episodes_at_once": episodes_at_once, "settings": settings}
                 EvaluationFolder(folder).check(asked)
             accelerator = _accelerator(config)
             lock = stack.enter_context(holding(accelerator, RunLock(folder, FIELD)))

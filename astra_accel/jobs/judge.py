@@ -14,7 +14,7 @@ from astra_accel.evaluation.figures.metrics import REWARD_SCORER
 from astra_accel.evaluation.figures.nodes import Nodes
 from astra_accel.evaluation.figures.summary import summarize
 from astra_accel.evaluation.folder import EvaluationFolder
-from astra_accel.evaluation.judging import JudgedResponse, held_out_columns
+from astra_accel.evaluation.judging import held_out_columns
 from astra_accel.files.run_folder import JOURNAL
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
 from astra_accel.scorers import build_scorer, check_scorer
@@ -52,13 +52,11 @@ def judge_anew(evaluation: Path, output: Path, config: RunConfiguration, *, over
     written.begin({**identity, "scorers": judges, "judged": str(evaluation)}, overwrite)
     journal = Journal(output / JOURNAL)
     journal.join()
-    probes = [row["probe"] for row in rows]
-    responses = [JudgedResponse(row["response"], row.get("outcome")) for row in rows]
     for name, chosen in scorers.items():
         built = build_scorer(chosen.name, **{"device": "cpu", **chosen.options})
         if offers(built, KeepsJournal):
             built.keep_journal(journal)
-        for column, values in held_out_columns(name, built, probes, responses).items():
+        for column, values in held_out_columns(name, built, rows).items():
             for row, value in zip(rows, values, strict=True):
                 row[column] = value
     written.write_part(0, rows)

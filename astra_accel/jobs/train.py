@@ -16,7 +16,8 @@ from rich.table import Table
 
 from astra_accel.algorithms import build_algorithm
 from astra_accel.config import AUTO, PromptSource, RunConfiguration, TrainingConfiguration, check_resume
-from astra_accel.data import check_disjoint, load_prompts
+from astra_accel.core.prompt import Prompt, have_goals
+from astra_accel.data import check_disjoint, read_prompts
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import RankError, end_together, holding, on_main
 from astra_accel.endpoints.endpoint import EndpointError
@@ -37,7 +38,7 @@ from astra_accel.models.loading.embedded import EmbeddedModelError
 from astra_accel.models.roles import RoleFiles, find_roles
 from astra_accel.overrides import joined
 from astra_accel.paths import expanded
-from astra_accel.scorers import build_scorer, check_scorer
+from astra_accel.scorers import build_scorer, check_scorer, needs_goal
 from astra_accel.sharing.push import check_push
 from astra_accel.training.callbacks.stop_at import check_stop_at
 from astra_accel.training.checkpoint.layout import CheckpointError, read_config
@@ -80,7 +81,7 @@ class Prompts:
         for name, held_out in (("dev", self.dev), ("test", self.test)):
             check_disjoint(self.train, held_out, ("train", name))
 
-    def by_name(self) -> dict[str, list[str]]:
+    def by_name(self) -> dict[str, list[str | Prompt]]:
         """All of them."""
         return {"train": self.train, "dev": self.dev, "test": self.test}
 
@@ -91,6 +92,7 @@ def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
     Raises:
         FileNotFoundError, ValueError: a model, a prompt or a limit that does not fit; names the field.
     """
+    check_goals(config, prompts)
     files = find_roles(config.tester, config.target, config.baseline, config.lora)
     views = Views.from_files(files, config.rollout)
     for name, texts in (("train", prompts.train), ("dev", prompts.dev), ("test", prompts.test)):
@@ -99,6 +101,29 @@ def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
     if max(config.rollout.tree_depth, config.eval_depth) > 1:
         check_later_turns(views, config.rollout)
     return files
+
+
+def check_goals(config: RunConfiguration, prompts: Prompts) -> None:
+    """Find a scorer that judges by goals which the prompts don't have, or by which it is to judge texts alone.
+
+    Raises:
+        ConfigurationError, ValueError: there is one; names the field.
+    """
+    judges = {"scorer": config.scorer, **{f"evaluation.scorers.{n}": s for n, s in config.evaluation.scorers.items()}}
+    for field, judge in judges.items():
+        if not needs_goal(judge.name, judge.options):
+            continue
+        lacking = [name for name, texts in prompts.by_name().items() if texts and not have_goals(texts)]
+        if lacking:
+            raise ConfigurationError(
+                f"{field} judges by the goal of a conversation, but prompts.{lacking[0]} has none; expected a column "
+                f"of goals (goal: NAME)"
+            )
+        if field == "scorer" and config.reward.combined_weight:
+            raise ConfigurationError(
+                f"reward.combined_weight is {config.reward.combined_weight:g}, but the scorer judges by the goal of a "
+                f"conversation, and no text alone; expected 0"
+            )
 
 
 def build_sampler(
@@ -340,12 +365,12 @@ def _verified(
     return None if resume is None else verify_together(accelerator, Path(resume))
 
 
-def _load(source: PromptSource | None, field: str) -> list[str]:
+def _load(source: PromptSource | None, field: str) -> list[str | Prompt]:
     if source is None:
         return []
     options = source.model_dump()
     try:
-        return load_prompts(options.pop("source"), **options)
+        return list(read_prompts(options.pop("source"), **options))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{field}.source: {error}") from error
     except ValueError as error:

@@ -32,6 +32,7 @@ __all__ = [
     "YesNoScorer",
     "build_scorer",
     "check_scorer",
+    "needs_goal",
 ]
 
 
@@ -69,6 +70,16 @@ def check_scorer(name: str, options: Mapping[str, Any], field: str = "scorer") -
         if parameter.default is inspect.Parameter.empty and option not in options:
             raise ValueError(f"{field}.options: scorer {name!r} needs the option {option!r}")
     return scorer_class
+
+
+def needs_goal(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a scorer of these options judges only conversations with a goal, and no text alone.
+
+    Raises:
+        ValueError: As for :func:`check_scorer`.
+    """
+    by_options = getattr(check_scorer(name, options), "needs_goal", None)
+    return by_options is not None and by_options(**options)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from astra_accel.core.scorer import ScorerError, Turn
 from astra_accel.endpoints.answers import Answer, Messages, Question
 from astra_accel.endpoints.client import EndpointClient
 from astra_accel.endpoints.endpoint import Endpoint
@@ -15,6 +16,7 @@ from astra_accel.endpoints.journal import Journal
 from astra_accel.files.text import valid_text
 from astra_accel.scorers.base import BatchedExchangeScorer
 from astra_accel.scorers.rubrics import Rubric, find_rubric
+from astra_accel.scorers.templates import material_of, places_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +27,10 @@ class JudgeScorer(BatchedExchangeScorer):
     """Scores texts and exchanges by a chat model behind an OpenAI-compatible endpoint.
 
     The rubric says what to judge. ``toxicity`` is a rating from 0 to 10; ``harmful`` is yes or no; ``strongreject`` has
-    the scales of https://arxiv.org/abs/2402.10260; a YAML file has an ``instruction``, a ``scale`` and, if you like,
-    the templates ``text`` and ``exchange``.
+    the scales of https://arxiv.org/abs/2402.10260; ``harmbench`` asks whether a response shows the behavior that is its
+    conversation's goal (https://arxiv.org/abs/2402.04249); a YAML file has an ``instruction``, a ``scale`` and, if you
+    like, the templates ``text`` and ``exchange``. A rubric that needs the goal judges no text alone, so the reward's
+    ``combined_weight`` must be 0.
 
     What is judged is fenced with a word that depends on the text and can't be guessed from it, and the verdict has to
     repeat that word. So a verdict that was planted in a response is not taken for the judge's. A response may still
@@ -36,12 +40,13 @@ class JudgeScorer(BatchedExchangeScorer):
     none, refuses, is filtered or does not answer leaves the score missing, which is neither safe nor unsafe. If the
     endpoint answers nothing, the run waits for it, and ends after ``outage_limit``.
 
-    Each turn is judged twice, once as an exchange and once as one text, for the reward's two scores.
+    Each turn is judged twice, once as an exchange and once as one text, for the reward's two scores; by a rubric that
+    needs the goal once.
 
     Args:
         endpoint: The address, such as http://127.0.0.1:8000/v1.
         model: The model's name there.
-        rubric: ``toxicity``, ``harmful``, ``strongreject``, or a YAML file.
+        rubric: ``toxicity``, ``harmful``, ``strongreject``, ``harmbench``, or a YAML file.
         api_key_env: The environment variable that holds the key, if one is needed.
         max_tokens: The longest answer.
         batch_size: The most distinct texts that are asked about in one go.
@@ -82,6 +87,7 @@ class JudgeScorer(BatchedExchangeScorer):
     ) -> None:
         super().__init__(batch_size)
         self.rubric: Rubric = find_rubric(rubric)
+        self.judges_texts = not self.rubric.needs_goal
         self.max_tokens = max_tokens
         where = Endpoint(
             endpoint,
@@ -100,22 +106,42 @@ class JudgeScorer(BatchedExchangeScorer):
         self._client = EndpointClient(where, "judge")
         self._client.check()
 
+    @staticmethod
+    def needs_goal(*, rubric: str = "harmful", **_: Any) -> bool:
+        """Whether a scorer of these options judges only conversations with a goal."""
+        return find_rubric(rubric).needs_goal
+
     def keep_journal(self, journal: Journal) -> None:
         """Ask nothing that the journal has an answer to, and write down what is asked."""
         self._client.keep_journal(journal)
 
     def score_batch(self, texts: Sequence[str]) -> list[float | None]:
         """Return the verdict on each text alone; None where the judge gave none."""
-        return self._judged([{"text": text} for text in texts], self.rubric.text)
+        if self.rubric.needs_goal:
+            raise ScorerError("the rubric judges by the goal of a conversation, and a text alone has none")
+        return self._judged([(self.rubric.text, text) for text in texts])
 
     def score_exchange_batch(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
         """Return the verdict on each response, given its probe; None where the judge gave none."""
-        return self._judged([{"probe": probe, "response": response} for probe, response in pairs], self.rubric.exchange)
+        return self._judged([self._shown(Turn(*pair)) for pair in pairs])
 
-    def _judged(self, materials: Sequence[Mapping[str, str]], template: str) -> list[float | None]:
-        materials = [{name: valid_text(text) for name, text in each.items()} for each in materials]
-        marks = [_mark(each) for each in materials]
-        questions = [self._question(each, template, mark) for each, mark in zip(materials, marks, strict=True)]
+    def score_turns(self, turns: Sequence[Turn]) -> list[float | None]:
+        """Return the verdict on each response, given what the rubric shows of its turn; None where there is none.
+
+        Raises:
+            ScorerError: the rubric needs the goal, and a conversation has none.
+        """
+        return self._score_distinct(list(map(self._shown, turns)), self._judged)
+
+    def _shown(self, turn: Turn) -> tuple[str, ...]:
+        """A template, and what it shows of a turn."""
+        template = self.rubric.shown(turn.goal)
+        return (template, *material_of(template, turn))
+
+    def _judged(self, shown: Sequence[tuple[str, ...]]) -> list[float | None]:
+        shown = [tuple(map(valid_text, each)) for each in shown]
+        marks = [_mark(material) for _, *material in shown]
+        questions = [self._question(*each, mark=mark) for each, mark in zip(shown, marks, strict=True)]
         answers = self._ask(questions)
         scores = [self._score(answer, mark) for answer, mark in zip(answers, marks, strict=True)]
         again = [row for row, score in enumerate(scores) if score is None and answers[row].outcome == "answered"]
@@ -134,7 +160,7 @@ class JudgeScorer(BatchedExchangeScorer):
         sampling = {"max_tokens": self.max_tokens, "temperature": 0.0, "seed": 0}
         return self._client.ask([Question(messages, sampling) for messages in questions])
 
-    def _question(self, material: Mapping[str, str], template: str, mark: str) -> Messages:
+    def _question(self, template: str, *material: str, mark: str) -> Messages:
         verdicts = "\n".join(
             f"VERDICT {mark} {name}: N    (N a whole number from {low} to {high})"
             for name, (low, high) in self.rubric.verdicts.items()
@@ -146,7 +172,7 @@ class JudgeScorer(BatchedExchangeScorer):
         )
         return [
             {"role": "system", "content": system},
-            {"role": "user", "content": f"{mark}\n{template.format(**material)}\n{mark}"},
+            {"role": "user", "content": f"{mark}\n{_filled(template, material)}\n{mark}"},
         ]
 
     def _score(self, answer: Answer, mark: str) -> float | None:
@@ -165,9 +191,13 @@ class JudgeScorer(BatchedExchangeScorer):
         return self.rubric.combine(found)
 
 
-def _mark(material: Mapping[str, str]) -> str:
+def _filled(template: str, material: Sequence[str]) -> str:
+    return template.format(**dict(zip(places_of(template), material, strict=True)))
+
+
+def _mark(material: Sequence[str]) -> str:
     """A word that follows from the material, and that nobody can write into it beforehand."""
-    return hashlib.sha256("\0".join(material.values()).encode()).hexdigest()[:12]
+    return hashlib.sha256("\0".join(material).encode()).hexdigest()[:12]
 
 
 def _again(question: Messages, answer: Answer) -> Messages:

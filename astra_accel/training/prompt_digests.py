@@ -11,16 +11,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from astra_accel.core.prompt import Prompt, as_json
+
 NAMES = ("train", "dev", "test")
 Digests = dict[str, dict[str, Any]]
 
 
 def digests_of(prompts: Mapping[str, Sequence[Any] | None]) -> Digests:
-    """``number`` and ``sha256`` of each list of prompts by name, without lists that are empty or not of texts."""
+    """``number`` and ``sha256`` of each list of prompts by name, without lists that are empty or of something else."""
     return {
         name: {"number": len(texts), "sha256": _sha256(texts)}
         for name, texts in prompts.items()
-        if texts and all(isinstance(text, str) for text in texts)
+        if texts and all(isinstance(text, str | Prompt) for text in texts)
     }
 
 
@@ -41,8 +43,8 @@ def changed_prompts(before: Digests, now: Digests) -> dict[str, str]:
     }
 
 
-def _sha256(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(texts)).encode("ascii")).hexdigest()
+def _sha256(texts: Sequence[str | Prompt]) -> str:
+    return hashlib.sha256(json.dumps(list(map(as_json, texts))).encode("ascii")).hexdigest()
 
 
 def _shown(digest: Mapping[str, Any]) -> str:

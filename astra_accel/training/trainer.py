@@ -93,7 +93,7 @@ class AccelTrainer:
         evaluator: Evaluator | None = None,
         run_config: RunConfiguration | None = None,
         callbacks: Sequence[Any] = (),
-        prompts: Mapping[str, Sequence[str]] | None = None,
+        prompts: Mapping[str, Sequence[Any]] | None = None,
         lock: RunLock | None = None,
     ) -> None:
         self.config = config

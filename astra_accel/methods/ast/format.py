@@ -238,7 +238,8 @@ class ChatFormat(Format):
     def _opening(self, segments: Sequence[Segment]) -> Unit:
         """The target's first message: the prompt and the first probe."""
         prompt, probe = segments
-        ids = self._after_opening(prompt.text).before if prompt.text else self.head + prompt.target_ids + self.between
+        has_text = prompt.text or not prompt.target_ids  # else only its length is known
+        ids = self._after_opening(prompt.text).before if has_text else self.head + prompt.target_ids + self.between
         ids += probe.target_ids
         return Unit(ids, ids, self.tail)
 
@@ -252,11 +253,14 @@ class ChatFormat(Format):
 
     def _begun(self, prompt: str) -> str:
         """The target's first message as the template writes it, up to where the probe begins."""
-        return self.template.shown_user(prompt + self.separator + "x").removesuffix("x")
+        return self.template.shown_user(self._before_probe(prompt) + "x").removesuffix("x")
+
+    def _before_probe(self, prompt: str) -> str:
+        return prompt + self.separator if prompt else ""
 
     def _shown_in_opening(self, prompt: str, text: str) -> str:
         begun = self._begun(prompt)
-        whole = self.template.shown_user(prompt + self.separator + text)
+        whole = self.template.shown_user(self._before_probe(prompt) + text)
         return whole.removeprefix(begun) if whole.startswith(begun) else text
 
     def _answer(self, ids: Ids) -> Answer:

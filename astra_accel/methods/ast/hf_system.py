@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from astra_accel.config import (
     SamplingConfiguration,
 )
 from astra_accel.core.optional import KeepsJournal, offers
+from astra_accel.core.prompt import Goal, Prompt
 from astra_accel.core.scorer import Scorer
 from astra_accel.core.seeding import seeded
 from astra_accel.methods.ast.endpoint_target import NO_LOGPROBS, EndpointTarget
@@ -66,7 +68,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
 
     uses_every_parameter = True
     """Every log-prob of the tester depends on all of its trained parameters."""
-    state_types = (Transcript, Segment)
+    state_types = (Transcript, Segment, Goal)
 
     def __init__(
         self,
@@ -179,11 +181,11 @@ class HFASTSystem(ASTSystem[Any, Any]):
         if offers(self.scorer, KeepsJournal):
             self.scorer.keep_journal(journal)
 
-    def start(self, prompt: str) -> Transcript:
-        """Return the state that consists of a prompt."""
+    def start(self, prompt: str | Prompt) -> Transcript:
+        """Return the state that consists of a prompt, with its goal if it has one."""
         return self.views.prompt(prompt)
 
-    def check_prompts(self, prompts: Sequence[str], tree_depth: int = 1) -> None:
+    def check_prompts(self, prompts: Sequence[str | Prompt], tree_depth: int = 1) -> None:
         """Raise ``ValueError`` for the first prompt that is blank or leaves no room for a turn, or for later turns."""
         check_prompts(prompts, self.views, self.rollout_config)
         if tree_depth > 1:
@@ -196,9 +198,10 @@ class HFASTSystem(ASTSystem[Any, Any]):
 
     def preceded(self, context: Transcript | str, text: str) -> Transcript:
         """Return the conversation with a text put before its prompt."""
-        prompt, *rest = self._state(context).segments
-        start = self.start(text + prompt.text)
-        return Transcript((*start.segments, *rest), start.separator)
+        state = self._state(context)
+        prompt, *rest = state.segments
+        begun = self.views.segment("prompt", text + prompt.text, replace(state, segments=()))
+        return replace(state, segments=(begun, *rest))
 
     def exchange_text(self, probe: Segment | str, response: Segment | str) -> str:
         """Return probe and response as they appear in the transcript."""
@@ -381,7 +384,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         return role.generate(contexts, seeds, sampling, batch_rows, scored)
 
     def _state(self, state: Transcript | str) -> Transcript:
-        return self.start(state) if isinstance(state, str) else state
+        return self.start(state) if isinstance(state, str | Prompt) else state
 
     def _probes(self, states: Sequence[Transcript | str], probes: Sequence[Segment | str]) -> list[Segment]:
         return [self._probe(probe, self._state(state)) for state, probe in zip(states, probes, strict=True)]

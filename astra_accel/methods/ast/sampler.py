@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from astra_accel.core.optional import (
     offers,
 )
 from astra_accel.core.outcomes import TARGET_ERROR, outcome_of, outcome_of_turn
+from astra_accel.core.prompt import Goal, Prompt, as_json, goal_of
 from astra_accel.core.sampler import Graph, Node, Sampler
 from astra_accel.core.seeding import seed_sequence, seeded
 from astra_accel.methods.ast.system import ASTSystem
@@ -54,11 +56,19 @@ TRAIN_STREAM, EVAL_STREAM = 0, 1
 
 @dataclass
 class _Branch:
-    """A point in a tree where probes are to be written: the seed of its random numbers, and the list for its nodes."""
+    """A point in a tree where probes are to be written.
+
+    Attributes:
+        state: the conversation so far.
+        seed: of its random numbers.
+        children: the list for its nodes.
+        goal: what the conversation is to bring out.
+    """
 
     state: Any
     seed: tuple[int, ...]
     children: list[Node]
+    goal: Goal | None = None
 
 
 class ASTSampler(Sampler):
@@ -71,10 +81,11 @@ class ASTSampler(Sampler):
 
     Args:
         system: an ``ASTSystem``, or an object with its methods.
-        prompts: openings to train on; None is the bundled list.
+        prompts: what to train on: openings, or goals with openings (:class:`~astra_accel.core.prompt.Prompt`); None is
+            the bundled list of openings.
         tree_width: probes per context.
         tree_depth: turns of an episode.
-        eval_prompts: held-out openings; None is the bundled list's dev split if the training prompts are bundled
+        eval_prompts: held-out prompts; None is the bundled list's dev split if the training prompts are bundled
             too, else ``prompts``.
         episodes_per_prompt: consecutive episodes that begin with the same prompt in training.
         eval_width: probes per context in evaluations; 1 gives conversations without branches.
@@ -87,10 +98,10 @@ class ASTSampler(Sampler):
     def __init__(
         self,
         system: ASTSystem,
-        prompts: Sequence[str] | None = None,
+        prompts: Sequence[str | Prompt] | None = None,
         tree_width: int = 2,
         tree_depth: int = 3,
-        eval_prompts: Sequence[str] | None = None,
+        eval_prompts: Sequence[str | Prompt] | None = None,
         *,
         episodes_per_prompt: int = 1,
         eval_width: int = 1,
@@ -113,7 +124,7 @@ class ASTSampler(Sampler):
 
             prompts = load_prompts()
             eval_prompts = load_prompts(split="dev") if eval_prompts is None else eval_prompts
-        self.prompts = list(prompts)
+        self.prompts: list[str | Prompt] = list(prompts)
         self.eval_prompts = self.prompts if eval_prompts is None else list(eval_prompts)
         self.tree_width = tree_width
         self.tree_depth = tree_depth
@@ -139,27 +150,31 @@ class ASTSampler(Sampler):
         prompts = [random.Random(seed).choice(self.prompts) for seed in prompt_seeds or seeds]
         return self._grow(prompts, [(seed, TRAIN_STREAM) for seed in seeds], self.tree_width, self.tree_depth)
 
-    def eval_rollout(self, seed: int | str | None = None) -> Graph:
+    def eval_rollout(self, seed: int | str | Prompt | None = None) -> Graph:
         """Roll out an episode of ``eval_width`` from held-out prompt number ``seed``, or from the given prompt."""
         return self.eval_rollout_many([_draw_seed() if seed is None else seed])[0]
 
-    def eval_rollout_many(self, seeds: Sequence[int | str]) -> list[Graph]:
-        """Roll out an episode for each held-out prompt, given by number (wrapping around) or as text."""
-        if not self._held_out and not all(isinstance(seed, str) for seed in seeds):
+    def eval_rollout_many(self, seeds: Sequence[int | str | Prompt]) -> list[Graph]:
+        """Roll out an episode for each held-out prompt, given by number (wrapping around) or itself."""
+        if not self._held_out and not all(isinstance(seed, str | Prompt) for seed in seeds):
             logger.warning("No held-out prompts were given (eval_prompts): evaluating on prompts that are trained on.")
             self._held_out = True  # logged once
         prompts = [
-            seed if isinstance(seed, str) else self.eval_prompts[seed % len(self.eval_prompts)] for seed in seeds
+            seed if isinstance(seed, str | Prompt) else self.eval_prompts[seed % len(self.eval_prompts)]
+            for seed in seeds
         ]
         streams = [(_as_int(seed), EVAL_STREAM) for seed in seeds]
         return self._grow(prompts, streams, self.eval_width, self.eval_depth or self.tree_depth)
 
-    def _grow(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]], width: int, depth: int) -> list[Graph]:
-        states = map(self.system.start, prompts) if offers(self.system, StartsConversations) else prompts
+    def _grow(
+        self, prompts: Sequence[str | Prompt], seeds: Sequence[tuple[int, ...]], width: int, depth: int
+    ) -> list[Graph]:
+        start = self.system.start if offers(self.system, StartsConversations) else str
+        states = map(start, prompts)
         graphs: list[Graph] = [Graph(state, [], seed[0]) for state, seed in zip(states, seeds, strict=True)]
         level = [
-            _Branch(graph.context, seed, graph.children)  # type: ignore[arg-type]
-            for graph, seed in zip(graphs, seeds, strict=True)
+            _Branch(graph.context, seed, graph.children, goal_of(prompt))  # type: ignore[arg-type]
+            for graph, seed, prompt in zip(graphs, seeds, prompts, strict=True)
         ]
         if self._takes_seeds and level:
             with self.system.rolling_out(depth) if offers(self.system, KeepsCaches) else nullcontext():
@@ -192,9 +207,11 @@ class ASTSampler(Sampler):
             info |= _thinking(probe=probe, response=response)
             if hasattr(response, "outcome"):
                 info["outcome"] = outcome_of_turn(response, parts.get("response_score"))
+            info |= {} if branch.goal is None else branch.goal.columns()
             branch.children.append(Node(branch.state, probe, response, parts["reward"], children, info))
             if outcome_of(response) != TARGET_ERROR:  # there is no answer to continue from
-                behind.append(_Branch(self.system.advance(branch.state, probe, response), seed, children))
+                state = self.system.advance(branch.state, probe, response)
+                behind.append(replace(branch, state=state, seed=seed, children=children))
         return behind
 
     def _probes(
@@ -237,7 +254,7 @@ class ASTSampler(Sampler):
             )
         if check is not None:
             try:
-                check([longest(few_shot) + prompt for prompt in self.prompts], self.tree_depth)
+                check([_preceded(longest(few_shot), prompt) for prompt in self.prompts], self.tree_depth)
             except ValueError as error:
                 raise ValueError(f"with the examples of rollout.few_shot before them, {error}") from error
 
@@ -256,7 +273,12 @@ def _draw_seed() -> int:
     return int(torch.randint(2**62, ()))
 
 
-def _as_int(seed: int | str) -> int:
-    if isinstance(seed, str):
-        return int.from_bytes(hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-    return seed
+def _preceded(text: str, prompt: str | Prompt) -> str | Prompt:
+    return text + prompt if isinstance(prompt, str) else replace(prompt, opening=text + prompt.opening)
+
+
+def _as_int(seed: int | str | Prompt) -> int:
+    if not isinstance(seed, str | Prompt):
+        return seed
+    text = seed if isinstance(seed, str) else json.dumps(as_json(seed))
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

@@ -10,7 +10,7 @@ import torch
 from astra_accel.config import NaturalnessModel, RewardConfiguration
 from astra_accel.core.optional import num_probe_tokens
 from astra_accel.core.sampler import Graph, walk
-from astra_accel.core.scorer import Scorer
+from astra_accel.core.scorer import Scorer, judges_texts
 from astra_accel.core.system import ActionT, StateT, System
 from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
 from astra_accel.methods.ast.rewards.terms import CombinedToxicity, Naturalness, ResponseToxicity
@@ -40,7 +40,8 @@ class ASTSystem(System[StateT, ActionT]):
             :class:`~astra_accel.methods.ast.rewards.term.RewardTerm`. Terms of weight 0 are only logged.
 
     Raises:
-        ValueError: two terms share a name, a name is taken, or a weight is not finite.
+        ValueError: two terms share a name, a name is taken, or a weight is not finite; or there is a weight of the
+            combined score, and the scorer judges no text alone.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -67,9 +68,15 @@ class ASTSystem(System[StateT, ActionT]):
 
             scorer = ProfanityScorer()
         self.scorer = scorer
+        if combined_weight and not judges_texts(scorer):
+            raise ValueError(
+                f"combined_weight is {combined_weight:g}, but {type(scorer).__name__} judges by the goal of a "
+                f"conversation, and no text alone; expected 0"
+            )
+        combined = [(combined_weight, CombinedToxicity(scorer))] if judges_texts(scorer) else []
         self.reward_terms = WeightedTerms(
             [
-                (combined_weight, CombinedToxicity(scorer)),
+                *combined,
                 (defense_toxicity_weight, ResponseToxicity(scorer)),
                 (ppl_weight, Naturalness(min_naturalness, naturalness_model)),
                 *terms,

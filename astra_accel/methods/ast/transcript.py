@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from astra_accel.core.outcomes import ANSWERED
+from astra_accel.core.prompt import Goal
 
 SegmentRole = Literal["prompt", "probe", "response"]
 Reader = Literal["tester", "target"]
@@ -74,24 +75,27 @@ class Transcript:
         segments: prompt, probe, response, probe, response, …
         separator: the text between segments in ``str(transcript)``: empty if the conversation is one running text, a
             newline if it is messages.
+        goal: what the conversation is to bring out; the tester's instruction may tell it, the target is not told.
     """
 
     segments: tuple[Segment, ...]
     separator: str = ""
+    goal: Goal | None = None
 
     def __add__(self, segment: Segment) -> Transcript:
-        return Transcript((*self.segments, segment), self.separator)
+        return replace(self, segments=(*self.segments, segment))
 
     def __str__(self) -> str:
         return joined_text(self.segments, self.separator)
 
 
 def joined_text(said: Iterable[Segment | str], separator: str) -> str:
-    """Join the texts of segments, or plain texts."""
-    text = ""
-    for number, part in enumerate(said):
+    """Join the texts of segments, or plain texts. A prompt without an opening is left out."""
+    text, begun = "", False
+    for part in said:
         num_replaced = part.num_replaced if isinstance(part, Segment) else 0
-        text = text[: len(text) - num_replaced] + separator * (number > 0) + str(part)
+        text = text[: len(text) - num_replaced] + separator * begun + str(part)
+        begun = begun or not isinstance(part, Segment) or part.role != "prompt" or part.text != ""
     return text
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from astra_accel.config import RolloutConfiguration
+from astra_accel.core.prompt import Goal, Prompt, goal_of, tells_goal
 from astra_accel.methods.ast.format import ANY_TOKEN, ChatFormat, Format, RawFormat
 from astra_accel.methods.ast.readable import EVERY_ROW, Rows
 from astra_accel.methods.ast.text_codec import Ids
@@ -29,13 +31,21 @@ class View:
         format: renders the conversation.
         reader: the model whose ids and perspective are used.
         limit: the most tokens of context and new text together.
+        of_goal: renders a conversation with a goal, where the instruction tells it; None renders all alike.
     """
 
-    def __init__(self, format: Format, reader: Reader, limit: int) -> None:
+    def __init__(
+        self, format: Format, reader: Reader, limit: int, of_goal: Callable[[Goal], Format] | None = None
+    ) -> None:
         self.format = format
         self.reader = reader
         self.limit = limit
+        self._of_goal = of_goal
         self._said_dropping = False
+
+    def format_for(self, goal: Goal | None) -> Format:
+        """What renders a conversation with a goal, or without one."""
+        return self.format if goal is None or self._of_goal is None else self._of_goal(goal)
 
     def own_turn(self, transcript: Transcript, num_new: int) -> Ids:
         """The ids before the reader's own next turn of up to ``num_new`` tokens.
@@ -52,9 +62,10 @@ class View:
         return self._fit(transcript + _NOTHING_YET, num_new, ended=False)
 
     def _fit(self, transcript: Transcript, num_new: int, ended: bool) -> Ids:
-        units = self.format.units(transcript.segments, self.reader)
+        format = self.format_for(transcript.goal)
+        units = format.units(transcript.segments, self.reader)
         for dropped in range(len(units)):
-            ids = self.format.join(units[dropped:], ended=ended)
+            ids = format.join(units[dropped:], ended=ended)
             if len(ids) + num_new <= self.limit:
                 if dropped and not self._said_dropping:
                     self._said_dropping = True
@@ -99,7 +110,7 @@ class Views:
         target_instruction = rollout.target_instruction if files.endpoint is None else None
         target_format = _format(files.target, rollout, target_instruction, shared, target_rows)
         views = cls(
-            View(tester_format, "tester", _limit(files.tester, rollout)),
+            View(tester_format, "tester", _limit(files.tester, rollout), _by_goal(files, rollout, shared, tester_rows)),
             View(target_format, "target", _limit(files.target, rollout)),
             files.tester.tokenizer,
             files.target.tokenizer,
@@ -125,20 +136,24 @@ class Views:
             logger.warning("%s", note)
         return replace(files, tester=tester, target=target)
 
-    def prompt(self, text: str) -> Transcript:
+    def prompt(self, prompt: str | Prompt) -> Transcript:
         """Start a conversation with a prompt."""
-        return Transcript((self.segment("prompt", text, Transcript(())),), self.tester.format.separator)
+        nothing = Transcript((), self.tester.format.separator, goal_of(prompt))
+        return nothing + self.segment("prompt", str(prompt), nothing)
 
     def segment(self, role: SegmentRole, text: str, state: Transcript | None = None) -> Segment:
         """Make a segment of a text that no model of ours sampled, to follow a conversation (see :meth:`probe`)."""
         before = self._before(role, state)
-        tester_ids = self.tester.format.ids(before, "tester", role, text)
+        tester_ids = self.tester.format_for(goal_of(state)).ids(before, "tester", role, text)
         return Segment(role, text, tester_ids, self.target.format.ids(before, "target", role, text))
 
-    def check_readable(self, segment: Segment) -> None:
-        """Raise ``ValueError`` if a text holds a token that a model has no embedding for."""
-        self.tester_rows.check(f"the {segment.role}", segment.tester_ids, self.tester_tokenizer)
-        self.target_rows.check(f"the {segment.role}", segment.target_ids, self.target_tokenizer)
+    def check_readable(self, start: Transcript, num_new: int) -> None:
+        """Raise ``ValueError`` if a prompt, or its goal, holds a token that a model has no embedding for."""
+        (prompt,) = start.segments
+        self.tester_rows.check("the prompt", prompt.tester_ids, self.tester_tokenizer)
+        self.target_rows.check("the prompt", prompt.target_ids, self.target_tokenizer)
+        if start.goal is not None:
+            self.tester_rows.check("the goal", self.tester.own_turn(start, num_new), self.tester_tokenizer)
 
     def probe(
         self,
@@ -176,7 +191,7 @@ class Views:
         if before != "\ufffd\ufffd" or segment.num_replaced:
             return segment
         writer = self.target if segment.role == "response" else self.tester
-        said = writer.format.said(state.segments, writer.reader, segment.ids(writer.reader))
+        said = writer.format_for(state.goal).said(state.segments, writer.reader, segment.ids(writer.reader))
         return replace(segment, text=said.text, num_replaced=said.num_replaced)
 
     def content_of(self, probe: Segment) -> slice:
@@ -193,7 +208,7 @@ class Views:
         model, and then need not run.
         """
         *before, probe = state.segments
-        start = self.target.other_turn(Transcript(tuple(before), state.separator), len(probe.target_ids))
+        start = self.target.other_turn(replace(state, segments=tuple(before)), len(probe.target_ids))
         if not before or context[: len(start) + len(probe.target_ids)] != start + probe.target_ids:
             return ScoreRequest(len(context), ())
         shared = probe.target_ids == probe.tester_ids and self.shared_tokenizer
@@ -211,9 +226,10 @@ class Views:
         ids, end_id = _split_end(sampled, end_ids)
         before = self._before(role, state)
         writer, listener = (self.tester, self.target) if role == "probe" else (self.target, self.tester)
-        said = writer.format.said(before, writer.reader, ids)
-        heard = listener.format.ids(before, listener.reader, role, said.text, ids if self.shared_tokenizer else None)
-        heard = listener.format.codec.readable(heard)
+        writes, reads = writer.format_for(goal_of(state)), listener.format_for(goal_of(state))
+        said = writes.said(before, writer.reader, ids)
+        heard = reads.ids(before, listener.reader, role, said.text, ids if self.shared_tokenizer else None)
+        heard = reads.codec.readable(heard)
         tester_ids, target_ids = (ids, heard) if role == "probe" else (heard, ids)
         return Segment(
             role,
@@ -235,7 +251,9 @@ class Views:
         return (prompt,) if role == "probe" else (prompt, Segment("probe", prompt.text, *ids))
 
 
-def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfiguration, what: str = "prompts") -> None:
+def check_prompts(
+    prompts: Sequence[str | Prompt], views: Views, rollout: RolloutConfiguration, what: str = "prompts"
+) -> None:
     """Check that prompts leave room for a first turn, and hold only tokens that the models have embeddings for.
 
     Raises:
@@ -245,11 +263,10 @@ def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfigur
         raise ValueError(f"{what}: no prompt at all; expected at least one")
     longest_probe = Segment("probe", "", (), (ANY_TOKEN,) * rollout.tester.max_new_tokens)
     for row, prompt in enumerate(prompts, start=1):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{what}, row {row}: found {prompt!r}, expected a text that is not blank")
+        _check_text(prompt, f"{what}, row {row}", rollout)
         start = views.prompt(prompt)
         try:
-            views.check_readable(start.segments[0])
+            views.check_readable(start, 0)
         except ValueError as error:
             raise ValueError(f"{what}, row {row}: {error}") from error
         try:
@@ -258,6 +275,23 @@ def check_prompts(prompts: Sequence[str], views: Views, rollout: RolloutConfigur
             views.target.own_turn(start + longest_probe, rollout.target.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"{what}, row {row} is too long: {error}") from error
+
+
+def _check_text(prompt: Any, where: str, rollout: RolloutConfiguration) -> None:
+    """Check that a prompt is a text, or a goal; and that there is one where the tester is told of it."""
+    if isinstance(prompt, Prompt):
+        if rollout.format == "raw" and not prompt.opening.strip():
+            raise ValueError(
+                f"{where}: the goal {prompt.goal.text[:80]!r} has no opening, and rollout.format is 'raw', one running "
+                f"text that begins with it; expected an opening, or format 'chat'"
+            )
+        return
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"{where}: found {prompt!r}, expected a text that is not blank")
+    if tells_goal(rollout.tester_instruction):
+        raise ValueError(
+            f"{where} has no goal, but rollout.tester_instruction tells it; expected a column of goals (goal: NAME)"
+        )
 
 
 def check_later_turns(views: Views, rollout: RolloutConfiguration) -> None:
@@ -306,6 +340,17 @@ def _format(
     if rollout.format == "chat":
         return ChatFormat(files.tokenizer, instruction, hears_ids=shared, num_ids=rows.count)
     return RawFormat(files.tokenizer, rows.count)
+
+
+def _by_goal(
+    files: RoleFiles, rollout: RolloutConfiguration, shared: bool, rows: Rows
+) -> Callable[[Goal], Format] | None:
+    """What renders the tester's conversations, if its instruction tells their goals."""
+    instruction = rollout.tester_instruction
+    if instruction is None or not tells_goal(instruction):
+        return None
+    of_instruction = lru_cache(maxsize=None)(lambda text: _format(files.tester, rollout, text, shared, rows))
+    return lambda goal: of_instruction(goal.filled_into(instruction))
 
 
 def _check_frame(view: View, files: ModelFiles, instruction: str | None, rows: Rows) -> None:

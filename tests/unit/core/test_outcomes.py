@@ -24,13 +24,17 @@ def test_filtered_counts_as_defended_and_an_error_as_missing_and_neither_is_judg
         asked.extend(places)
         return [0.25, None]
 
-    turns = [response(outcome) for outcome in ("filtered", "answered", "target_error", "refused")]
-    assert judged_where_answered(turns, judge) == [0.0, 0.25, None, None]
+    outcomes = ["filtered", "answered", "target_error", "refused"]
+    assert judged_where_answered(outcomes, judge) == [0.0, 0.25, None, None]
     assert asked == [1, 3]
 
 
+def test_what_an_earlier_judge_could_not_judge_is_judged_anew() -> None:
+    assert judged_where_answered(["judge_error", "target_error"], lambda _: [0.5]) == [0.5, None]
+
+
 def test_a_judge_is_not_asked_about_nothing() -> None:
-    assert judged_where_answered([response("filtered"), response("target_error")], lambda _: [1.0]) == [0.0, None]
+    assert judged_where_answered(["filtered", "target_error"], lambda _: [1.0]) == [0.0, None]
 
 
 @pytest.mark.parametrize(

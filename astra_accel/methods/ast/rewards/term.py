@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from astra_accel.core.outcomes import outcome_of
+from astra_accel.core.prompt import goal_of
+from astra_accel.core.scorer import Turn
+
 
 @dataclass(frozen=True)
 class Turns:
@@ -34,6 +38,17 @@ class Turns:
     def response_texts(self) -> list[str]:
         """The responses as texts."""
         return [str(response) for response in self.responses]
+
+    @cached_property
+    def outcomes(self) -> list[str]:
+        """What came of each question."""
+        return list(map(outcome_of, self.responses))
+
+    @cached_property
+    def as_judged(self) -> list[Turn]:
+        """The turns as scorers see them."""
+        texts = zip(self.probe_texts, self.response_texts, self.contexts, strict=True)
+        return [Turn(probe, response, str(context), goal_of(context)) for probe, response, context in texts]
 
     @cached_property
     def exchange_texts(self) -> list[str]:

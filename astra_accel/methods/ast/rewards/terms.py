@@ -31,11 +31,11 @@ class CombinedToxicity(RewardTerm):
             texts = [turns.exchange_texts[place] for place in places]
             return check_scores(self.scorer, texts, self.scorer.score(texts))
 
-        return judged_where_answered(turns.responses, judge)
+        return judged_where_answered(turns.outcomes, judge)
 
 
 class ResponseToxicity(RewardTerm):
-    """The score of the response ("defense"), judged with its probe if the scorer reads conversations.
+    """The score of the response ("defense"), judged with as much of its turn as the scorer reads.
 
     Args:
         scorer: judges it.
@@ -54,10 +54,9 @@ class ResponseToxicity(RewardTerm):
         """
 
         def judge(places: list[int]) -> list[float | None]:
-            texts = [[texts[place] for place in places] for texts in (turns.probe_texts, turns.response_texts)]
-            return response_scores(self.scorer, *texts)
+            return response_scores(self.scorer, [turns.as_judged[place] for place in places])
 
-        return judged_where_answered(turns.responses, judge)
+        return judged_where_answered(turns.outcomes, judge)
 
 
 class Naturalness(RewardTerm):
