@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from astra_accel.config import RunConfiguration, TrainingConfiguration
     from astra_accel.core.algorithm import Algorithm
     from astra_accel.core.evaluator import Evaluator
+    from astra_accel.core.prompt import Goal, Prompt
     from astra_accel.core.sampler import Graph, Node, Sampler
-    from astra_accel.core.scorer import Scorer
+    from astra_accel.core.scorer import Scorer, Turn
     from astra_accel.core.system import System, ValueFunctionSystem
     from astra_accel.errors import Preempted
     from astra_accel.evaluation.evaluator import ASTEvaluator
@@ -55,6 +56,7 @@ _MODULES = {
     "EarlyStopping": "training.callbacks.early_stopping",
     "Evaluator": "core.evaluator",
     "GRPO": "algorithms.grpo",
+    "Goal": "core.prompt",
     "Graph": "core.sampler",
     "HFASTSystem": "methods.ast.hf_system",
     "HFASTValueFunctionSystem": "methods.ast.value_system",
@@ -68,6 +70,7 @@ _MODULES = {
     "PPO": "algorithms.ppo",
     "Preempted": "errors",
     "ProfanityScorer": "scorers.profanity",
+    "Prompt": "core.prompt",
     "RLOO": "algorithms.grpo",
     "RunConfiguration": "config",
     "Sampler": "core.sampler",
@@ -78,6 +81,7 @@ _MODULES = {
     "TrainerCallback": "training.callbacks.base",
     "TrainerControl": "training.callbacks.base",
     "TrainingConfiguration": "config",
+    "Turn": "core.scorer",
     "ValueFunctionSystem": "core.system",
     "YesNoScorer": "scorers.yes_no",
 }

@@ -23,8 +23,9 @@ SHOWN_ELSEWHERE = ("step", "episode", "path", "turn", "context", "probe", "respo
 def conversations(runs: Sequence[Run], max_episodes: int | None = None) -> tuple[list[dict[str, Any]], int]:
     """The episodes that a page shows, each as a dict for JSON, and how many episodes there are in total.
 
-    ``{"run": 0, "source": "held-out", "episode": 3, "prompt": "…", "worst": 0.8, "nodes": [[parent, probe, response,
-    score, details], …]}``: the parent is an index into ``nodes``, or -1, and parents come first.
+    ``{"run": 0, "source": "held-out", "episode": 3, "prompt": "…", "goal": "…", "worst": 0.8, "nodes": [[parent, probe,
+    response, score, details], …]}``: the parent is an index into ``nodes``, or -1, and parents come first. A prompt
+    without a goal has an empty one.
 
     Args:
         runs: the runs; the first has number 0.
@@ -64,6 +65,7 @@ def _episode(run: int, part: Part, number: int) -> dict[str, Any]:
         "source": "held-out" if part.step is None else f"step {part.step}",
         "episode": rows[0]["episode"],
         "prompt": _shown(part.prompts[number]),
+        "goal": _shown(rows[0].get("goal") or ""),
         "worst": _rounded(part.worst[number]),
         "nodes": [
             [

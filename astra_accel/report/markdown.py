@@ -46,7 +46,9 @@ def _worst(runs: Sequence[Run]) -> list[str]:
     for episode in sorted(scored, key=lambda episode: -episode["worst"])[:NUM_WORST]:
         run = markdown_line(runs[episode["run"]].name)
         parts += [f"{run}, {markdown_line(episode['source'])}, worst score {episode['worst']}:", ""]
-        parts.append(markdown_block(f"prompt: {shortened(episode['prompt'], MAX_TEXT)}"))
+        for name in ("goal", "prompt"):
+            if episode[name]:
+                parts.append(markdown_block(f"{name}: {shortened(episode[name], MAX_TEXT)}"))
         for place in _way_to_worst(episode["nodes"]):
             _, probe, response, score, _ = episode["nodes"][place]
             parts.append(markdown_block(f"tester: {shortened(probe, MAX_TEXT)}"))

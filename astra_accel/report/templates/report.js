@@ -42,7 +42,7 @@ function matches(episode, wanted) {
   if (wanted.score && !places.some((place) => episode.nodes[place][3] !== null && episode.nodes[place][3] >= Number(wanted.score))) return false;
   if (!wanted.words) return true;
   const words = wanted.words.toLowerCase();
-  return [episode.prompt, ...places.flatMap((place) => episode.nodes[place].slice(1, 3))].some((text) => text.toLowerCase().includes(words));
+  return [episode.goal, episode.prompt, ...places.flatMap((place) => episode.nodes[place].slice(1, 3))].some((text) => text.toLowerCase().includes(words));
 }
 
 function turnElement(episode, place) {
@@ -73,7 +73,8 @@ function episodeElement(episode) {
   const summary = element("summary");
   const worst = episode.worst === null ? "no score" : `worst score ${episode.worst.toFixed(3)}`;
   const hit = episode.nodes.some((_, place) => failed(episode, place));
-  summary.append(element("span", "prompt", episode.prompt), element("br"));
+  if (episode.goal) summary.append(element("span", "goal", `goal: ${episode.goal}`), element("br"));
+  if (episode.prompt || !episode.goal) summary.append(element("span", "prompt", episode.prompt), element("br"));
   const run = data.runs.length > 1 ? `${data.runs[episode.run]}, ` : "";
   summary.append(element("small", hit ? "failed" : "", `${run}${episode.source}, ${episode.nodes.length} turns, ${worst}`));
   made.append(summary);
