@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from astra_accel.endpoints.answers import Answer, Messages
+from astra_accel.endpoints.asked_once import AskedOnce
 from astra_accel.endpoints.endpoint import Endpoint, EndpointError
 from astra_accel.endpoints.journal import Journal
 from astra_accel.files.text import valid_text
-from astra_accel.scorers.asking import AskedOnce
 from astra_accel.scorers.base import BatchedExchangeScorer
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class LlamaGuardEndpointScorer(BatchedExchangeScorer):
             tokens_per_minute=tokens_per_minute,
             outage_limit=outage_limit,
         )
-        self._asked = AskedOnce(where, {"max_tokens": max_tokens, "temperature": 0.0, "seed": 0})
+        self._asked = AskedOnce(where, "judge", {"max_tokens": max_tokens, "temperature": 0.0, "seed": 0})
         first = self._asked.check(_messages(FIRST_EXCHANGE))
         if _listed(first) is None:
             raise EndpointError(

@@ -9,10 +9,10 @@ from typing import Any
 
 from astra_accel.core.scorer import ROUNDING
 from astra_accel.endpoints.answers import Answer
+from astra_accel.endpoints.asked_once import AskedOnce
 from astra_accel.endpoints.endpoint import Endpoint, EndpointError
 from astra_accel.endpoints.journal import Journal
 from astra_accel.files.text import valid_text
-from astra_accel.scorers.asking import AskedOnce
 from astra_accel.scorers.base import BatchedScorer
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class ModerationScorer(BatchedScorer):
             tokens_per_minute=tokens_per_minute,
             outage_limit=outage_limit,
         )
-        self._asked = AskedOnce(where)
+        self._asked = AskedOnce(where, "judge")
         self._only_chosen = categories is not None
         self.categories = _chosen(categories, self._first_categories())
 
@@ -140,7 +140,9 @@ class ModerationScorer(BatchedScorer):
         answer = self._asked.check(FIRST_TEXT)
         found = json.loads(answer.text) if answer.outcome == "answered" else {}
         if not found:
-            raise EndpointError(f"{self._asked.endpoint}: it gave a first text no scores, expected one for each category")
+            raise EndpointError(
+                f"{self._asked.endpoint}: it gave a first text no scores, expected one for each category"
+            )
         return list(found)
 
 
@@ -148,7 +150,9 @@ def _chosen(categories: Sequence[str] | None, there_are: Sequence[str]) -> tuple
     """The categories that count, each once."""
     unknown = [name for name in categories or () if name not in there_are]
     if unknown:
-        raise ValueError(f"categories has {unknown[0]!r}, expected names that the endpoint knows: {', '.join(there_are)}")
+        raise ValueError(
+            f"categories has {unknown[0]!r}, expected names that the endpoint knows: {', '.join(there_are)}"
+        )
     return tuple(dict.fromkeys(there_are if categories is None else categories))
 
 

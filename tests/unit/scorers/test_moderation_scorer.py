@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from astra_accel.config import RunConfiguration
-from astra_accel.core.scorer import ScorerError
-from astra_accel.endpoints import client
+from astra_accel.endpoints import asked_once, client
 from astra_accel.endpoints.endpoint import EndpointError, OutageError
 from astra_accel.endpoints.journal import Journal
-from astra_accel.scorers import ModerationScorer, asking, build_scorer, check_scorer
+from astra_accel.scorers import ModerationScorer, build_scorer, check_scorer
 from tests.helpers.endpoint_server import Handler, Reply, endpoint_server, in_turn
 
 SCORES = {"Hello.": (0.0, 0.0, 0.0), "fool": (0.7, 0.1, 0.2), "knife": (0.05, 0.9, 0.3), "fine": (0.02, 0.01, 0.0)}
@@ -183,14 +182,16 @@ def test_a_category_that_the_first_reply_did_not_have_counts_for_the_score_alone
 
 
 def test_of_categories_that_were_not_chosen_nothing_is_read(make):
-    scorer, _ = make(lambda handler, _: handler.send(moderation({"violence": 0.4, "hate": None})), categories=["violence"])
+    scorer, _ = make(
+        lambda handler, _: handler.send(moderation({"violence": 0.4, "hate": None})), categories=["violence"]
+    )
     assert scorer.score(["text"]) == [0.4]
 
 
 def test_what_the_service_filters_is_missing_and_not_asked_again(make):
     scorer, server = make(lambda handler, _: handler.fail(400, "blocked", code="content_filter"))
     assert scorer.score(["fool"]) == [None]
-    assert scorer.score_categories(["fool"]) == dict.fromkeys(NAMES, [None])
+    assert scorer.score_categories(["fool"]) == {name: [None] for name in NAMES}
     assert len(server.asked) == 1
 
 
@@ -224,7 +225,7 @@ def test_without_a_journal_scores_and_categories_come_from_one_question_each(mak
 
 
 def test_the_memory_has_a_bound_and_forgets_the_oldest(make, monkeypatch):
-    monkeypatch.setattr(asking, "MOST_REMEMBERED", 2)
+    monkeypatch.setattr(asked_once, "MOST_REMEMBERED", 2)
     scorer, server = make()
     for text in ("fool", "knife", "fine"):
         scorer.score([text])
@@ -253,7 +254,7 @@ def test_a_journal_replays_and_never_has_the_key(make, tmp_path: Path, monkeypat
     journal.join()
     assert scorer.score(["fool", "knife"]) == [0.7, 0.9]
     assert len(server.asked) == 2
-    assert server.headers[-1]["Authorization"] == f"Bearer {KEY}"
+    assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
     journal.close()
 
     again = ModerationScorer(server.url, "m", api_key_env="MODERATION_KEY")
@@ -275,7 +276,7 @@ def test_a_journal_replays_and_never_has_the_key(make, tmp_path: Path, monkeypat
 
 
 def test_an_unknown_category_is_found_as_the_scorer_is_made(make):
-    with pytest.raises(ValueError, match="categories has 'violance', expected .*: hate, violence, violence/graphic"):
+    with pytest.raises(ValueError, match=r"categories has 'violance', expected .*: hate, violence, violence/graphic"):
         make(categories=["hate", "violance"])
     with pytest.raises(ValueError, match="categories is empty"):
         make(categories=[])
@@ -320,8 +321,13 @@ def test_a_budget_counts_its_questions_and_asks_for_its_price(name):
         RunConfiguration(**shape, scorer=scorer, budget={"cost": 1.0, "prices": {"n": {"input": 1, "output": 1}}})
 
 
+def test_a_target_moderates_nothing():
+    with pytest.raises(ValueError, match=r"target\.api"):
+        RunConfiguration(target={"endpoint": "http://127.0.0.1:1/v1", "model": "m", "api": "moderations"})
+
+
 def test_a_score_that_is_off_by_rounding_is_clamped(make):
-    scorer, _ = make(lambda handler, _: handler.send(moderation({name: 1.000001 for name in NAMES})))
+    scorer, _ = make(lambda handler, _: handler.send(moderation(dict.fromkeys(NAMES, 1.000001))))
     assert scorer.score(["text"]) == [1.0]
 
 
@@ -332,6 +338,3 @@ def test_texts_are_checked(make):
     with pytest.raises(ValueError, match="2 probes and 1 responses"):
         scorer.score_exchange_categories(["a", "b"], ["fool"])
     assert server.asked == []
-    server.reply = lambda handler, _: handler.send(moderation({name: 0.5 for name in NAMES}))
-    with pytest.raises(ScorerError):
-        scorer.score_categories([3])

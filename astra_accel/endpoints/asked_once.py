@@ -1,4 +1,4 @@
-"""How scorers ask an endpoint, so that the score of a text and its categories come from one question."""
+"""Asks an endpoint nothing twice: the score of a text, for one, and its categories come from one question."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from astra_accel.endpoints.endpoint import Endpoint
 from astra_accel.endpoints.journal import Journal
 
 MOST_REMEMBERED = 16_384
-"""Answers that are kept in memory where there is no journal: some 1 kB each."""
+"""Answers that are kept in memory where there is no journal, each with its question."""
 
 
 class AskedOnce:
@@ -20,15 +20,16 @@ class AskedOnce:
 
     Args:
         endpoint: where it answers.
+        asked_of: what the model is in the run: target, or judge.
         sampling: fields of each request: ``max_tokens``, ``temperature`` and the like.
 
     Raises:
         ImportError: the package openai is not installed.
     """
 
-    def __init__(self, endpoint: Endpoint, sampling: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, asked_of: str, sampling: Mapping[str, Any] | None = None) -> None:
         self.endpoint = endpoint
-        self._client, self._sampling = EndpointClient(endpoint, "judge"), dict(sampling or {})
+        self._client, self._sampling = EndpointClient(endpoint, asked_of), dict(sampling or {})
         self._remembered: dict[str, Answer] = {}
         self._keeps_journal = False
 
