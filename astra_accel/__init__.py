@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from astra_accel.scorers.hatesonar import HateSonarScorer
     from astra_accel.scorers.judge import JudgeScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
+    from astra_accel.scorers.llama_guard_endpoint import LlamaGuardEndpointScorer
+    from astra_accel.scorers.moderation import ModerationScorer
     from astra_accel.scorers.profanity import ProfanityScorer
     from astra_accel.scorers.yes_no import YesNoScorer
     from astra_accel.training.callbacks.base import TrainerCallback, TrainerControl
@@ -64,8 +66,10 @@ _MODULES = {
     "HateSonarScorer": "scorers.hatesonar",
     "IPO": "algorithms.dpo",
     "JudgeScorer": "scorers.judge",
+    "LlamaGuardEndpointScorer": "scorers.llama_guard_endpoint",
     "LlamaGuardScorer": "scorers.llama_guard",
     "MLE": "algorithms.mle",
+    "ModerationScorer": "scorers.moderation",
     "Node": "core.sampler",
     "PPO": "algorithms.ppo",
     "Preempted": "errors",

@@ -21,4 +21,9 @@ SCORERS: dict[str, str] = {
     "classifier": "astra_accel.scorers.classifier:ClassifierScorer",
     "yes_no": "astra_accel.scorers.yes_no:YesNoScorer",
     "judge": "astra_accel.scorers.judge:JudgeScorer",
+    "llama_guard_endpoint": "astra_accel.scorers.llama_guard_endpoint:LlamaGuardEndpointScorer",
+    "moderation": "astra_accel.scorers.moderation:ModerationScorer",
 }
+
+ENDPOINT_SCORERS = ("judge", "llama_guard_endpoint", "moderation")
+"""The scorers that ask an endpoint, so that a budget counts their questions, and they need the extra of that name."""

@@ -29,6 +29,7 @@ from astra_accel.config.training import TrainingConfiguration
 from astra_accel.errors import ConfigurationError
 from astra_accel.overrides import separated
 from astra_accel.paths import user_path
+from astra_accel.registries import ENDPOINT_SCORERS
 from astra_accel.yaml_files import read_yaml, to_yaml
 
 MAPPINGS = ("options", "_kwargs", ".scorers", ".best_bounds", ".stop_at", ".headers", ".extra_body", ".prices")
@@ -111,7 +112,7 @@ class RunConfiguration(BaseSettings):
     def _check_budget(self) -> RunConfiguration:
         if self.budget is None:
             return self
-        judge = self.scorer.options.get("model") if self.scorer.name == "judge" else None
+        judge = self.scorer.options.get("model") if self.scorer.name in ENDPOINT_SCORERS else None
         models = [name for name in (self.target.model, judge) if name is not None]
         if not models:
             raise ValueError("budget is set, but neither target nor scorer asks an endpoint; expected null")

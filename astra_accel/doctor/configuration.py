@@ -21,6 +21,7 @@ from astra_accel.config import (
 )
 from astra_accel.doctor.packages import find_package, pip_line, requirements
 from astra_accel.errors import Interrupted
+from astra_accel.registries import ENDPOINT_SCORERS
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _scorer(scorer: ScorerConfiguration, field: str) -> str:
     from astra_accel.scorers import check_scorer
 
     check_scorer(scorer.name, scorer.options, field)
-    _check_extra(scorer.name, scorer.name)
+    _check_extra("endpoint" if scorer.name in ENDPOINT_SCORERS else scorer.name, scorer.name)
     return f"{scorer.name} takes these options and has what it needs"
 
 

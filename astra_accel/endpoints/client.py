@@ -15,7 +15,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from astra_accel.endpoints.answers import Answer, Question, UnreadableReply, is_filtered, may_pass, read_completion
+from astra_accel.endpoints.answers import (
+    Answer,
+    Question,
+    UnreadableReply,
+    is_filtered,
+    may_pass,
+    read_reply,
+    request_of,
+)
 from astra_accel.endpoints.endpoint import Endpoint, EndpointError, OutageError
 from astra_accel.endpoints.journal import Journal, question_key
 from astra_accel.endpoints.pace import Pace, pause
@@ -64,7 +72,8 @@ class EndpointClient:
             http_client=openai.DefaultHttpx2Client(trust_env=not endpoint.is_here),
         )
         self._client = client
-        api = client.chat.completions if endpoint.api == "chat" else client.completions
+        apis = {"chat": client.chat.completions, "completions": client.completions, "moderations": client.moderations}
+        api: Any = apis[endpoint.api]
         self._create: Any = api.with_streaming_response.create
         limits = (endpoint.requests_per_minute, endpoint.tokens_per_minute)
         self._pace = Pace(*(None if limit is None else endpoint.own_part(limit) for limit in limits))
@@ -99,15 +108,16 @@ class EndpointClient:
                 break
         return [_of(known, key) for key in keys]
 
-    def check(self) -> None:
+    def check(self, question: Question = SMALL_QUESTION) -> Answer:
         """Ask one short question, so that a wrong address, key or model shows before anything else is done.
 
         Raises:
             EndpointError: there is no answer.
         """
-        answer = self._answer(SMALL_QUESTION, threading.Event())
+        answer = self._answer(question, threading.Event())
         if answer.outcome == "failed":
             raise EndpointError(answer.text)
+        return answer
 
     def model_names(self) -> list[str] | None:
         """The models that the endpoint lists; None if it lists none."""
@@ -179,9 +189,10 @@ class EndpointClient:
         else:
             self._journal.count_request(self.endpoint.model)
         try:
-            return read_completion(json.loads(self._body(request)))
+            return read_reply(json.loads(self._body(request)), self.endpoint.api)
         except ValueError as error:
-            raise _Attempt(f"it answered with something else than a completion ({error})") from None
+            expected = "moderation" if self.endpoint.api == "moderations" else "completion"
+            raise _Attempt(f"it answered with something else than a {expected} ({error})") from None
         except self._openai.APIStatusError as error:
             status, code, message = error.status_code, error.code, str(error.message)
             if is_filtered(status, code, message):
@@ -201,7 +212,7 @@ class EndpointClient:
             UnreadableReply: it takes longer.
         """
         deadline, body = time.monotonic() + self.endpoint.timeout, bytearray()
-        needed = {name: request[name] for name in ("model", "messages", "prompt") if name in request}
+        needed = {name: request[name] for name in ("model", "messages", "prompt", "input") if name in request}
         with self._create(**needed, extra_body={**request, **self.endpoint.extra_body}) as response:
             for part in response.iter_bytes():
                 body += part
@@ -210,11 +221,7 @@ class EndpointClient:
         return bytes(body)
 
     def _request(self, question: Question) -> dict[str, Any]:
-        sampling = {name: value for name, value in question.sampling.items() if name not in self.endpoint.omit}
-        if self.endpoint.api == "completions":
-            content = question.content if isinstance(question.content, str) else question.content[-1]["content"]
-            return {"model": self.endpoint.model, "prompt": content, **sampling}
-        return {"model": self.endpoint.model, "messages": list(question.content), **sampling}
+        return request_of(question, self.endpoint.model, self.endpoint.api, self.endpoint.omit)
 
     def _key(self, question: Question) -> str:
         request = {**self._request(question), **self.endpoint.extra_body}

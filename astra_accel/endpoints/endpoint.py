@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from astra_accel.config.endpoints import TargetConfiguration, check_address, check_headers
+from astra_accel.endpoints.answers import Api
 from astra_accel.errors import Interrupted
 
 
@@ -28,6 +29,7 @@ class Endpoint:
 
     Attributes:
         url: the base address, ending in ``/v1`` for most servers.
+        api: as for a target; or moderations, which rate a text by categories of harm.
 
     Raises:
         ValueError: an address without a scheme or host, no model, a number out of range, a secret that is spelled out,
@@ -37,7 +39,7 @@ class Endpoint:
     url: str
     model: str
     api_key_env: str | None = None
-    api: Literal["chat", "completions"] = "chat"
+    api: Api = "chat"
     headers: Mapping[str, str] = field(default_factory=dict)
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     omit: Sequence[str] = ()

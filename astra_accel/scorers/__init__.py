@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from astra_accel.scorers.hatesonar import HateSonarScorer
     from astra_accel.scorers.judge import JudgeScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
+    from astra_accel.scorers.llama_guard_endpoint import LlamaGuardEndpointScorer
+    from astra_accel.scorers.moderation import ModerationScorer
     from astra_accel.scorers.profanity import ProfanityScorer
     from astra_accel.scorers.yes_no import YesNoScorer
 
@@ -27,7 +29,9 @@ __all__ = [
     "DetoxifyScorer",
     "HateSonarScorer",
     "JudgeScorer",
+    "LlamaGuardEndpointScorer",
     "LlamaGuardScorer",
+    "ModerationScorer",
     "ProfanityScorer",
     "YesNoScorer",
     "build_scorer",

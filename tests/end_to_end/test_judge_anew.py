@@ -38,6 +38,16 @@ def judging(handler: Handler, request: dict[str, Any]) -> None:
     handler.say(f"So it is.\nVERDICT {mark} score: {9 if 'fool' in material else 1}")
 
 
+def classifying(handler: Handler, request: dict[str, Any]) -> None:
+    """A moderation endpoint and Llama Guard at one address, to which fools are hate."""
+    if "input" in request:
+        high = "fool" in request["input"]
+        scores = {"hate": 0.6 if high else 0.1, "hate/threatening": 0.2 if high else 0.0}
+        handler.send({"results": [{"flagged": high, "category_scores": scores}]})
+    else:
+        handler.say("unsafe\nS10" if "fool" in request["messages"][-1]["content"] else "safe")
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose target was behind an endpoint that is gone now, with its evaluation."""
@@ -88,6 +98,36 @@ def test_other_scorers_judge_the_same_conversations(evaluated: Path, capsys: pyt
     assert figures["llm/response_score/mean"]["num_missing"] == missing
     assert figures["outcome/target_error"]["value"] == pytest.approx(missing / len(rows))
     assert figures["response_score/mean"] == before.metrics()["metrics"]["response_score/mean"]
+
+
+def test_scorers_behind_an_endpoint_tell_kinds_of_harm_apart(evaluated: Path, tmp_path: Path) -> None:
+    with endpoint_server(classifying) as server:
+        options = {"endpoint": server.url, "model": "j"}
+        scorers = {"mod": {"name": "moderation", "options": options}}
+        scorers["guard"] = {"name": "llama_guard_endpoint", "options": options}
+        output = ["--output", str(tmp_path / "judged")]
+        arguments = ["judge", str(evaluated), "--evaluation.scorers", json.dumps(scorers), *output]
+        assert main(arguments) == 0
+        num_asked = len(server.asked)
+        assert main(arguments) == 0  # again: nothing but the first question of each is asked
+        assert len(server.asked) == num_asked + 2
+    after = EvaluationFolder(tmp_path / "judged")
+    of_fools = {
+        "response_score/mod": 0.6,
+        "category/mod/hate": 0.6,
+        "category/mod/hate/threatening": 0.2,
+        "response_score/guard": 1.0,
+        "category/guard/S10 Hate": 1.0,
+        "category/guard/S1 Violent Crimes": 0.0,
+    }
+    answered = [row for row in after.rows() if row["outcome"] == "answered"]
+    assert {row["response"].strip() for row in answered} == {"You fool.", "I see."}
+    for row in answered:
+        of_others = dict.fromkeys(of_fools, 0.0) | {"response_score/mod": 0.1, "category/mod/hate": 0.1}
+        assert {name: row[name] for name in of_fools} == (of_fools if "fool" in row["response"] else of_others)
+    figures = after.metrics()["metrics"]
+    assert "category/mod/hate/threatening/attack_success/any_turn" in figures
+    assert figures["category/guard/S10 Hate/response_score/max"]["value"] > 0
 
 
 @pytest.mark.parametrize(

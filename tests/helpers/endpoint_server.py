@@ -24,6 +24,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.asked.append(request)
             server.headers.append(dict(self.headers))
+            server.paths.append(self.path)
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
         try:
@@ -75,10 +76,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def endpoint_server(reply: Reply) -> Iterator[Any]:
-    """A server on a free port, with ``url``, ``asked``, ``headers`` and ``most_under_way``."""
+    """A server on a free port, with ``url``, ``asked``, ``headers``, ``paths`` and ``most_under_way``."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.reply, server.asked, server.headers = reply, [], []
+    server.reply, server.asked, server.headers, server.paths = reply, [], [], []
     server.lock, server.under_way, server.most_under_way = threading.Lock(), 0, 0
     server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

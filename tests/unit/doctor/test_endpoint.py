@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from astra_accel.doctor.configuration import Check, check_configuration
 from astra_accel.endpoints import client
+from astra_accel.registries import ENDPOINT_SCORERS
 from tests.helpers.endpoint_server import Handler, Reply, endpoint_server, saying
 
 
@@ -66,3 +68,20 @@ def test_what_is_wrong_is_said(
         check = checked(tmp_path, server.url, *more)
     assert check.good is False
     assert re.search(message, check.found)
+
+
+@pytest.mark.parametrize("name", ENDPOINT_SCORERS)
+def test_a_scorer_that_asks_an_endpoint_needs_its_package(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> Check:
+        (check,) = [check for check in check_configuration(path) if check.what == "scorer"]
+        return check
+
+    path = tmp_path / "run.yaml"
+    options = "{endpoint: 'http://127.0.0.1:1/v1', model: m}"
+    path.write_text(f"tester: {{path: tiny}}\nscorer: {{name: {name}, options: {options}}}\n")
+    assert found().good
+    monkeypatch.setitem(sys.modules, "openai", None)
+    assert found().good is False
+    assert f"{name} needs openai" in found().found

@@ -281,6 +281,20 @@ def test_completions_are_running_texts_and_what_a_service_does_not_take_is_left_
     assert request == {"model": "m", "prompt": "Once", "max_tokens": 7, "top_k": 0, "top_p": 0.5}
 
 
+def test_moderations_are_of_one_text_and_have_the_scores_as_json() -> None:
+    def reply(handler: Handler, _: dict[str, Any]) -> None:
+        result = {"flagged": False, "categories": {"hate": False}, "category_scores": {"hate": 1e-05, "self-harm": 0.1}}
+        handler.send({"id": "modr-1", "model": "m", "results": [result], "usage": {"prompt_tokens": 4}})
+
+    with endpoint_server(reply) as server:
+        asking = of(server, api="moderations", extra_body={"detail": True})
+        (answer,) = asking.ask([Question("Once", {"max_tokens": 7})])
+        assert asking.check() == answer
+    assert (answer, answer.prompt_tokens) == (Answer("answered", '{"hate": 1e-05, "self-harm": 0.1}'), 4)
+    assert server.asked == [{"model": "m", "input": text, "detail": True} for text in ("Once", "Hello.")]
+    assert server.paths == ["/v1/moderations"] * 2
+
+
 def test_equal_questions_are_asked_once_and_those_of_other_places_each() -> None:
     with endpoint_server(saying("Well.")) as server:
         of(server).ask(texts("a", "a"))

@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 
@@ -6,6 +7,8 @@ import torch
 
 import astra_accel.scorers
 from astra_accel.core.scorer import Scorer
+from astra_accel.lazy import load
+from astra_accel.registries import ENDPOINT_SCORERS
 from astra_accel.scorers import SCORERS, build_scorer
 
 
@@ -16,11 +19,17 @@ def test_importing_the_scorers_loads_no_heavy_library():
 
 
 def test_every_name_is_a_scorer_that_the_package_exports():
-    assert set(SCORERS) == {"profanity", "hatesonar", "detoxify", "judge", "llama_guard", "classifier", "yes_no"}
+    local = {"profanity", "hatesonar", "detoxify", "llama_guard", "classifier", "yes_no"}
+    assert set(SCORERS) == local | {"judge", "llama_guard_endpoint", "moderation"}
     for location in SCORERS.values():
         scorer_class = getattr(astra_accel.scorers, location.split(":")[1])
         assert issubclass(scorer_class, Scorer)
         assert f"{scorer_class.__module__}:{scorer_class.__name__}" == location
+
+
+def test_scorers_that_ask_an_endpoint_are_known_as_such():
+    asking = [name for name, location in SCORERS.items() if "endpoint" in inspect.signature(load(location)).parameters]
+    assert asking == list(ENDPOINT_SCORERS)
 
 
 def test_what_is_not_exported_is_an_attribute_error():
