@@ -151,13 +151,17 @@ def check_disjoint(train: Iterable[str | Prompt], held_out: Iterable[str | Promp
         raise ValueError(
             f"the {with_goals} prompts have goals, but the {without} prompts have none; expected all or none"
         )
-    what = "goals" if have_goals(train) else "prompts"
     seen = {_identity(prompt) for prompt in train}
     # A dict, because sets have no order and the message names the first.
     shared = list(dict.fromkeys(found for found in map(_identity, held_out) if found in seen))
+    if shared and have_goals(held_out):
+        raise ValueError(
+            f"{len(shared)} of the {names[1]} goals are goals of the {names[0]} prompts too, expected none; the first is "
+            f"{short(shared[0])}"
+        )
     if shared:
         raise ValueError(
-            f"{len(shared)} of the {names[1]} {what} stand in the {names[0]} {what} too, expected none; "
+            f"{len(shared)} of the {names[1]} prompts stand in the {names[0]} prompts too, expected none; "
             f"the first is {short(shared[0])}"
         )
 

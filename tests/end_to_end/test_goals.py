@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from astra_accel.cli import main
@@ -70,10 +71,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]
 def test_rollouts_have_their_goals_and_the_judge_went_by_them(done: tuple[Path, Any]) -> None:
     run, _ = done
     training = {row["goal"]: row["category"] for row in GOALS[:16]}
-    nodes = [node for step in rollouts(run) for node in step]
+    columns = ("goal", "category", "response_score")
+    nodes = [node for step in rollouts(run, columns) for node in step]
     assert {training[node["goal"]] == node["category"] for node in nodes} == {True}
     assert all(node["response_score"] == float(node["category"] != HARD) for node in nodes)
-    assert "combined_score" not in nodes[0]
+    assert "combined_score" not in pq.read_schema(run / "rollouts" / "step-000001.parquet").names
 
 
 def test_the_target_is_never_told_and_the_judge_is_asked_once_a_turn(done: tuple[Path, Any]) -> None:
@@ -116,7 +118,7 @@ BUNDLED = ("--prompts.train.source", "bundled", "--prompts.train.split", "train"
     ("more", "message"),
     [
         (("--prompts.test", "null", "--prompts.train.goal", "behavior"), "goals.jsonl': no column 'behavior'"),
-        (("--prompts.test.split", "train[15:]"), "1 of the test goals stand in the train goals too"),
+        (("--prompts.test.split", "train[15:]"), "1 of the test goals are goals of the train prompts too"),
         (("--prompts.test.source", "bundled", "--prompts.test.split", "test"), "but the test prompts have none"),
         (("--rollout.format", "raw", "--rollout.tester_instruction", "null"), "has no opening, and rollout.format"),
         (("--reward.combined_weight", "2"), "reward.combined_weight is 2, but the scorer judges by the goal"),

@@ -115,7 +115,7 @@ def of(*goals: str) -> list[Prompt]:
 
 def test_goals_are_disjoint_whatever_the_openings():
     check_disjoint(of("one", "two"), [Prompt(Goal("three"), opening="e")], ("train", "dev"))
-    message = r"^1 of the test goals stand in the train goals too, expected none; the first is 'two'$"
+    message = r"^1 of the test goals are goals of the train prompts too, expected none; the first is 'two'$"
     with pytest.raises(ValueError, match=message):
         check_disjoint(of("one", "two"), [Prompt(Goal("two"), opening="other")], ("train", "test"))
 

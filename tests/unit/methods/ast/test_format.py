@@ -36,9 +36,9 @@ def view(architecture: str, format: str, reader: str, limit: int = 10_000, instr
 
 
 def messages(reader: str, texts: list[str], instruction: str | None = None) -> list[dict[str, str]]:
-    """The texts as messages: to the target, the prompt and the first probe are one."""
+    """The texts as messages: to the target, the prompt, if it is not empty, and the first probe are one."""
     if reader == "target" and len(texts) > 1:
-        texts = [f"{texts[0]}\n{texts[1]}", *texts[2:]]
+        texts = [f"{texts[0]}\n{texts[1]}" if texts[0] else texts[1], *texts[2:]]
     roles = ["user", "assistant"] * len(texts)
     system = [] if instruction is None else [{"role": "system", "content": instruction}]
     return system + [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
