@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from astra_accel.methods.ast.value_system import HFASTValueFunctionSystem
     from astra_accel.scorers.classifier import ClassifierScorer
     from astra_accel.scorers.detoxify import DetoxifyScorer
+    from astra_accel.scorers.endpoint.judge import JudgeScorer
+    from astra_accel.scorers.endpoint.llama_guard import LlamaGuardEndpointScorer
+    from astra_accel.scorers.endpoint.moderation import ModerationScorer
     from astra_accel.scorers.hatesonar import HateSonarScorer
-    from astra_accel.scorers.judge import JudgeScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
-    from astra_accel.scorers.llama_guard_endpoint import LlamaGuardEndpointScorer
-    from astra_accel.scorers.moderation import ModerationScorer
     from astra_accel.scorers.profanity import ProfanityScorer
     from astra_accel.scorers.yes_no import YesNoScorer
     from astra_accel.training.callbacks.base import TrainerCallback, TrainerControl
@@ -65,11 +65,11 @@ _MODULES = {
     "Harness": "experience.collect",
     "HateSonarScorer": "scorers.hatesonar",
     "IPO": "algorithms.dpo",
-    "JudgeScorer": "scorers.judge",
-    "LlamaGuardEndpointScorer": "scorers.llama_guard_endpoint",
+    "JudgeScorer": "scorers.endpoint.judge",
+    "LlamaGuardEndpointScorer": "scorers.endpoint.llama_guard",
     "LlamaGuardScorer": "scorers.llama_guard",
     "MLE": "algorithms.mle",
-    "ModerationScorer": "scorers.moderation",
+    "ModerationScorer": "scorers.endpoint.moderation",
     "Node": "core.sampler",
     "PPO": "algorithms.ppo",
     "Preempted": "errors",

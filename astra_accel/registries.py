@@ -20,9 +20,9 @@ SCORERS: dict[str, str] = {
     "llama_guard": "astra_accel.scorers.llama_guard:LlamaGuardScorer",
     "classifier": "astra_accel.scorers.classifier:ClassifierScorer",
     "yes_no": "astra_accel.scorers.yes_no:YesNoScorer",
-    "judge": "astra_accel.scorers.judge:JudgeScorer",
-    "llama_guard_endpoint": "astra_accel.scorers.llama_guard_endpoint:LlamaGuardEndpointScorer",
-    "moderation": "astra_accel.scorers.moderation:ModerationScorer",
+    "judge": "astra_accel.scorers.endpoint.judge:JudgeScorer",
+    "llama_guard_endpoint": "astra_accel.scorers.endpoint.llama_guard:LlamaGuardEndpointScorer",
+    "moderation": "astra_accel.scorers.endpoint.moderation:ModerationScorer",
 }
 
 ENDPOINT_SCORERS = ("judge", "llama_guard_endpoint", "moderation")

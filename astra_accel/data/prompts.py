@@ -156,8 +156,8 @@ def check_disjoint(train: Iterable[str | Prompt], held_out: Iterable[str | Promp
     shared = list(dict.fromkeys(found for found in map(_identity, held_out) if found in seen))
     if shared and have_goals(held_out):
         raise ValueError(
-            f"{len(shared)} of the {names[1]} goals are goals of the {names[0]} prompts too, expected none; the first is "
-            f"{short(shared[0])}"
+            f"{len(shared)} of the {names[1]} goals are goals of the {names[0]} prompts too, expected none; "
+            f"the first is {short(shared[0])}"
         )
     if shared:
         raise ValueError(

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from astra_accel.core.scorer import Scorer
     from astra_accel.scorers.classifier import ClassifierScorer
     from astra_accel.scorers.detoxify import DetoxifyScorer
+    from astra_accel.scorers.endpoint.judge import JudgeScorer
+    from astra_accel.scorers.endpoint.llama_guard import LlamaGuardEndpointScorer
+    from astra_accel.scorers.endpoint.moderation import ModerationScorer
     from astra_accel.scorers.hatesonar import HateSonarScorer
-    from astra_accel.scorers.judge import JudgeScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
-    from astra_accel.scorers.llama_guard_endpoint import LlamaGuardEndpointScorer
-    from astra_accel.scorers.moderation import ModerationScorer
     from astra_accel.scorers.profanity import ProfanityScorer
     from astra_accel.scorers.yes_no import YesNoScorer
 

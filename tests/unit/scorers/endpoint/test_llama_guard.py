@@ -12,7 +12,7 @@ from astra_accel.endpoints import client
 from astra_accel.endpoints.endpoint import EndpointError, OutageError
 from astra_accel.endpoints.journal import Journal
 from astra_accel.scorers import LlamaGuardEndpointScorer, build_scorer, check_scorer
-from astra_accel.scorers.llama_guard_endpoint import CATEGORIES
+from astra_accel.scorers.endpoint.llama_guard import CATEGORIES
 from tests.helpers.endpoint_server import Handler, Reply, endpoint_server, in_turn, saying
 
 KEY = "sk-very-secret"

@@ -15,7 +15,7 @@ from astra_accel.endpoints.endpoint import Endpoint
 from astra_accel.endpoints.journal import Journal
 from astra_accel.files.text import valid_text
 from astra_accel.scorers.base import BatchedExchangeScorer
-from astra_accel.scorers.rubrics import Rubric, find_rubric
+from astra_accel.scorers.endpoint.rubrics import Rubric, find_rubric
 from astra_accel.scorers.templates import material_of, places_of
 
 logger = logging.getLogger(__name__)
