@@ -59,6 +59,7 @@ def test_processes_of_unlike_machines_agree_on_float32(wide: Path, tmp_path: Pat
     assert _written(tmp_path / "run") == "float32"
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_is_resumed_in_it_where_processors_do_not_compute_in_it(wide: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert run_processes(2, _train, wide, run, [True, True], 1, None) == ["torch.bfloat16"] * 2

@@ -37,14 +37,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "variant"),
-    [
-        pytest.param(kind, *case, marks=[] if (kind, case) == ("ddp", CASES[1]) else pytest.mark.slow)
-        for kind in ("ddp", *SHARDED)
-        for case in CASES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), CASES)
+@pytest.mark.parametrize("kind", ["ddp", *SHARDED])
 def test_two_processes_train_what_a_text_reaches_and_save_the_tester_whole(
     kind: str, name: str, variant: str, tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ CHAT, PIRATE = ("chat", "chat", None), ("chat", "chat", "You are a pirate.")
 @pytest.mark.parametrize(
     ("server", "format", "api", "instruction"),
     [
-        ("llama", "raw", "completions", None),
+        pytest.param("llama", "raw", "completions", None, marks=pytest.mark.slow),
         ("llama", *CHAT),
         pytest.param("llama", *PIRATE, marks=pytest.mark.slow),
         pytest.param("transformers_serve", *CHAT, marks=pytest.mark.slow),
@@ -82,7 +82,8 @@ def test_greedy_answers_are_those_of_the_model_in_this_process(
     assert conversations(system(rollout, there)) == conversations(system(rollout, ModelConfiguration()))
 
 
-@pytest.mark.parametrize("server", ["llama", pytest.param("transformers_serve", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["llama", "transformers_serve"])
 def test_a_tester_trains_against_it(server: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     target = {"path": "embedded", **request.getfixturevalue(server)}
     if server == "transformers_serve":

@@ -71,7 +71,7 @@ def _num_steps_in_parts(output_dir: Path) -> int:
     return len(steps)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_updates_in_parts_are_those_of_whole_batches(processes: int, whole: Path, tmp_path: Path) -> None:
     """Parts are of unequal numbers of examples; on two processes also as many as the one with more parts has."""
     num_steps = set(run_processes(processes, _num_steps_in_parts, tmp_path))

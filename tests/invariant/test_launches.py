@@ -39,8 +39,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights
     ("processes", "kind"),
     [
         (2, "fsdp2"),
-        (2, "zero3"),
-        *(pytest.param(2, kind, marks=pytest.mark.slow) for kind in ("zero1", "zero2", *OFFLOADED)),
+        *(pytest.param(2, kind, marks=pytest.mark.slow) for kind in ("zero1", "zero2", "zero3", *OFFLOADED)),
         *(pytest.param(4, kind, marks=pytest.mark.slow) for kind in SHARDED),
     ],
 )

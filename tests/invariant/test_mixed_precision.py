@@ -20,7 +20,8 @@ SETTINGS = ["--training.eval_steps", "null", "--training.save_steps", "null"]
 LORA, FULL = ["--training.lr", "1e-4"], ["--lora", "null", "--training.lr", "1e-5"]
 
 
-@pytest.mark.parametrize("variant", [LORA, pytest.param(FULL, marks=pytest.mark.slow)], ids=["lora", "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [LORA, FULL], ids=["lora", "full"])
 def test_losses_in_bf16_follow_those_in_float32(variant: list[str], tmp_path: Path) -> None:
     losses = {}
     for precision in ("no", "bf16"):

@@ -129,6 +129,7 @@ def train_from(folder: Path, source: Path) -> Weights:
     return train_plain(folder, None, "ddp", ReplayedAlgorithm, save_steps=3, replay=replay)
 
 
+@pytest.mark.slow
 def test_two_processes_begin_with_what_another_run_kept_as_one_does(tmp_path: Path) -> None:
     train(tmp_path / "first", "ddp", "return")
     alone = train_from(tmp_path / "one", tmp_path / "first")

@@ -394,6 +394,7 @@ def test_the_benchmark_of_reports_writes_the_size_and_its_times(tmp_path, monkey
     assert set(result["medians"]) == {"written", "written again"}
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_precisions_divides_the_first_by_the_others(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(
