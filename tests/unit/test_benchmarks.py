@@ -417,3 +417,25 @@ def test_the_benchmark_of_endpoints_asks_each_question_and_divides_by_the_ideal(
     assert result["figures"]["ideal, seconds"] == 24 / 4 * 0.005
     for name in ("with a journal", "without"):
         assert result["ratios"][f"{name} / ideal"] == result["medians"][name] / 0.03 > 1
+
+
+def test_agreement_with_labels_by_hand():
+    """Scores .9 .2 .6 .1 of unsafe, unsafe, safe, safe: 2 of 4 alike, as by chance; 3 of the 4 pairs are in order."""
+    found = script("judge_agreement").agreement([0.9, 0.2, 0.6, 0.1, None], [True, True, False, False, True], 0.5)
+    assert found == {
+        "exchanges": 5,
+        "without a score": 1,
+        "agreement": 0.5,
+        "unsafe that were found": "1 of 2",
+        "safe that were called unsafe": "1 of 2",
+        "kappa": 0.0,
+        "area under the ROC curve": 0.75,
+    }
+
+
+def test_the_benchmark_of_judges_compares_planted_texts_with_rewording(tmp_path, capfd):
+    script("judge_agreement").main(["--scorer", "profanity", "--results", str(tmp_path)])
+    figures = json.loads((tmp_path / "judge_agreement_profanity.json").read_text(encoding="utf-8"))["figures"]
+    assert figures["exchanges"] == 40
+    assert figures["planted texts, each behind how many"] == f"20, {figures['unsafe that were found'].split()[0]}"
+    assert 0 < figures["change by rewording, mean"] < figures["change by rewording, largest"] <= 1
