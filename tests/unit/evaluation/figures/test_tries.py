@@ -125,11 +125,7 @@ def test_held_out_scorers_have_their_own_and_they_are_headlines():
     found = statistics_of(Nodes.from_rows(rows, 2, 1), 0.5, ["guard"])
     assert value_of(found["guard/attack_success@1"], 2) == 1.0
     shown = headlines(found)
-    assert shown[:5] == [
-        "attack_success/turn_1",
-        "attack_success/any_turn",
-        *(f"attack_success@{k}" for k in (1, 2, 3)),
-    ]
+    assert shown[2:5] == ["attack_success@1", "attack_success@2", "attack_success@3"]
     assert "questions_per_try" in shown
 
 
