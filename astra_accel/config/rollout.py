@@ -204,6 +204,8 @@ class EvaluationConfiguration(Section):
     """Score from which a response counts as a success of the attack."""
     tree_width: Count = 1
     """Probes in each context; 1 gives conversations without branches."""
+    tries: Count = 1
+    """Conversations with each prompt; more tell how success grows with tries."""
     tree_depth: Count | None = None
     """Turns of a conversation, also in evaluations during training. None: `rollout.tree_depth`."""
     scorers: dict[str, ScorerConfiguration] = {}

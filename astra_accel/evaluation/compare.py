@@ -11,10 +11,10 @@ from astra_accel.evaluation.figures.metrics import REWARD_SCORER, statistics_of
 from astra_accel.evaluation.figures.missing import LOWER, NUM_MISSING, UPPER, Incomplete, difference, estimates_of
 from astra_accel.evaluation.figures.nodes import Nodes
 from astra_accel.evaluation.figures.summary import text_diversity
-from astra_accel.evaluation.folder import EvaluationError, EvaluationFolder, differing
+from astra_accel.evaluation.folder import TRIES, EvaluationError, EvaluationFolder, differing
 
 JUDGED_ALIKE = ("scorers", "tree_width", "tree_depth")
-"""What two evaluations must share, besides the prompts, for their figures to be comparable."""
+"""What two evaluations must share, besides the prompts and tries, for their figures to be comparable."""
 FIRST, SECOND = "first", "second"
 _FEW = 3
 
@@ -132,7 +132,7 @@ def _nodes(folder: EvaluationFolder, identity: Mapping[str, Any], seeds: Sequenc
     missing = len(seeds) - len({row["episode"] for row in rows})
     if missing:
         raise EvaluationError(f"{folder.path} lacks the nodes of {missing} of its {len(seeds)} prompts; evaluate again")
-    return Nodes.from_rows(rows, len(seeds))
+    return Nodes.from_rows(rows, len(seeds), identity["tree_width"])
 
 
 def _check_prompts(folders: Sequence[EvaluationFolder], prompts: Sequence[Sequence[Any]]) -> None:
@@ -155,6 +155,7 @@ def _examples(prompts: Sequence[Any]) -> str:
 def _check_judges(folders: Sequence[EvaluationFolder], identities: Sequence[Mapping[str, Any]]) -> None:
     judges = [
         {name: identity[name] for name in JUDGED_ALIKE}
+        | {TRIES: identity.get(TRIES, 1)}
         | {name: identity["settings"].get(name) for name in ("scorer", "held_out")}
         for identity in identities
     ]

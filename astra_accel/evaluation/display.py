@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from astra_accel.evaluation.figures.goals import BY_CATEGORY, SUCCESS
 from astra_accel.evaluation.figures.metrics import ANY_TURN, categories, category_column, headlines
 from astra_accel.evaluation.figures.missing import LOWER, UPPER, num_missing_of
+from astra_accel.files.text import visible
 from astra_accel.lasting_output import LastingStream
 
 Figure = Mapping[str, Any]
@@ -32,7 +34,8 @@ def show_metrics(metrics: Mapping[str, Any], folder: Path) -> None:
     console.print(table)
     if incomplete:
         console.print(RANGE_NOTE, markup=False)
-    _show_categories(console, metrics["metrics"], interval)
+    _show_kinds(console, metrics["metrics"], interval)
+    _show_categories(console, metrics.get(BY_CATEGORY, []), interval)
     for name, why in metrics["left_out"].items():
         console.print(f"left out: {name}: {why}", markup=False)
     console.print(f"all figures and every conversation are in {folder}", markup=False)
@@ -52,7 +55,7 @@ def category_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, Figure, Fi
     return sorted(rows, key=lambda row: (order[row[0]], *(-(figure["value"] or 0.0) for figure in row[2:])))
 
 
-def _show_categories(console: Console, figures: Mapping[str, Any], interval: str) -> None:
+def _show_kinds(console: Console, figures: Mapping[str, Any], interval: str) -> None:
     rows = category_rows(figures)
     if not rows:
         return
@@ -61,6 +64,22 @@ def _show_categories(console: Console, figures: Mapping[str, Any], interval: str
         texts = (scorer, label, value_text(success), interval_of(success), value_text(score))
         table.add_row(*map(escape, texts))
     console.print(table)
+
+
+def _show_categories(console: Console, rows: Sequence[Mapping[str, Any]], interval: str) -> None:
+    if not rows:
+        return
+    table = Table("category", "goals", "prompts", "attack success", interval, title="by category of the prompts")
+    for row in rows:
+        counts = str(row["num_goals"]), str(row["num_prompts"])
+        success = row[SUCCESS]
+        table.add_row(escape(category_name(row["category"])), *counts, value_text(success), interval_of(success))
+    console.print(table)
+
+
+def category_name(category: str | None) -> str:
+    """A category, as it is shown."""
+    return "(none)" if category is None else visible(category)
 
 
 def show_comparison(comparison: Mapping[str, Any]) -> None:

@@ -150,10 +150,12 @@ class ASTEvaluator(Evaluator):
         """What the nodes depend on in this evaluator, except the seeds; JSON values."""
         trained_by = getattr(self.sampler.system, "scorer", None)
         judges = {"reward": trained_by, **self.scorers}
+        tries = getattr(self.sampler, "eval_tries", 1)
         return {
             "scorers": {name: type(scorer).__name__ for name, scorer in judges.items() if scorer is not None},
             "tree_width": getattr(self.sampler, "eval_width", None),
             "tree_depth": getattr(self.sampler, "eval_depth", None) or getattr(self.sampler, "tree_depth", None),
+            **({"tries": tries} if tries != 1 else {}),
         }
 
     def judge(self, graphs: Sequence[Graph]) -> list[list[dict[str, Any]]]:
@@ -167,7 +169,8 @@ class ASTEvaluator(Evaluator):
         from astra_accel.evaluation.figures.nodes import Nodes
         from astra_accel.evaluation.figures.summary import summarize
 
-        nodes = Nodes.from_rows(rows, 1 + max(row["episode"] for row in rows))
+        width = getattr(self.sampler, "eval_width", None)
+        nodes = Nodes.from_rows(rows, 1 + max(row["episode"] for row in rows), width)
         return summarize(
             nodes,
             threshold=self.threshold,

@@ -30,6 +30,9 @@ EVALUATION_UNTRAINED = "evaluation_untrained"
 """The same for the evaluation of its untrained tester."""
 IDENTITY, NODES, LINES, METRICS = "evaluation.json", "nodes", "nodes.jsonl", "metrics.json"
 FILES = (IDENTITY, NODES, LINES, METRICS)
+TRIES = "tries"
+_UNSAID = {TRIES: 1}
+"""What an evaluation was made with if its identity doesn't say."""
 FIELD = "--output"
 """The option that names the folder of an evaluation."""
 
@@ -63,7 +66,7 @@ class EvaluationFolder:
         if overwrite:
             for name in FILES:
                 empty(self.path / name)
-        self.check(identity)
+        self.check({**_UNSAID, **identity})
         if not (self.path / IDENTITY).exists():
             self.path.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"identity": identity, "environment": environment()}, indent=2)
@@ -83,7 +86,7 @@ class EvaluationFolder:
                     f"or overwrite it"
                 )
             return
-        there = self.identity()
+        there = {**_UNSAID, **self.identity()}
         now = json.loads(json.dumps(identity))  # as read from JSON: tuples become lists
         differences = differing({name: there.get(name) for name in now}, now)
         if differences:

@@ -21,7 +21,7 @@ from astra_accel.errors import ConfigurationError, Interrupted
 from astra_accel.evaluation.display import show_metrics
 from astra_accel.evaluation.evaluator import ASTEvaluator, check_scorer_names
 from astra_accel.evaluation.figures.diversity import tokenize
-from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED, FIELD, FILES, EvaluationFolder
+from astra_accel.evaluation.folder import EVALUATION, EVALUATION_UNTRAINED, FIELD, FILES, TRIES, EvaluationFolder
 from astra_accel.evaluation.loop import check_seeds
 from astra_accel.evaluation.tester import find_tester, load_configuration, settings_of, with_tester
 from astra_accel.files.atomic import README
@@ -112,6 +112,7 @@ def build_evaluator(
     )
     sampler = build_sampler(evaluated, accelerator.device, prompts, files)
     sampler.eval_width = config.evaluation.tree_width
+    sampler.eval_tries = config.evaluation.tries
     return ASTEvaluator(
         sampler,
         prompts.test,
@@ -145,7 +146,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             if not known.overwrite:
                 seeds = list(map(as_json, prompts.test))
                 asked = {"seeds": seeds, "episodes_at_once": episodes_at_once, "settings": settings}
-                EvaluationFolder(folder).check(asked)
+                EvaluationFolder(folder).check(asked | {TRIES: config.evaluation.tries})
             accelerator = _accelerator(config)
             lock = stack.enter_context(holding(accelerator, RunLock(folder, FIELD)))
             on_main(accelerator, lambda: check_writable(folder, FIELD, FILES))

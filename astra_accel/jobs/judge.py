@@ -60,16 +60,17 @@ def judge_anew(evaluation: Path, output: Path, config: RunConfiguration, *, over
             for row, value in zip(rows, values, strict=True):
                 row[column] = value
     written.write_part(0, rows)
-    metrics = _measured(rows, config, [name for name in judges if name != REWARD_SCORER])
+    nodes = Nodes.from_rows(rows, 1 + max(row["episode"] for row in rows), identity.get("tree_width"))
+    metrics = _measured(nodes, config, [name for name in judges if name != REWARD_SCORER])
     written.write_metrics(metrics)
     return metrics
 
 
-def _measured(rows: list[dict[str, Any]], config: RunConfiguration, scorers: list[str]) -> dict[str, Any]:
+def _measured(nodes: Nodes, config: RunConfiguration, scorers: list[str]) -> dict[str, Any]:
     model = config.evaluation.embedding_model
     embedder = None if model is None else SentenceEmbedder(model, device="cpu", field="evaluation.embedding_model")
     return summarize(
-        Nodes.from_rows(rows, 1 + max(row["episode"] for row in rows)),
+        nodes,
         threshold=config.evaluation.threshold,
         scorers=scorers,
         embed=None if embedder is None else embedder.embed,

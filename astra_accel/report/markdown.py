@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from astra_accel.files.text import markdown_block, markdown_line, shortened
 from astra_accel.report.collect import Run
 from astra_accel.report.conversations import conversations
+from astra_accel.report.goals import category_rows, goal_rows
 from astra_accel.report.page import about, harm_rows, headline_rows
 
 NUM_WORST = 3
@@ -24,6 +25,8 @@ def render_markdown(runs: Sequence[Run], verdicts: Sequence[str] = ()) -> str:
         parts.append("")
     parts += _figures(runs, "Figures on held-out prompts, with 95% intervals", headline_rows(runs))
     parts += _figures(runs, "Attack success by kind of harm, with 95% intervals", harm_rows(runs))
+    parts += _figures(runs, "By category", category_rows(runs))
+    parts += _figures(runs, "By goal: tries that succeeded", goal_rows(runs))
     parts += _worst(runs)
     return "\n".join(parts)
 

@@ -17,12 +17,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from astra_accel.evaluation.display import category_rows, details_of, value_text
+from astra_accel.evaluation.display import category_rows as kinds_of_harm
+from astra_accel.evaluation.display import details_of, value_text
 from astra_accel.evaluation.figures.metrics import headlines
 from astra_accel.files.run_status import Status
 from astra_accel.files.text import embedded_json, visible
 from astra_accel.report.collect import Run
 from astra_accel.report.conversations import conversations
+from astra_accel.report.goals import category_rows, goal_rows
 from astra_accel.report.plots import plots_of
 
 TEMPLATES = "templates"
@@ -54,6 +56,8 @@ def render_page(runs: Sequence[Run], renewed_every: float | None = None, verdict
         about=[about(run) for run in runs],
         headline_rows=headline_rows(runs),
         harm_rows=harm_rows(runs),
+        category_rows=category_rows(runs),
+        goal_rows=goal_rows(runs),
         plots=plots_of(runs),
         num_shown=len(shown),
         num_episodes=num_episodes,
@@ -99,7 +103,7 @@ def headline_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]
 def harm_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Attack success by kind of harm: scorer and kind, and for each run the value with its interval."""
     by_run = [
-        {f"{scorer}: {label}": success for scorer, label, success, _ in category_rows(run.figures["metrics"])}
+        {f"{scorer}: {label}": success for scorer, label, success, _ in kinds_of_harm(run.figures["metrics"])}
         if run.figures is not None
         else {}
         for run in runs

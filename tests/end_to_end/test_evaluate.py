@@ -115,6 +115,33 @@ def test_trees_are_measured_too(run: Path, tmp_path: Path) -> None:
     assert {tuple(row["path"]) for row in rows if row["turn"] == 1} == {(0,), (1,), (2,)}
 
 
+def test_several_tries_with_each_prompt(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert evaluate(run, once) == 0
+    assert evaluate(run, twice, "--evaluation.tries", "2") == 0
+    rows = EvaluationFolder(twice).rows()
+    assert len(rows) == 5 * 2 * 2
+    said = [
+        [(row["episode"], row["path"], row["probe"], row["response"]) for row in some]
+        for some in (EvaluationFolder(once).rows(), [row for row in rows if row["path"][0] == 0])
+    ]
+    assert said[0] == said[1]
+    written = EvaluationFolder(twice).metrics()
+    found = written["metrics"]
+    assert found["questions_per_try"]["value"] == 2.0
+    assert found["attack_success@2"] == found["attack_success/any_turn"]
+    tries = {(row["episode"], row["path"][0]) for row in rows}
+    succeeded = {(row["episode"], row["path"][0]) for row in rows if row["response_score"] >= 0.5}
+    assert found["attack_success@1"]["value"] == pytest.approx(len(succeeded) / len(tries))
+    assert written["survival"][0]["at_risk"] == 10
+    assert "attack_success@2" not in figures(once)
+    assert "attack_success@1" in capsys.readouterr().out
+    assert evaluate(run, twice) == 2
+    assert "tries (2, now 1)" in capsys.readouterr().err
+    assert main(["compare", str(once), str(twice)]) == 2
+    assert "tries (1, now 2)" in capsys.readouterr().err
+
+
 def test_a_tester_alone_with_a_configuration_and_two_compared(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

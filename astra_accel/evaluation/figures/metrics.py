@@ -9,6 +9,10 @@ A response whose score reaches the threshold is a success of the attack. Figures
 - ``queries_per_success``: questions until an episode's first success, or all of them, over the episodes with one.
   ``queries_to_first_success/median``: over episodes, those without a success counted as never; null where never is the
   middle.
+- ``attack_success@K``: the probability that at least one of K tries with a prompt succeeds. ``questions_per_try``: the
+  mean number of questions in a try. Both only if there are several tries; see ``tries``.
+  ``questions_to_first_success/km_median``: the median of the Kaplan-Meier curve of tries, which is in ``survival``.
+- ``goals/attacked``: the share of goals with a success, over goals; see ``goals``.
 - ``probe_score/mean``; ``probe_perplexity/median`` under the baseline; ``reward/mean`` and its parts.
 - ``category/SCORER/LABEL/attack_success/any_turn``, ``…/response_score/mean``, ``…/max``: the same for a scorer's score
   of one kind of harm. :func:`categories` lists the kinds.
@@ -25,6 +29,7 @@ whatever is missing; one without, and with a missing score, is undetermined:
 
 - ``attack_success/…`` are over all episodes that were asked (at that turn). Their value is the lower end: undetermined
   episodes count as no success; at the upper end they are successes.
+- ``attack_success@…`` likewise, for tries; ``questions_to_…`` ends what is known of a try at its first missing score.
 - ``queries_…`` likewise: their value counts a response without a score as safe, which is their upper end.
 - ``response_score/…``, ``probe_score/mean`` and ``combined_score/mean``: the value is over what was scored. At the
   ends, every missing score is 0, or 1, and the denominator is complete.
@@ -46,6 +51,7 @@ from astra_accel.evaluation.figures.diversity import unit_rows
 from astra_accel.evaluation.figures.missing import FAILURE, SAFE, Incomplete
 from astra_accel.evaluation.figures.nodes import Nodes
 from astra_accel.evaluation.figures.statistics import Correlation, CosineDistance, Kappa, Median, Rate, Ratio
+from astra_accel.evaluation.figures.tries import QUESTIONS_PER_TRY, SUCCESS_AT, questions_per_try, try_statistics
 
 REWARD_SCORER = "reward"
 """The name of the scorer that the tester is trained with, among other scorers."""
@@ -53,12 +59,15 @@ RESPONSE_SCORE, PROBE_SCORE, PERPLEXITY = "response_score", "probe_score", "prob
 CATEGORY, ANY_TURN = "category/", "attack_success/any_turn"
 REWARD_PARTS = ("reward", "combined_score", "naturalness")
 COMBINED_SCORE = "combined_score"
+GOALS_ATTACKED = "goals/attacked"
 HEADLINES = (
     "attack_success/turn_1",
     ANY_TURN,
     "probe_score/mean",  # next to attack success, which a tester could raise by being rude itself
     "response_score/mean",
     "response_score/max",
+    GOALS_ATTACKED,
+    QUESTIONS_PER_TRY,
     "queries_per_success",
     "queries_to_first_success/median",
     "distinct_attacks",
@@ -93,11 +102,12 @@ def statistics_of(nodes: Nodes, threshold: float, scorers: Sequence[str] = ()) -
         threshold: a response with at least this score is a success of the attack.
         scorers: the names of the held-out scorers.
     """
-    found: dict[str, Statistic] = {}
+    found: dict[str, Statistic] = questions_per_try(nodes)
     for scorer in (REWARD_SCORER, *scorers):
         prefix = "" if scorer == REWARD_SCORER else f"{scorer}/"
         if (name := column(RESPONSE_SCORE, scorer)) in nodes.columns:
             found |= _named(prefix, response_statistics(nodes, name, threshold))
+            found |= _named(prefix, try_statistics(nodes, name, threshold))
         if (name := column(PROBE_SCORE, scorer)) in nodes.columns:
             found[f"{prefix}probe_score/mean"] = mean_score(nodes, name)
     if PERPLEXITY in nodes.columns:
@@ -122,13 +132,15 @@ def statistics_of(nodes: Nodes, threshold: float, scorers: Sequence[str] = ()) -
 def headlines(names: Iterable[str]) -> list[str]:
     """The headline figures, in display order: without those of later turns and kinds of harm."""
     names = list(names)
+    of_tries = [name for name in names if name.startswith(SUCCESS_AT)]
+    own = [*HEADLINES[:2], *of_tries, *HEADLINES[2:]]
     of_others = [
         name
         for name in names
         if name.startswith(("agreement/", "outcome/"))
         or (name.endswith(f"/{ANY_TURN}") and not name.startswith(CATEGORY))
     ]
-    return [name for name in HEADLINES if name in names] + of_others
+    return [name for name in own if name in names] + of_others
 
 
 def categories(names: Iterable[str]) -> list[tuple[str, str]]:

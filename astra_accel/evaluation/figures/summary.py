@@ -10,6 +10,7 @@ import torch
 
 from astra_accel.evaluation.figures.bootstrap import CONFIDENCE, NUM_RESAMPLES, Statistic
 from astra_accel.evaluation.figures.diversity import distinct_n, leaders, self_bleu, tokenize
+from astra_accel.evaluation.figures.goals import goal_figures
 from astra_accel.evaluation.figures.metrics import (
     CURVE_THRESHOLDS,
     RESPONSE_SCORE,
@@ -19,6 +20,7 @@ from astra_accel.evaluation.figures.metrics import (
 )
 from astra_accel.evaluation.figures.missing import FAILURE, LOWER, NUM_MISSING, SAFE, UPPER, estimates_of
 from astra_accel.evaluation.figures.nodes import Nodes
+from astra_accel.evaluation.figures.tries import KM_MEDIAN, survival
 
 Embed = Callable[[list[str]], torch.Tensor]
 """Maps texts to their embeddings, ``[texts, size]``."""
@@ -48,7 +50,9 @@ def summarize(
     Returns:
         A dict for JSON: ``metrics`` by name, each with ``value`` and, unless it can't be resampled, ``low`` and
         ``high``; if scores are missing, ``num_missing``, and both ends as ``lower`` and ``upper``; ``curve``, the
-        success rates over thresholds; ``left_out``, the reasons by name; and the counts.
+        success rates over thresholds; if responses have scores, ``survival``, the share of tries without a success over
+        questions; if prompts have goals, ``by_category`` and ``by_goal``; ``left_out``, the reasons by name; and the
+        counts.
     """
     statistics = statistics_of(nodes, threshold, scorers)
     counted: dict[str, Any] = {name: {"value": value} for name, value in text_diversity(nodes.probes).items()}
@@ -62,6 +66,7 @@ def summarize(
             counted["distinct_attacks"] = _attacks(nodes, embedding_ND, threshold)
     curve = success_curve(nodes) if RESPONSE_SCORE in nodes.columns else {}
     points: dict[str, Statistic] = {f"{turns}@{at}": statistic for (turns, at), statistic in curve.items()}
+    tables, further = _of_tries_and_goals(nodes, threshold, num_resamples=num_resamples, seed=seed)
     estimates = estimates_of(statistics, nodes.num_episodes, num_resamples=num_resamples, seed=seed)
     along_curve = estimates_of(points, nodes.num_episodes, num_resamples=num_resamples, seed=seed)
     return {
@@ -74,13 +79,23 @@ def summarize(
             "num_resamples": num_resamples,
             "seed": seed,
         },
-        "metrics": estimates | counted,
+        "metrics": estimates | counted | further,
         "curve": [
             {"threshold": at, **{turns: along_curve[f"{turns}@{at}"] for turns in ("turn_1", "any_turn")}}
             for at in (CURVE_THRESHOLDS if curve else ())
         ],
+        **tables,
         "left_out": left_out,
     }
+
+
+def _of_tries_and_goals(nodes: Nodes, threshold: float, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tables over questions, by category and by goal; and the metrics that come with them."""
+    if RESPONSE_SCORE not in nodes.columns:
+        return {}, {}
+    points, median = survival(nodes, RESPONSE_SCORE, threshold)
+    tables, metrics = goal_figures(nodes, RESPONSE_SCORE, threshold, **options)
+    return {"survival": points, **tables}, {KM_MEDIAN: {"value": median}, **metrics}
 
 
 def text_diversity(probes: Sequence[str]) -> dict[str, float | None]:

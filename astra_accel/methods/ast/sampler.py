@@ -90,6 +90,8 @@ class ASTSampler(Sampler):
         episodes_per_prompt: consecutive episodes that begin with the same prompt in training.
         eval_width: probes per context in evaluations; 1 gives conversations without branches.
         eval_depth: turns of an episode in evaluations; None is ``tree_depth``.
+        eval_tries: tries with each prompt in evaluations: the root of a tree has ``eval_tries * eval_width`` children,
+            the first ``eval_width`` of which begin the first try. It is the same however many tries follow.
         few_shot: examples that the tester is shown in its first training steps.
     """
 
@@ -106,6 +108,7 @@ class ASTSampler(Sampler):
         episodes_per_prompt: int = 1,
         eval_width: int = 1,
         eval_depth: int | None = None,
+        eval_tries: int = 1,
         few_shot: FewShotConfiguration | None = None,
     ) -> None:
         super().__init__(system)
@@ -115,6 +118,7 @@ class ASTSampler(Sampler):
             "episodes_per_prompt": episodes_per_prompt,
             "eval_width": eval_width,
             "eval_depth": 1 if eval_depth is None else eval_depth,
+            "eval_tries": eval_tries,
         }
         for name, value in shape.items():
             if value < 1:
@@ -131,6 +135,7 @@ class ASTSampler(Sampler):
         self.episodes_per_prompt = episodes_per_prompt
         self.eval_width = eval_width
         self.eval_depth = eval_depth
+        self.eval_tries = eval_tries
         self.few_shot = few_shot
         self._experience = 0
         self._check_prompts()
@@ -164,10 +169,15 @@ class ASTSampler(Sampler):
             for seed in seeds
         ]
         streams = [(_as_int(seed), EVAL_STREAM) for seed in seeds]
-        return self._grow(prompts, streams, self.eval_width, self.eval_depth or self.tree_depth)
+        return self._grow(prompts, streams, self.eval_width, self.eval_depth or self.tree_depth, self.eval_tries)
 
     def _grow(
-        self, prompts: Sequence[str | Prompt], seeds: Sequence[tuple[int, ...]], width: int, depth: int
+        self,
+        prompts: Sequence[str | Prompt],
+        seeds: Sequence[tuple[int, ...]],
+        width: int,
+        depth: int,
+        tries: int = 1,
     ) -> list[Graph]:
         start = self.system.start if offers(self.system, StartsConversations) else str
         states = map(start, prompts)
@@ -178,23 +188,28 @@ class ASTSampler(Sampler):
         ]
         if self._takes_seeds and level:
             with self.system.rolling_out(depth) if offers(self.system, KeepsCaches) else nullcontext():
-                for _ in range(depth):
+                level = self._expand(level, tries * width)
+                for _ in range(depth - 1):
                     level = self._expand(level, width)
         else:
             for branch in level:
-                with seeded(branch.seed):
-                    own_level = [branch]
-                    for _ in range(depth):
-                        own_level = self._expand(own_level, width)
+                for first in range(0, tries * width, width):
+                    with seeded((*branch.seed, first) if first else branch.seed):
+                        own_level = self._expand([branch], width, first)
+                        for _ in range(depth - 1):
+                            own_level = self._expand(own_level, width)
         return graphs
 
-    def _expand(self, level: Sequence[_Branch], width: int) -> list[_Branch]:
-        """Write ``width`` turns at every branch, attach them to their trees, and return the branches after them."""
+    def _expand(self, level: Sequence[_Branch], width: int, first: int = 0) -> list[_Branch]:
+        """Write ``width`` turns at every branch, attach them to their trees, and return the branches after them.
+
+        ``first`` is the place among its siblings of the first of them.
+        """
         if not level:
             return []
         branches = [branch for branch in level for _ in range(width)]
         states = [branch.state for branch in branches]
-        seeds = [(*branch.seed, child) for branch in level for child in range(width)]
+        seeds = [(*branch.seed, child) for branch in level for child in range(first, first + width)]
         options = {"seeds": seeds} if self._takes_seeds else {}
         probes = self._probes(states, seeds, options)
         asked = [state + probe for state, probe in zip(states, probes, strict=True)]

@@ -114,3 +114,23 @@ def test_without_kinds_of_harm_there_is_no_table(capsys, tmp_path):
     }
     show_metrics(metrics, tmp_path)
     assert "kind of harm" not in capsys.readouterr().out
+
+
+def test_categories_of_prompts_are_on_the_screen(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "200")
+    success = {"value": 0.25, "low": 0.1, "high": 0.5}
+    metrics = {
+        "num_episodes": 10,
+        "threshold": 0.5,
+        "interval": {"confidence": 0.95},
+        "metrics": {"response_score/mean": FIGURES["response_score/mean"]},
+        "by_category": [
+            {"category": "hate [b]", "num_goals": 2, "num_prompts": 8, "attack_success": success},
+            {"category": None, "num_goals": 0, "num_prompts": 2, "attack_success": RANGE},
+        ],
+        "left_out": {},
+    }
+    show_metrics(metrics, tmp_path)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["hate [b]", "2", "8", "0.250", "0.100 to 0.500"] in rows
+    assert ["(none)", "0", "2", "0.100 to 0.400", "0.050 to 0.500"] in rows

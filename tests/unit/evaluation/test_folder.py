@@ -32,6 +32,19 @@ def test_another_evaluation_is_refused_with_what_differs(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json"]
 
 
+def test_an_evaluation_is_not_continued_with_another_number_of_tries(tmp_path):
+    """One that doesn't say the number has one try."""
+    single, several = EvaluationFolder(tmp_path / "single"), EvaluationFolder(tmp_path / "several")
+    single.begin(IDENTITY)
+    single.begin({**IDENTITY, "tries": 1})
+    with pytest.raises(EvaluationError, match=r"tries \(1, now 4\)"):
+        single.begin({**IDENTITY, "tries": 4})
+    several.begin({**IDENTITY, "tries": 4})
+    several.check({"settings": IDENTITY["settings"]})
+    with pytest.raises(EvaluationError, match=r"tries \(4, now 1\)"):
+        several.begin(IDENTITY)
+
+
 def test_nodes_of_nobody_knows_what_are_not_added_to(tmp_path):
     folder = EvaluationFolder(tmp_path)
     folder.write_part(0, [{"episode": 0}])

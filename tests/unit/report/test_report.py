@@ -18,6 +18,7 @@ from astra_accel.files.tables import write_table
 from astra_accel.files.text import visible
 from astra_accel.report.collect import read_run
 from astra_accel.report.conversations import choose, conversations
+from astra_accel.report.goals import category_rows, goal_rows
 from astra_accel.report.markdown import render_markdown
 from astra_accel.report.page import about, harm_rows, headline_rows, render_page
 from astra_accel.report.parts import SCORE
@@ -231,6 +232,41 @@ def test_kinds_of_harm_have_a_table_where_a_scorer_tells_them_apart(run, tmp_pat
     assert f"reward: S1 &lt;b&gt;|</th><td></td><td>0.250 <small>{ends}</small></td>" in page
     text = render_markdown([run, kinds])
     assert rf"| reward\: S1 \<b\>\| |  | 0.250 ({ends}) |" in text
+
+
+def test_goals_and_categories_have_tables_where_prompts_have_them(run, tmp_path):
+    assert category_rows([run]) == goal_rows([run]) == []
+    assert "By category" not in render_page([run]) + render_markdown([run])
+
+    prompts = [("<b>|", "S1 <i>", 0.9), ("<b>|", "S1 <i>", 0.1), ("easy " * 100, "S2", 0.2), ("unknown", "S2", None)]
+    rows = [
+        {"episode": episode, "turn": 1, "probe": "p", "response": "r", "context": "c", "path": [0], "reward": 0.0}
+        | {"response_score": score, "goal": goal, "category": category}
+        for episode, (goal, category, score) in enumerate(prompts)
+    ]
+    folder = EvaluationFolder(tmp_path / "goals")
+    folder.begin({"seeds": list(range(4)), "scorers": {}, "settings": {}})
+    folder.write_part(0, rows)
+    figures = summarize(Nodes.from_rows(rows, 4, 1), threshold=0.5, num_resamples=50)
+    folder.write_metrics(figures)
+    goals = read_run(folder.path)
+
+    assert [name for name, _ in category_rows([run, goals])] == ["S1 <i>", "S2"]
+    empty, (value, details) = category_rows([run, goals])[1][1]
+    assert (empty, value) == (("", ""), "0.000 to 0.500")
+    assert details.endswith("1 score missing; 2 prompts")
+    assert [(name[:9], cells[1]) for name, cells in goal_rows([run, goals])] == [
+        ("<b>|", ("1 of 2", "2 questions; best score 0.900")),
+        ("easy easy", ("0 of 1", "1 question; best score 0.200")),
+        ("unknown", ("0 to 1 of 1", "1 question; best score -")),
+    ]
+    page = render_page([run, goals])
+    assert "&lt;b&gt;|</th><td></td><td>1 of 2 <small>2 questions; best score 0.900</small></td>" in page
+    assert "<summary>3 goals, the hardest last</summary>" in page
+    assert "<i>" not in page
+    text = render_markdown([run, goals])
+    assert r"| \<b\>\| |  | 1 of 2 (2 questions; best score 0.900) |" in text
+    assert r"| S1 \<i\> |" in text
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------

@@ -152,6 +152,10 @@ def test_what_nodes_depend_on_is_described():
     assert evaluator.describe() == {"scorers": {"reward": "int", "text": "str"}, "tree_width": 1, "tree_depth": 2}
     sampler.eval_depth = 3
     assert evaluator.describe()["tree_depth"] == 3
+    sampler.eval_tries = 1
+    assert "tries" not in evaluator.describe()  # as in folders of earlier versions
+    sampler.eval_tries = 4
+    assert evaluator.describe()["tries"] == 4
     assert ASTEvaluator(SimpleNamespace(system=None)).describe() == {
         "scorers": {},
         "tree_width": None,

@@ -261,6 +261,33 @@ def test_an_evaluation_is_of_any_text(sampler):
     assert graph.context == sampler.system.start("Something else")
 
 
+@pytest.mark.parametrize("width", [1, 2])
+@BOTH
+def test_the_first_try_is_the_same_however_many_follow(sampler, make, width):
+    """Three tries give three times as many children of the root, and the first of them are those of a single try."""
+    system = make(sampler).system
+    one, three = (
+        ASTSampler(system, PROMPTS, tree_depth=2, eval_prompts=HELD_OUT, eval_width=width, eval_tries=tries)
+        for tries in (1, 3)
+    )
+    alone, together = one.eval_rollout_many([0, 1]), three.eval_rollout_many([0, 1])
+    first = [Graph(graph.context, graph.children[:width], graph.seed) for graph in together]
+    assert_alike(first, alone)
+    for graph in together:
+        assert [path for path, _ in walk(graph)] == [
+            *((child,) for child in range(3 * width)),
+            *((child, grandchild) for child in range(3 * width) for grandchild in range(width)),
+        ]
+        assert len({str(child.probe) for child in graph.children}) == 3 * width
+
+
+def test_tries_are_for_evaluations_alone(sampler):
+    tried = ASTSampler(sampler.system, PROMPTS, tree_width=2, tree_depth=1, eval_tries=3)
+    assert len(tried.rollout(0).children) == 2
+    with pytest.raises(ValueError, match="eval_tries is 0, expected at least 1"):
+        ASTSampler(sampler.system, PROMPTS, eval_tries=0)
+
+
 def test_evaluations_and_training_draw_apart(sampler):
     one = ASTSampler(sampler.system, ["Yes, but"], tree_width=1, tree_depth=1)
     for seed in range(5):
