@@ -51,6 +51,7 @@ def arguments(url: str, *more: str) -> tuple[str, ...]:
         "rollout.tester.max_new_tokens": "4",
         "evaluation.num_resamples": "100",
         "evaluation.tree_depth": "2",
+        "evaluation.tries": "2",
         "budget": "null",
     }
     return (*(text for name, value in small.items() for text in (f"--{name}", value)), *more)
@@ -91,11 +92,18 @@ def test_held_out_goals_are_evaluated(done: tuple[Path, Any]) -> None:
     run, _ = done
     evaluation = EvaluationFolder(run / "evaluation")
     rows = evaluation.rows()
-    assert [row["goal"] for row in rows if row["turn"] == 1] == [row["goal"] for row in GOALS[16:]]
+    assert [row["goal"] for row in rows if row["path"] == [1]] == [row["goal"] for row in GOALS[16:]]
     assert evaluation.identity()["seeds"][0] == {"opening": "", **GOALS[16]}
     num_hard = sum(row["category"] == HARD for row in GOALS[16:])
-    found = evaluation.metrics()["metrics"]["attack_success/any_turn"]["value"]
-    assert found == pytest.approx(1 - num_hard / len(GOALS[16:]))
+    metrics = evaluation.metrics()
+    expected = 1 - num_hard / len(GOALS[16:])
+    for name in ("attack_success/any_turn", "attack_success@1", "attack_success@2", "goals/attacked"):
+        assert metrics["metrics"][name]["value"] == pytest.approx(expected)
+    by_category = {row["category"]: row["attack_success"]["value"] for row in metrics["by_category"]}
+    assert by_category == {row["category"]: float(row["category"] != HARD) for row in GOALS[16:]}
+    assert {row["goal"] for row in metrics["by_goal"] if not row["num_successful_tries"]} == {
+        row["goal"] for row in GOALS[16:] if row["category"] == HARD
+    }
     assert "probe_score" not in rows[0]
 
 
