@@ -46,7 +46,7 @@ def compare(
 
     Raises:
         FileNotFoundError: a folder holds no finished evaluation.
-        EvaluationError: they differ in prompts, scorers, trees or thresholds; says in which.
+        EvaluationError: they differ in prompts, scorers, trees, tries or thresholds; says in which.
     """
     folders = [EvaluationFolder(first), EvaluationFolder(second)]
     identities = [folder.identity() for folder in folders]

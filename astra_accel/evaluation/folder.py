@@ -128,8 +128,8 @@ class EvaluationFolder:
         files = sorted((self.path / NODES).glob("part-*.parquet"))
         if not files:
             raise FileNotFoundError(f"{self.path / NODES} has no part-*.parquet; expected the nodes of an evaluation")
-        # A column without any value in one part has no type there.
-        return pa.concat_tables(map(pq.read_table, files), promote_options="permissive").to_pylist()
+        tables = [_without_empty_types(pq.read_table(file)) for file in files]
+        return pa.concat_tables(tables, promote_options="permissive").to_pylist()
 
     def write_lines(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write every node as a JSON line."""
@@ -167,6 +167,14 @@ def _first_difference(before: list[Any], now: list[Any]) -> str:
     if place is None:
         return f"{len(before)}, now {len(now)}"
     return f"number {place + 1}: {before[place]!r}, now {now[place]!r}"
+
+
+def _without_empty_types(table: pa.Table) -> pa.Table:
+    """The table with columns without any value of no type, so that they take that of the other parts."""
+    for index, column in enumerate(table.columns):
+        if column.null_count == len(column):
+            table = table.set_column(index, table.field(index).name, pa.nulls(len(column)))
+    return table
 
 
 def _readable(file: Path) -> bool:

@@ -134,6 +134,10 @@ def test_several_tries_with_each_prompt(run: Path, tmp_path: Path, capsys: pytes
     succeeded = {(row["episode"], row["path"][0]) for row in rows if row["response_score"] >= 0.5}
     assert found["attack_success@1"]["value"] == pytest.approx(len(succeeded) / len(tries))
     assert written["survival"][0]["at_risk"] == 10
+    again = ("--output", str(tmp_path / "judged"), "--evaluation.scorers", '{"again": {"name": "profanity"}}')
+    assert main(["judge", str(twice), *again, "--evaluation.num_resamples", "100"]) == 0
+    judged = figures(tmp_path / "judged")
+    assert judged["again/attack_success@1"] == judged["attack_success@1"] == found["attack_success@1"]
     assert "attack_success@2" not in figures(once)
     assert "attack_success@1" in capsys.readouterr().out
     assert evaluate(run, twice) == 2

@@ -45,6 +45,17 @@ def test_an_evaluation_is_not_continued_with_another_number_of_tries(tmp_path):
         several.begin(IDENTITY)
 
 
+def test_a_column_without_values_in_one_part_is_read_with_those_of_others(tmp_path):
+    folder = EvaluationFolder(tmp_path)
+    rows = [
+        {"episode": 0, "category": None, "score": 0.5, "note": None},
+        {"episode": 1, "category": "harm", "score": None, "note": None},
+    ]
+    for part, row in enumerate(rows):
+        folder.write_part(part, [row])
+    assert folder.rows() == rows
+
+
 def test_nodes_of_nobody_knows_what_are_not_added_to(tmp_path):
     folder = EvaluationFolder(tmp_path)
     folder.write_part(0, [{"episode": 0}])
