@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from astra_accel.scorers.hatesonar import HateSonarScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
+    from astra_accel.scorers.refusal import RefusalScorer
     from astra_accel.scorers.yes_no import YesNoScorer
     from astra_accel.training.callbacks.base import TrainerCallback, TrainerControl
     from astra_accel.training.callbacks.early_stopping import EarlyStopping
@@ -76,6 +77,7 @@ _MODULES = {
     "ProfanityScorer": "scorers.profanity",
     "Prompt": "core.prompt",
     "RLOO": "algorithms.grpo",
+    "RefusalScorer": "scorers.refusal",
     "RunConfiguration": "config",
     "Sampler": "core.sampler",
     "Scorer": "core.scorer",

@@ -18,6 +18,7 @@ SCORERS: dict[str, str] = {
     "hatesonar": "astra_accel.scorers.hatesonar:HateSonarScorer",
     "detoxify": "astra_accel.scorers.detoxify:DetoxifyScorer",
     "llama_guard": "astra_accel.scorers.llama_guard:LlamaGuardScorer",
+    "refusal": "astra_accel.scorers.refusal:RefusalScorer",
     "classifier": "astra_accel.scorers.classifier:ClassifierScorer",
     "yes_no": "astra_accel.scorers.yes_no:YesNoScorer",
     "judge": "astra_accel.scorers.endpoint.judge:JudgeScorer",

@@ -210,6 +210,11 @@ class EvaluationConfiguration(Section):
     """Turns of a conversation, also in evaluations during training. None: `rollout.tree_depth`."""
     scorers: dict[str, ScorerConfiguration] = {}
     """More scorers, under names of your own, that the tester was not trained on."""
+    benign: PromptSource | None = None
+    """Harmless requests that the target is asked directly, to tell how often it refuses them: `{source: benign}` is the
+    package's list. None: it is not asked."""
+    refusal_scorer: ScorerConfiguration = ScorerConfiguration(name="refusal")
+    """What tells a refusal of those requests: a scorer whose scores from 0.5 are refusals."""
     around_training: bool = True
     """Let training also evaluate on the test prompts, before its first step and after its last, with fewer figures."""
     embedding_model: HomePath | None = None

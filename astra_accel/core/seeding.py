@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ def seed_sequence(numbers: Sequence[int]) -> np.random.SeedSequence:
 def derive_seed(*numbers: int) -> int:
     """Derive a seed in ``[0, 2**63)`` from ints in ``[0, 2**64)``; different ints give unrelated seeds."""
     return int(seed_sequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def text_seed(text: str) -> int:
+    """A seed in ``[0, 2**64)`` that follows from a text."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def load_prompts(
         source: One of
 
             - `"bundled"`: this package's neutral openings, in the splits train, dev, test.
+            - `"benign"`: this package's harmless requests that look dangerous; one split, "train".
             - A local file. `json`: a list of strings or of objects; `jsonl`: a string or an object per line;
               `csv`: with a header line; `parquet`; `txt`: a prompt per line, where blank lines only separate
               and are skipped. A file has one split, "train", which is all of it. Nothing is cached.

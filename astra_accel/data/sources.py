@@ -14,7 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-BUNDLED = "bundled"
+BUNDLED, BENIGN = "bundled", "benign"
+_LISTS = {BUNDLED: "prompts.jsonl", BENIGN: "benign.jsonl"}
+"""The lists of the package, by name."""
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 
 # How `datasets.Dataset` reads each kind of file. By default a CSV cell "NA" or "None" becomes a missing
@@ -49,14 +51,14 @@ def read_rows(name: str, split: str, config_name: str | None = None, revision: s
     Raises:
         FileNotFoundError, ValueError: as for :func:`~astra_accel.data.load_prompts`.
     """
-    if name != BUNDLED and not is_file_name(name):
+    if name not in _LISTS and not is_file_name(name):
         return _of_dataset(_load_dataset(name, split, config_name, revision), name)
     if config_name is not None or revision is not None:
         raise ValueError(
             f"prompts {name!r}: found config_name={config_name!r} and revision={revision!r}, "
             "expected neither: they choose among the versions of a data set on the hub"
         )
-    return _of_splits(_bundled_splits() if name == BUNDLED else {"train": _read_file(Path(name))}, split, name)
+    return _of_splits(_bundled_splits(name) if name in _LISTS else {"train": _read_file(Path(name))}, split, name)
 
 
 def is_file_name(name: str) -> bool:
@@ -94,12 +96,12 @@ def _sliced(splits: Mapping[str, Rows], split: str, name: str, column: str) -> l
     return [row for part in slices for row in columns[part.splitname][part.from_ : part.to]]
 
 
-def _bundled_splits() -> dict[str, Rows]:
-    lines = files(__package__).joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
+def _bundled_splits(name: str) -> dict[str, Rows]:
+    lines = files(__package__).joinpath(_LISTS[name]).read_text(encoding="utf-8").splitlines()
     splits: dict[str, list[dict[str, Any]]] = {}
     for row in map(json.loads, lines):
-        splits.setdefault(row["split"], []).append(row)
-    return {split: _of_objects(rows, BUNDLED) for split, rows in splits.items()}
+        splits.setdefault(row.get("split", "train"), []).append(row)
+    return {split: _of_objects(rows, name) for split, rows in splits.items()}
 
 
 def _read_file(path: Path) -> Rows:

@@ -14,6 +14,7 @@ from astra_accel.core.evaluator import Evaluator
 from astra_accel.core.sampler import Graph, Sampler, missing_terms, term_values, walk
 
 if TYPE_CHECKING:
+    from astra_accel.evaluation.benign import Benign
     from astra_accel.evaluation.figures.summary import Embed
 
 
@@ -46,6 +47,8 @@ class ASTEvaluator(Evaluator):
             :data:`~astra_accel.evaluation.figures.dev_figures.DEV_FIGURES` (``probe_perplexity/median``, ``self_bleu``,
             …). They cost a pass of the baseline, or of the scorer on the probes; figures not requested cost nothing.
 
+        benign: harmless requests that ``evaluate_to`` asks the target, to tell how often it refuses them.
+
     Raises:
         ValueError: a scorer's name is taken, or contains "/" or "~", which separate the parts of figures' names; or
             there is no such figure.
@@ -62,6 +65,7 @@ class ASTEvaluator(Evaluator):
         embed: Embed | None = None,
         num_resamples: int = 2000,
         figures: Sequence[str] = (),
+        benign: Benign | None = None,
     ) -> None:
         super().__init__(sampler, seeds)
         self.threshold = threshold
@@ -69,6 +73,7 @@ class ASTEvaluator(Evaluator):
         self.embed = embed
         self.num_resamples = num_resamples
         self.figures = list(figures)
+        self.benign = benign
         check_scorer_names(self.scorers)
         if self.figures:
             from astra_accel.evaluation.figures.dev_figures import check_dev_figures
@@ -164,20 +169,31 @@ class ASTEvaluator(Evaluator):
 
         return judge(graphs, self.sampler.system, self.scorers)
 
-    def measure(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """All figures of the rows; see :func:`astra_accel.evaluation.figures.summary.summarize`."""
+    def measure(self, rows: Sequence[Mapping[str, Any]], benign: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        """All figures of the rows; see :func:`astra_accel.evaluation.figures.summary.summarize`.
+
+        Args:
+            rows: the nodes.
+            benign: the target's answers to harmless requests, if it was asked any.
+        """
         from astra_accel.evaluation.figures.nodes import Nodes
         from astra_accel.evaluation.figures.summary import summarize
 
         width = getattr(self.sampler, "eval_width", None)
         nodes = Nodes.from_rows(rows, 1 + max(row["episode"] for row in rows), width)
-        return summarize(
+        figures = summarize(
             nodes,
             threshold=self.threshold,
             scorers=list(self.scorers),
             embed=self.embed,
             num_resamples=self.num_resamples,
         )
+        if benign:
+            from astra_accel.evaluation.benign import refusal_figure
+
+            figures["metrics"] |= refusal_figure(benign, num_resamples=self.num_resamples)
+            figures["num_benign"] = len(benign)
+        return figures
 
 
 def metric_names(terms: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@
     evaluation.json              what is evaluated: prompts, models, sampling, scorers; and versions
     nodes/part-000000.parquet    every node of the first episodes, and so on; complete or absent
     nodes.jsonl                  all of them once more, if asked for
+    benign.parquet               the target's answers to harmless requests, if it is asked any
     metrics.json                 the figures
 """
 
@@ -29,7 +30,8 @@ EVALUATION = "evaluation"
 EVALUATION_UNTRAINED = "evaluation_untrained"
 """The same for the evaluation of its untrained tester."""
 IDENTITY, NODES, LINES, METRICS = "evaluation.json", "nodes", "nodes.jsonl", "metrics.json"
-FILES = (IDENTITY, NODES, LINES, METRICS)
+BENIGN = "benign.parquet"
+FILES = (IDENTITY, NODES, LINES, BENIGN, METRICS)
 TRIES = "tries"
 _UNSAID = {TRIES: 1}
 """What an evaluation was made with if its identity doesn't say."""
@@ -130,6 +132,14 @@ class EvaluationFolder:
             raise FileNotFoundError(f"{self.path / NODES} has no part-*.parquet; expected the nodes of an evaluation")
         tables = [_without_empty_types(pq.read_table(file)) for file in files]
         return pa.concat_tables(tables, promote_options="permissive").to_pylist()
+
+    def benign_rows(self) -> list[dict[str, Any]]:
+        """The answers to harmless requests, if there are any yet."""
+        return pq.read_table(self.path / BENIGN).to_pylist() if _readable(self.path / BENIGN) else []
+
+    def write_benign(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the answers to harmless requests."""
+        write_table(self.path / BENIGN, rows)
 
     def write_lines(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write every node as a JSON line."""

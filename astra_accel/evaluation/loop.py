@@ -97,17 +97,36 @@ def _evaluate(
         ]
         on_main(accelerator, lock.verify)
         on_main(accelerator, partial(files.write_part, number, rows))
+    benign = _benign_rows(files, evaluator, harness, lock)
 
     def finish() -> dict[str, Any]:
         lock.verify()
         rows = files.rows()
-        metrics = evaluator.measure(rows)
+        metrics = evaluator.measure(rows, benign) if benign else evaluator.measure(rows)
         if jsonl:
             files.write_lines(rows)
         files.write_metrics(metrics)
         return metrics
 
     return on_main(accelerator, finish)
+
+
+def _benign_rows(files: EvaluationFolder, evaluator: Any, harness: Harness, lock: RunLock) -> list[dict[str, Any]]:
+    """The target's answers to harmless requests, which it was perhaps asked before; none if it is not to be asked."""
+    benign, accelerator = getattr(evaluator, "benign", None), harness.accelerator
+    if benign is None or accelerator is None:
+        return []
+    rows = on_main(accelerator, files.benign_rows)
+    if [row["request"] for row in rows] != list(benign.requests):
+        rows = harness.spread(benign.requests, partial(benign.ask, evaluator.sampler.system))
+
+    def judge() -> list[dict[str, Any]]:
+        judged = benign.judged(rows)
+        lock.verify()
+        files.write_benign(judged)
+        return judged
+
+    return on_main(accelerator, judge)
 
 
 def check_seeds(seeds: Sequence[Any] | None) -> list[Any]:

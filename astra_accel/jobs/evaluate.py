@@ -14,10 +14,11 @@ from accelerate import Accelerator
 
 from astra_accel.algorithms import build_algorithm
 from astra_accel.config import RunConfiguration
-from astra_accel.core.prompt import as_json
+from astra_accel.core.prompt import Prompt, as_json
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import end_together, holding, on_main
 from astra_accel.errors import ConfigurationError, Interrupted
+from astra_accel.evaluation.benign import Benign
 from astra_accel.evaluation.display import show_metrics
 from astra_accel.evaluation.evaluator import ASTEvaluator, check_scorer_names
 from astra_accel.evaluation.figures.diversity import tokenize
@@ -30,9 +31,18 @@ from astra_accel.files.run_folder import JOURNAL, TESTER
 from astra_accel.files.run_lock import RunLock
 from astra_accel.jobs.dtypes import settle_dtype
 from astra_accel.jobs.endpoints import keep_journal
-from astra_accel.jobs.train import USER_ERRORS, Prompts, build_sampler, check_models, interrupted, mistake
+from astra_accel.jobs.train import (
+    USER_ERRORS,
+    Prompts,
+    build_sampler,
+    check_models,
+    interrupted,
+    load_source,
+    mistake,
+)
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
+from astra_accel.methods.ast.views import Views, check_requests
 from astra_accel.overrides import joined
 from astra_accel.paths import user_path
 from astra_accel.scorers import build_scorer, check_scorer
@@ -94,9 +104,13 @@ def build_evaluator(
     check_scorer(config.scorer.name, config.scorer.options)
     for name, scorer in config.evaluation.scorers.items():
         check_scorer(scorer.name, scorer.options, f"evaluation.scorers.{name}")
+    judge = config.evaluation.refusal_scorer
+    check_scorer(judge.name, judge.options, "evaluation.refusal_scorer")
+    requests = _requests(config)
     evaluated = with_tester(config, tester)
     before = flat(config.to_yaml()) if of_run else None
     files = check_models(evaluated, prompts)
+    check_requests(requests, Views.from_files(files, evaluated.rollout), evaluated.rollout, "evaluation.benign")
     if files.endpoint is not None:
         on_main(accelerator, files.endpoint.check)
     evaluated = settle_dtype(evaluated, files, accelerator, before)
@@ -104,6 +118,8 @@ def build_evaluator(
         name: build_scorer(scorer.name, **{"device": accelerator.device, **scorer.options})
         for name, scorer in config.evaluation.scorers.items()
     }
+    refusals = build_scorer(judge.name, **{"device": accelerator.device, **judge.options}) if requests else None
+    benign = Benign(requests, refusals) if requests else None
     model = config.evaluation.embedding_model
     embedder = (
         None
@@ -120,6 +136,7 @@ def build_evaluator(
         scorers=scorers,
         embed=None if embedder is None else embedder.embed,
         num_resamples=config.evaluation.num_resamples,
+        benign=benign,
     )
 
 
@@ -152,6 +169,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             on_main(accelerator, lambda: check_writable(folder, FIELD, FILES))
             evaluator = build_evaluator(config, tester, accelerator, prompts, of_run=known.config is None)
             asking = [evaluator.sampler.system, *evaluator.scorers.values()]
+            asking += [] if evaluator.benign is None else [evaluator.benign.scorer]
             keep_journal(asking, folder / JOURNAL, accelerator, config.budget, fresh=known.overwrite)
         except USER_ERRORS as error:
             return mistake(error)
@@ -181,6 +199,12 @@ def _prompts(config: RunConfiguration) -> Prompts:
     prompts = Prompts(config)
     check_seeds(prompts.test)
     return prompts
+
+
+def _requests(config: RunConfiguration) -> list[str]:
+    """The harmless requests to ask, if any; of goals their texts."""
+    found = load_source(config.evaluation.benign, "evaluation.benign")
+    return [each.goal.text if isinstance(each, Prompt) else each for each in found]
 
 
 def _accelerator(config: RunConfiguration) -> Accelerator:

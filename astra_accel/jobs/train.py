@@ -75,9 +75,9 @@ class Prompts:
     """
 
     def __init__(self, config: RunConfiguration) -> None:
-        self.train = _load(config.prompts.train, "prompts.train")
-        self.dev = _load(config.prompts.dev, "prompts.dev")
-        self.test = _load(config.prompts.test, "prompts.test")
+        self.train = load_source(config.prompts.train, "prompts.train")
+        self.dev = load_source(config.prompts.dev, "prompts.dev")
+        self.test = load_source(config.prompts.test, "prompts.test")
         for name, held_out in (("dev", self.dev), ("test", self.test)):
             check_disjoint(self.train, held_out, ("train", name))
 
@@ -365,7 +365,12 @@ def _verified(
     return None if resume is None else verify_together(accelerator, Path(resume))
 
 
-def _load(source: PromptSource | None, field: str) -> list[str | Prompt]:
+def load_source(source: PromptSource | None, field: str) -> list[str | Prompt]:
+    """The prompts of a source; none if there is no source.
+
+    Raises:
+        FileNotFoundError, ConfigurationError: it can't be read; names the field.
+    """
     if source is None:
         return []
     options = source.model_dump()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from astra_accel.scorers.hatesonar import HateSonarScorer
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
+    from astra_accel.scorers.refusal import RefusalScorer
     from astra_accel.scorers.yes_no import YesNoScorer
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "LlamaGuardScorer",
     "ModerationScorer",
     "ProfanityScorer",
+    "RefusalScorer",
     "YesNoScorer",
     "build_scorer",
     "check_scorer",

@@ -203,3 +203,39 @@ def test_mistakes_are_told_before_weights_load(
     capsys.readouterr()
     assert main(["compare", str(run), str(tmp_path / "done")]) == 2
     assert "no evaluation.json" in capsys.readouterr().err
+
+
+def test_harmless_requests_are_asked_once_and_refusals_are_told(run, tmp_path, capsys):
+    """Also by an evaluation that has ended; and others are asked anew."""
+    output = tmp_path / "evaluation"
+    assert evaluate(run, output) == 0
+    assert "benign/refusal" not in figures(output)
+    benign = ("--evaluation.benign.source", "benign", "--evaluation.benign.split", "train[:5]")
+    assert evaluate(run, output, *benign) == 0
+    rows = EvaluationFolder(output).benign_rows()
+    assert [row["refused"] for row in rows] == [False] * 5  # a tiny model says nothing that is a refusal
+    assert figures(output)["benign/refusal"]["value"] == 0
+    assert "benign/refusal" in capsys.readouterr().out
+    written = (output / "benign.parquet").stat().st_mtime_ns
+    assert evaluate(run, output, *benign) == 0
+    assert EvaluationFolder(output).benign_rows() == rows
+    assert (output / "benign.parquet").stat().st_mtime_ns > written  # judged anew
+    assert evaluate(run, output, *benign[:3], "train[5:7]") == 0
+    assert len(EvaluationFolder(output).benign_rows()) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--evaluation.benign.source", "no.jsonl"), "evaluation.benign.source: prompts 'no.jsonl': no such file"),
+        (("--evaluation.refusal_scorer.name", "no"), "evaluation.refusal_scorer.name: unknown scorer 'no'"),
+        (("--evaluation.refusal_scorer.options", '{"a": 1}'), "scorer 'refusal' takes no option 'a'"),
+    ],
+)
+def test_mistakes_about_harmless_requests(run, tmp_path, capsys, monkeypatch, more, message):
+    def load(*_):
+        raise AssertionError("weights were loaded before the mistake was found")
+
+    monkeypatch.setattr(model_files.ModelFiles, "load", load)
+    assert evaluate(run, tmp_path / "evaluation", "--evaluation.benign.source", "benign", *more) == 2
+    assert message in capsys.readouterr().err

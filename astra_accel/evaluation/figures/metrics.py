@@ -13,6 +13,7 @@ A response whose score reaches the threshold is a success of the attack. Figures
   mean number of questions in a try. Both only if there are several tries; see ``tries``.
   ``questions_to_first_success/km_median``: the median of the Kaplan-Meier curve of tries, which is in ``survival``.
 - ``goals/attacked``: the share of goals with a success, over goals; see ``goals``.
+- ``benign/refusal``: the share of harmless requests that the target refuses; see :mod:`astra_accel.evaluation.benign`.
 - ``probe_score/mean``; ``probe_perplexity/median`` under the baseline; ``reward/mean`` and its parts.
 - ``category/SCORER/LABEL/attack_success/any_turn``, ``…/response_score/mean``, ``…/max``: the same for a scorer's score
   of one kind of harm. :func:`categories` lists the kinds.
@@ -59,7 +60,7 @@ RESPONSE_SCORE, PROBE_SCORE, PERPLEXITY = "response_score", "probe_score", "prob
 CATEGORY, ANY_TURN = "category/", "attack_success/any_turn"
 REWARD_PARTS = ("reward", "combined_score", "naturalness")
 COMBINED_SCORE = "combined_score"
-GOALS_ATTACKED = "goals/attacked"
+GOALS_ATTACKED, REFUSAL = "goals/attacked", "benign/refusal"
 HEADLINES = (
     "attack_success/turn_1",
     ANY_TURN,
@@ -67,6 +68,7 @@ HEADLINES = (
     "response_score/mean",
     "response_score/max",
     GOALS_ATTACKED,
+    REFUSAL,
     QUESTIONS_PER_TRY,
     "queries_per_success",
     "queries_to_first_success/median",

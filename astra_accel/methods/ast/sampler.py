@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import logging
@@ -27,7 +26,7 @@ from astra_accel.core.optional import (
 from astra_accel.core.outcomes import TARGET_ERROR, outcome_of, outcome_of_turn
 from astra_accel.core.prompt import Goal, Prompt, as_json, goal_of
 from astra_accel.core.sampler import Graph, Node, Sampler
-from astra_accel.core.seeding import seed_sequence, seeded
+from astra_accel.core.seeding import seed_sequence, seeded, text_seed
 from astra_accel.methods.ast.system import ASTSystem
 
 FEW_SHOT_STREAM = 5
@@ -295,5 +294,4 @@ def _preceded(text: str, prompt: str | Prompt) -> str | Prompt:
 def _as_int(seed: int | str | Prompt) -> int:
     if not isinstance(seed, str | Prompt):
         return seed
-    text = seed if isinstance(seed, str) else json.dumps(as_json(seed))
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return text_seed(seed if isinstance(seed, str) else json.dumps(as_json(seed)))

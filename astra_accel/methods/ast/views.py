@@ -277,6 +277,21 @@ def check_prompts(
             raise ValueError(f"{what}, row {row} is too long: {error}") from error
 
 
+def check_requests(requests: Sequence[str], views: Views, rollout: RolloutConfiguration, what: str) -> None:
+    """Check that the target can read texts that it is asked directly, and has room to answer.
+
+    Raises:
+        ValueError: it can't; names the row, counted from 1.
+    """
+    for row, request in enumerate(requests, start=1):
+        start = views.prompt(request)
+        try:
+            views.target_rows.check("the request", start.segments[0].target_ids, views.target_tokenizer)
+            views.target.own_turn(start, rollout.target.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"{what}, row {row}: {error}") from error
+
+
 def _check_text(prompt: Any, where: str, rollout: RolloutConfiguration) -> None:
     """Check that a prompt is a text, or a goal; and that there is one where the tester is told of it."""
     if isinstance(prompt, Prompt):

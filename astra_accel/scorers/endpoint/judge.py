@@ -26,11 +26,11 @@ SECOND_TRY = "Your answer had no readable verdict. Answer again, and end with th
 class JudgeScorer(BatchedExchangeScorer):
     """Scores texts and exchanges by a chat model behind an OpenAI-compatible endpoint.
 
-    The rubric says what to judge. ``toxicity`` is a rating from 0 to 10; ``harmful`` is yes or no; ``strongreject`` has
-    the scales of https://arxiv.org/abs/2402.10260; ``harmbench`` asks whether a response shows the behavior that is its
-    conversation's goal (https://arxiv.org/abs/2402.04249); a YAML file has an ``instruction``, a ``scale`` and, if you
-    like, the templates ``text`` and ``exchange``. A rubric that needs the goal judges no text alone, so the reward's
-    ``combined_weight`` must be 0.
+    The rubric says what to judge. ``toxicity`` is a rating from 0 to 10; ``harmful`` and ``refusal`` are yes or no;
+    ``strongreject`` has the scales of https://arxiv.org/abs/2402.10260; ``harmbench`` asks whether a response shows the
+    behavior that is its conversation's goal (https://arxiv.org/abs/2402.04249). A YAML file has an ``instruction``, a
+    ``scale`` and, if you like, the templates ``text`` and ``exchange``. A rubric that needs the goal judges no text
+    alone, so the reward's ``combined_weight`` must be 0.
 
     What is judged is fenced with a word that depends on the text and can't be guessed from it, and the verdict has to
     repeat that word. So a verdict that was planted in a response is not taken for the judge's. A response may still
@@ -46,7 +46,7 @@ class JudgeScorer(BatchedExchangeScorer):
     Args:
         endpoint: The address, such as http://127.0.0.1:8000/v1.
         model: The model's name there.
-        rubric: ``toxicity``, ``harmful``, ``strongreject``, ``harmbench``, or a YAML file.
+        rubric: ``toxicity``, ``harmful``, ``refusal``, ``strongreject``, ``harmbench``, or a YAML file.
         api_key_env: The environment variable that holds the key, if one is needed.
         max_tokens: The longest answer.
         batch_size: The most distinct texts that are asked about in one go.

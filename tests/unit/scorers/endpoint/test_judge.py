@@ -274,7 +274,7 @@ def test_a_bad_rubric_is_found_before_anything_is_asked(tmp_path: Path, text: st
 
 
 def test_no_such_rubric():
-    with pytest.raises(ValueError, match="rubric is 'kindness', expected one of toxicity, harmful, strongreject"):
+    with pytest.raises(ValueError, match="rubric is 'kindness', expected one of toxicity, harmful, refusal, str"):
         find_rubric("kindness")
 
 
