@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
     from astra_accel.scorers.refusal import RefusalScorer
+    from astra_accel.scorers.rubric.local import LocalJudgeScorer
     from astra_accel.scorers.yes_no import YesNoScorer
     from astra_accel.training.callbacks.base import TrainerCallback, TrainerControl
     from astra_accel.training.callbacks.early_stopping import EarlyStopping
@@ -69,6 +70,7 @@ _MODULES = {
     "JudgeScorer": "scorers.endpoint.judge",
     "LlamaGuardEndpointScorer": "scorers.endpoint.llama_guard",
     "LlamaGuardScorer": "scorers.llama_guard",
+    "LocalJudgeScorer": "scorers.rubric.local",
     "MLE": "algorithms.mle",
     "ModerationScorer": "scorers.endpoint.moderation",
     "Node": "core.sampler",

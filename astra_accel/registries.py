@@ -21,6 +21,7 @@ SCORERS: dict[str, str] = {
     "refusal": "astra_accel.scorers.refusal:RefusalScorer",
     "classifier": "astra_accel.scorers.classifier:ClassifierScorer",
     "yes_no": "astra_accel.scorers.yes_no:YesNoScorer",
+    "local_judge": "astra_accel.scorers.rubric.local:LocalJudgeScorer",
     "judge": "astra_accel.scorers.endpoint.judge:JudgeScorer",
     "llama_guard_endpoint": "astra_accel.scorers.endpoint.llama_guard:LlamaGuardEndpointScorer",
     "moderation": "astra_accel.scorers.endpoint.moderation:ModerationScorer",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from astra_accel.scorers.llama_guard import LlamaGuardScorer
     from astra_accel.scorers.profanity import ProfanityScorer
     from astra_accel.scorers.refusal import RefusalScorer
+    from astra_accel.scorers.rubric.local import LocalJudgeScorer
     from astra_accel.scorers.yes_no import YesNoScorer
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "JudgeScorer",
     "LlamaGuardEndpointScorer",
     "LlamaGuardScorer",
+    "LocalJudgeScorer",
     "ModerationScorer",
     "ProfanityScorer",
     "RefusalScorer",

@@ -12,7 +12,7 @@ from astra_accel.files.text import valid_text
 from astra_accel.scorers.base import BatchedExchangeScorer
 from astra_accel.scorers.causal import preferences, without_oldest
 from astra_accel.scorers.pretrained import find_saved, load_frozen, longest_input
-from astra_accel.scorers.templates import check_template, material_of, places_of
+from astra_accel.scorers.rubric.templates import check_template, material_of, places_of
 
 TEXT = "A text:\n{text}\n\n{question} Answer with Yes or No.\nAnswer:"
 EXCHANGE = (

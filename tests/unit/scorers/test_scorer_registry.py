@@ -19,7 +19,7 @@ def test_importing_the_scorers_loads_no_heavy_library():
 
 
 def test_every_name_is_a_scorer_that_the_package_exports():
-    local = {"profanity", "hatesonar", "detoxify", "llama_guard", "refusal", "classifier", "yes_no"}
+    local = {"profanity", "hatesonar", "detoxify", "llama_guard", "refusal", "classifier", "yes_no", "local_judge"}
     assert set(SCORERS) == local | {"judge", "llama_guard_endpoint", "moderation"}
     for location in SCORERS.values():
         scorer_class = getattr(astra_accel.scorers, location.split(":")[1])

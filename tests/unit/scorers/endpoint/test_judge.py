@@ -16,7 +16,7 @@ from astra_accel.core.scorer import ScorerError, Turn
 from astra_accel.endpoints import client
 from astra_accel.endpoints.endpoint import EndpointError, OutageError
 from astra_accel.scorers import JudgeScorer, build_scorer, check_scorer, needs_goal
-from astra_accel.scorers.endpoint.rubrics import RUBRICS, find_rubric
+from astra_accel.scorers.rubric.rubrics import RUBRICS, find_rubric
 from tests.helpers.documents import ROOT
 from tests.helpers.endpoint_server import Handler, endpoint_server
 

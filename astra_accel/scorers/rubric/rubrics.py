@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_accel.core.prompt import Goal
-from astra_accel.scorers.templates import check_template, places_of
+from astra_accel.scorers.rubric.templates import check_template, places_of
 from astra_accel.yaml_files import read_yaml
 
 TEXT = "A text:\n{text}"

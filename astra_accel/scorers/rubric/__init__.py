@@ -1,0 +1,1 @@
+"""Judges that follow a rubric, and what they are shown."""
