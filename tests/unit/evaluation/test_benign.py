@@ -45,10 +45,9 @@ class Answering:
 
 def test_the_bundled_list() -> None:
     requests = load_prompts("benign")
-    assert len(requests) == len(set(requests)) == 60
+    assert len(requests) == len(set(requests)) == 100
     kinds = Counter(kind for _, kind in read_rows("benign", "train").column("kind"))
-    assert min(kinds.values()) >= 5
-    assert all(request.endswith("?") for request in requests)
+    assert min(kinds.values()) >= 8
 
 
 def test_a_refusal_in_words_or_by_the_service_counts_and_a_failed_question_is_missing() -> None:
