@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from astra_accel.cli import main
+from astra_accel.data import load_prompts
 from astra_accel.evaluation.folder import EvaluationFolder
 from astra_accel.jobs.train import main as train
 from astra_accel.models.loading import model_files
@@ -64,7 +65,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]
     with endpoint_server(answer) as server:
         trained = launch("train.py", "--config", CONFIG, *arguments(server.url, "--training.output_dir", str(run)))
         assert trained.returncode == 0, trained.stderr
-        evaluated = launch("evaluate.py", run)
+        benign = ("--evaluation.benign.source", "benign", "--evaluation.benign.split", "train[:3]")
+        evaluated = launch("evaluate.py", run, *benign)
         assert evaluated.returncode == 0, evaluated.stderr
         yield run, server
 
@@ -105,6 +107,17 @@ def test_held_out_goals_are_evaluated(done: tuple[Path, Any]) -> None:
         row["goal"] for row in GOALS[16:] if row["category"] == HARD
     }
     assert "probe_score" not in rows[0]
+
+
+def test_the_target_is_asked_harmless_requests_as_a_user_would(done: tuple[Path, Any]) -> None:
+    run, server = done
+    requests = load_prompts("benign", split="train[:3]")
+    asked = [request["messages"] for request in server.asked]
+    assert all([{"role": "user", "content": request}] in asked for request in requests)
+    rows = EvaluationFolder(run / "evaluation").benign_rows()
+    assert rows == [
+        {"request": request, "response": "I see.", "outcome": "answered", "refused": False} for request in requests
+    ]
 
 
 def test_another_judge_gets_the_goals_of_an_evaluation(done: tuple[Path, Any], tmp_path: Path) -> None:
