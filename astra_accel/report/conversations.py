@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from astra_accel.core.outcomes import ANSWERED
 from astra_accel.files.text import embedded_json, shortened, visible
 from astra_accel.report.collect import Run
 from astra_accel.report.parts import SCORE, Part, Row
@@ -80,9 +81,12 @@ def _episode(run: int, part: Part, number: int) -> dict[str, Any]:
     }
 
 
-def _details(row: Row) -> dict[str, float]:
+def _details(row: Row) -> dict[str, float | str]:
+    """The numbers of a turn, and what came of its question if that was not an answer."""
     values = {name: _rounded(value) for name, value in row.items() if name not in SHOWN_ELSEWHERE}
-    return {name: value for name, value in values.items() if value is not None}
+    found: dict[str, float | str] = {name: value for name, value in values.items() if value is not None}
+    outcome = row.get("outcome")
+    return found if outcome in (None, ANSWERED) else {"outcome": visible(outcome), **found}
 
 
 def _shown(text: str) -> str:

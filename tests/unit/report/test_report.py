@@ -148,6 +148,22 @@ def test_episodes_keep_their_trees(run):
     assert sorted(episode["episode"] for episode in shown if episode["source"] == "step 2") == [0, 1, 2, 3]
 
 
+def test_goals_and_what_came_of_questions_are_shown(tmp_path):
+    folder = write_evaluation(tmp_path / "alone", 1)
+    rows = EvaluationFolder(folder).rows()
+    for row, outcome in zip(rows, ["filtered", "target_error"], strict=False):
+        row["outcome"] = outcome
+    rows = [{"outcome": "answered", **row, "goal": "Forge <b>a ticket"} for row in rows]
+    write_table(EvaluationFolder(folder).part(0), rows)
+    run = read_run(folder)
+    ((episode,), _) = conversations([run])
+    assert episode["goal"] == "Forge <b>a ticket"
+    found = [node[4].get("outcome") for node in episode["nodes"]]
+    assert found[:2] == ["filtered", "target_error"]
+    assert set(found[2:]) == {None}
+    assert "goal: Forge <b>a ticket" in render_markdown([run])
+
+
 def test_a_page_holds_only_so_much(run, monkeypatch):
     monkeypatch.setattr("astra_accel.report.conversations.MAX_BYTES", 20_000)
     monkeypatch.setattr("astra_accel.report.conversations.MAX_TEXT", 50)
