@@ -24,7 +24,8 @@ import torch
 from common import device
 
 from astra_accel.config import RunConfiguration
-from astra_accel.jobs.train import Prompts, build_sampler
+from astra_accel.jobs.prompts import Prompts
+from astra_accel.jobs.train import build_sampler
 from astra_accel.methods.ast.rewards.term import Turns
 from astra_accel.methods.ast.rewards.weighted import WeightedTerms
 from astra_accel.models.loading.adapter_targets import new_adapter_config

@@ -7,9 +7,18 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from astra_accel.core.prompt import Goal, Prompt, have_goals
-from astra_accel.data.sources import BUNDLED, FILE_SUFFIXES, Rows, fault, is_file_name, read_rows, short
+from astra_accel.data.sources import BENIGN, BUNDLED, FILE_SUFFIXES, Rows, fault, is_file_name, read_rows, short
 
-__all__ = ["BUNDLED", "FILE_SUFFIXES", "check_disjoint", "is_file_name", "load_goals", "load_prompts", "read_prompts"]
+__all__ = [
+    "BENIGN",
+    "BUNDLED",
+    "FILE_SUFFIXES",
+    "check_disjoint",
+    "is_file_name",
+    "load_goals",
+    "load_prompts",
+    "read_prompts",
+]
 
 USUAL_COLUMNS = ("text", "prompt")
 

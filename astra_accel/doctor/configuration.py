@@ -5,7 +5,7 @@ Each check covers one thing, so that all problems are reported at once; a run wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,8 +56,14 @@ def _checks(config: RunConfiguration) -> Iterator[Check]:
         source: PromptSource | None = getattr(config.prompts, name)
         if source is not None:
             yield _look(f"prompts.{name}", partial(_prompts, source, name, loaded))
+    goals = _look("goals", partial(_goals, config, dict(loaded)))
+    if goals.good is not None:
+        yield goals
     scorers = {"scorer": config.scorer}
     scorers |= {f"evaluation.scorers.{name}": scorer for name, scorer in config.evaluation.scorers.items()}
+    if config.evaluation.benign is not None:
+        yield _look("evaluation.benign", partial(_prompts, config.evaluation.benign, "benign", loaded))
+        scorers["evaluation.refusal_scorer"] = config.evaluation.refusal_scorer
     for what, scorer in scorers.items():
         yield _look(what, partial(_scorer, scorer, what))
     yield _look("reward", partial(_novelty, config.reward))
@@ -104,15 +110,26 @@ def _quantization(kind: str, role: str) -> str:
 
 
 def _prompts(source: PromptSource, name: str, loaded: dict[str, Any]) -> str | None:
-    from astra_accel.data.prompts import BUNDLED, check_disjoint, is_file_name, read_prompts
+    from astra_accel.core.prompt import have_goals
+    from astra_accel.data.prompts import BENIGN, BUNDLED, check_disjoint, is_file_name, read_prompts
 
-    if source.source != BUNDLED and not is_file_name(source.source):
+    if source.source not in (BUNDLED, BENIGN) and not is_file_name(source.source):
         return None
     options = source.model_dump()
     loaded[name] = read_prompts(options.pop("source"), **options)
-    if name != "train" and "train" in loaded:
+    if name in ("dev", "test") and "train" in loaded:
         check_disjoint(loaded["train"], loaded[name], ("train", name))
-    return f"{len(loaded[name])} prompts of {source.source}, split {source.split}"
+    what = "goals" if have_goals(loaded[name]) else "prompts"
+    return f"{len(loaded[name])} {what} of {source.source}, split {source.split}"
+
+
+def _goals(config: RunConfiguration, loaded: Mapping[str, Any]) -> str | None:
+    """Check that scorers get the goals that they judge by; nothing where there are none and none is needed."""
+    from astra_accel.core.prompt import have_goals
+    from astra_accel.jobs.prompts import check_goals
+
+    check_goals(config, loaded)
+    return "each conversation has one" if any(map(have_goals, loaded.values())) else None
 
 
 def _scorer(scorer: ScorerConfiguration, field: str) -> str:

@@ -31,15 +31,8 @@ from astra_accel.files.run_folder import JOURNAL, TESTER
 from astra_accel.files.run_lock import RunLock
 from astra_accel.jobs.dtypes import settle_dtype
 from astra_accel.jobs.endpoints import keep_journal
-from astra_accel.jobs.train import (
-    USER_ERRORS,
-    Prompts,
-    build_sampler,
-    check_models,
-    interrupted,
-    load_source,
-    mistake,
-)
+from astra_accel.jobs.prompts import Prompts, load_source
+from astra_accel.jobs.train import USER_ERRORS, build_sampler, check_models, interrupted, mistake
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
 from astra_accel.methods.ast.views import Views, check_requests

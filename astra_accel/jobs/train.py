@@ -15,9 +15,7 @@ from accelerate import Accelerator
 from rich.table import Table
 
 from astra_accel.algorithms import build_algorithm
-from astra_accel.config import AUTO, PromptSource, RunConfiguration, TrainingConfiguration, check_resume
-from astra_accel.core.prompt import Prompt, have_goals
-from astra_accel.data import check_disjoint, read_prompts
+from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import RankError, end_together, holding, on_main
 from astra_accel.endpoints.endpoint import EndpointError
@@ -29,6 +27,7 @@ from astra_accel.files.run_folder import CHECKPOINTS, JOURNAL, OutputFolderError
 from astra_accel.files.run_lock import RunLock
 from astra_accel.jobs.dtypes import settle_dtype
 from astra_accel.jobs.endpoints import keep_journal
+from astra_accel.jobs.prompts import Prompts, check_goals
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.hf_system import HFASTSystem
 from astra_accel.methods.ast.sampler import ASTSampler
@@ -38,7 +37,7 @@ from astra_accel.models.loading.embedded import EmbeddedModelError
 from astra_accel.models.roles import RoleFiles, find_roles
 from astra_accel.overrides import joined
 from astra_accel.paths import expanded
-from astra_accel.scorers import build_scorer, check_scorer, needs_goal
+from astra_accel.scorers import build_scorer, check_scorer
 from astra_accel.sharing.push import check_push
 from astra_accel.training.callbacks.stop_at import check_stop_at
 from astra_accel.training.checkpoint.layout import CheckpointError, read_config
@@ -67,32 +66,13 @@ USER_ERRORS = (
 USAGE = "[--config FILE.yaml] [--resume CHECKPOINT|auto] [--SECTION.FIELD VALUE ...]"
 
 
-class Prompts:
-    """The prompts of a run. Held-out ones are never among those that are trained on.
-
-    Raises:
-        ValueError, FileNotFoundError: a source can't be read, or a held-out prompt is trained on.
-    """
-
-    def __init__(self, config: RunConfiguration) -> None:
-        self.train = load_source(config.prompts.train, "prompts.train")
-        self.dev = load_source(config.prompts.dev, "prompts.dev")
-        self.test = load_source(config.prompts.test, "prompts.test")
-        for name, held_out in (("dev", self.dev), ("test", self.test)):
-            check_disjoint(self.train, held_out, ("train", name))
-
-    def by_name(self) -> dict[str, list[str | Prompt]]:
-        """All of them."""
-        return {"train": self.train, "dev": self.dev, "test": self.test}
-
-
 def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
     """The models of a configuration before their weights load, once they are sure to fit the prompts.
 
     Raises:
         FileNotFoundError, ValueError: a model, a prompt or a limit that does not fit; names the field.
     """
-    check_goals(config, prompts)
+    check_goals(config, prompts.by_name())
     files = find_roles(config.tester, config.target, config.baseline, config.lora)
     views = Views.from_files(files, config.rollout)
     for name, texts in (("train", prompts.train), ("dev", prompts.dev), ("test", prompts.test)):
@@ -101,29 +81,6 @@ def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
     if max(config.rollout.tree_depth, config.eval_depth) > 1:
         check_later_turns(views, config.rollout)
     return files
-
-
-def check_goals(config: RunConfiguration, prompts: Prompts) -> None:
-    """Find a scorer that judges by goals which the prompts don't have, or by which it is to judge texts alone.
-
-    Raises:
-        ConfigurationError, ValueError: there is one; names the field.
-    """
-    judges = {"scorer": config.scorer, **{f"evaluation.scorers.{n}": s for n, s in config.evaluation.scorers.items()}}
-    for field, judge in judges.items():
-        if not needs_goal(judge.name, judge.options):
-            continue
-        lacking = [name for name, texts in prompts.by_name().items() if texts and not have_goals(texts)]
-        if lacking:
-            raise ConfigurationError(
-                f"{field} judges by the goal of a conversation, but prompts.{lacking[0]} has none; expected a column "
-                f"of goals (goal: NAME)"
-            )
-        if field == "scorer" and config.reward.combined_weight:
-            raise ConfigurationError(
-                f"reward.combined_weight is {config.reward.combined_weight:g}, but the scorer judges by the goal of a "
-                f"conversation, and no text alone; expected 0"
-            )
 
 
 def build_sampler(
@@ -363,23 +320,6 @@ def _verified(
         check_output_dir(config, resuming=checkpoint is not None, restarting=True)
         return checkpoint
     return None if resume is None else verify_together(accelerator, Path(resume))
-
-
-def load_source(source: PromptSource | None, field: str) -> list[str | Prompt]:
-    """The prompts of a source; none if there is no source.
-
-    Raises:
-        FileNotFoundError, ConfigurationError: it can't be read; names the field.
-    """
-    if source is None:
-        return []
-    options = source.model_dump()
-    try:
-        return list(read_prompts(options.pop("source"), **options))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{field}.source: {error}") from error
-    except ValueError as error:
-        raise ConfigurationError(f"{field}: {error}") from error
 
 
 def _show(trainer: AccelTrainer, before: dict[str, float], after: dict[str, float], num_prompts: int) -> None:

@@ -209,3 +209,23 @@ def test_the_hub_is_asked_only_on_demand(capsys: pytest.CaptureFixture[str], mon
     code, found = doctor(capsys, "--hub")
     assert code == 0
     assert found["hub"].startswith(f"{address} can't be reached: ")
+
+
+def test_goals_and_harmless_requests_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "run.yaml"
+    source = ROOT / "examples" / "goals.jsonl"
+    config.write_text(
+        f"tester: {{path: tiny}}\ntarget: {{path: tiny}}\nevaluation: {{benign: {{source: benign}}}}\n"
+        f"prompts: {{train: {{source: {source}, split: 'train[:4]'}}, dev: null, test: null}}\n"
+        f"rollout: {{format: chat, tester_instruction: 'Do {{goal}}'}}\n"
+        f"training: {{output_dir: {tmp_path / 'run'}}}\n"
+    )
+    assert main(["doctor", "--config", str(config)]) == 0
+    told = capsys.readouterr().out
+    assert "4 goals of" in told
+    assert "each conversation has one" in told
+    assert "100 prompts of benign" in told
+    judged = "scorer: {name: local_judge, options: {model: m, rubric: harmbench}}\n"
+    config.write_text(config.read_text() + judged)
+    assert main(["doctor", "--config", str(config)]) == 1
+    assert "reward.combined_weight is 2, but the scorer judges by the goal" in capsys.readouterr().out
