@@ -178,7 +178,7 @@ class ASTSampler(Sampler):
         depth: int,
         tries: int = 1,
     ) -> list[Graph]:
-        start = self.system.start if offers(self.system, StartsConversations) else str
+        start = self.system.start if offers(self.system, StartsConversations) else _opening
         states = map(start, prompts)
         graphs: list[Graph] = [Graph(state, [], seed[0]) for state, seed in zip(states, seeds, strict=True)]
         level = [
@@ -285,6 +285,11 @@ def _thinking(**said: Any) -> dict[str, str]:
 
 def _draw_seed() -> int:
     return int(torch.randint(2**62, ()))
+
+
+def _opening(prompt: Any) -> Any:
+    """What a system that knows no goals begins with."""
+    return prompt.opening if isinstance(prompt, Prompt) else prompt
 
 
 def _preceded(text: str, prompt: str | Prompt) -> str | Prompt:

@@ -133,3 +133,22 @@ def test_equal_openings_with_other_goals_are_other_seeds():
     graphs = sampler.eval_rollout_many(prompts)
     assert len({graph.seed for graph in graphs}) == 3
     assert sampler.eval_rollout(prompts[1]).seed == graphs[1].seed
+
+
+def test_a_system_that_knows_no_goals_begins_with_openings_and_rows_have_the_goals():
+    class Plain:
+        def rollout_prompt_with_tester(self, prompt):
+            return [f" and {len(state)}" for state in prompt]
+
+        def rollout_prompt_with_target(self, prompt):
+            return [f" so {len(state)}" for state in prompt]
+
+        def advance(self, context, probe, response):
+            return context + probe + response
+
+        def reward(self, context, probe, response):
+            return [float(len(text)) for text in response]
+
+    sampler = ASTSampler(Plain(), [Prompt(Goal("Pick a lock"), "Hello.")], tree_width=1, tree_depth=1)
+    ((_, node),) = walk(sampler.rollout(0))
+    assert (node.context, node.probe, node.response, node.info["goal"]) == ("Hello.", " and 6", " so 12", "Pick a lock")
