@@ -6,11 +6,14 @@ filled into by hand.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from astra_accel.config import RolloutConfiguration
 from astra_accel.core.prompt import Goal, Prompt
 from astra_accel.core.sampler import walk
+from astra_accel.experience.codec import Codec
 from astra_accel.methods.ast.hf_system import HFASTSystem
 from astra_accel.methods.ast.sampler import ASTSampler
 from astra_accel.methods.ast.transcript import joined_text
@@ -152,3 +155,13 @@ def test_a_system_that_knows_no_goals_begins_with_openings_and_rows_have_the_goa
     sampler = ASTSampler(Plain(), [Prompt(Goal("Pick a lock"), "Hello.")], tree_width=1, tree_depth=1)
     ((_, node),) = walk(sampler.rollout(0))
     assert (node.context, node.probe, node.response, node.info["goal"]) == ("Hello.", " and 6", " so 12", "Pick a lock")
+
+
+def test_a_checkpoint_keeps_the_goals_of_replayed_conversations():
+    """As JSON and back; a conversation that was written before there were goals has none."""
+    codec = Codec(HFASTSystem.state_types)
+    state = views_of(TOKENIZERS["llama"], format="chat").prompt(Prompt(GOALS["whole"][0], "Hello."))
+    written = json.loads(json.dumps(codec.encode(state)))
+    assert codec.decode(written) == state
+    del written["fields"]["goal"]
+    assert codec.decode(written).goal is None
