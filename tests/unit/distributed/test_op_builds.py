@@ -72,9 +72,8 @@ def test_the_lock_of_a_killed_build_is_removed_at_once(
 ) -> None:
     kill(builder)
     assert (folder / "lock").exists()
-    started = time.monotonic()
     wait_for_lock("cpu_adam", folder / "lock")
-    assert time.monotonic() - started < 5
+    assert "waiting for a build" not in caplog.text
     assert not (folder / "lock").exists()
     assert "left by a build that was killed" in caplog.text
 

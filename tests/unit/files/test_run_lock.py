@@ -59,7 +59,7 @@ class TestOnOneMachine:
         with pytest.raises(FolderInUseError) as caught:
             lock(tmp_path, stale_seconds=60).acquire()
 
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30  # not after the 60 seconds of a dead holder
         assert isinstance(caught.value, ConfigurationError)  # which commands tell in a line, with exit code 2
         message = str(caught.value)
         assert "\n" not in message
