@@ -6,7 +6,7 @@ READY := .venv/.ready
 WORKERS ?= --numprocesses 2 --dist worksteal
 # The demo's evaluations, whatever it is trained on.
 TURNS := --evaluation.tree_depth 3
-BENCHMARKS := rollout update precision grpo_vs_trl memory scaling weak_scaling overhead report endpoint
+BENCHMARKS := decode rollout update precision grpo_vs_trl memory scaling weak_scaling overhead report endpoint
 
 # A skipped test is easily overlooked at the end of a thousand.
 TELL_BROWSER := { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \

@@ -44,6 +44,11 @@ RUNS = {
         "reference as published / ours",
         ("reference as published", "ours"),
     ),
+    "decode": (
+        [],
+        "transformers generate / ours, base",
+        ("transformers generate, base", "ours, base"),
+    ),
     "grpo_vs_trl": (["--width", "2", "--batch", "4", "--steps", "2"], "TRL / ours", ("TRL step", "our step")),
     "weak_scaling": ([*TREES, "--batch", "4", "--steps", "2"], "2 processes / 1", ("2 processes", "1 process")),
     "overhead": ([*TREES, "--batch", "4", "--steps", "2"], "trainer / bare loop", ("trainer", "bare loop")),
