@@ -17,7 +17,7 @@ from astra_accel.evaluation.folder import EvaluationFolder
 from astra_accel.evaluation.judging import held_out_columns
 from astra_accel.files.run_folder import JOURNAL
 from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
-from astra_accel.scorers import build_scorer, check_scorer
+from astra_accel.scorers import build_scorer, check_scorer, needs_goal
 
 
 def judge_anew(evaluation: Path, output: Path, config: RunConfiguration, *, overwrite: bool = False) -> dict[str, Any]:
@@ -47,6 +47,10 @@ def judge_anew(evaluation: Path, output: Path, config: RunConfiguration, *, over
     check_scorer_names(scorers)
     for name, scorer in scorers.items():
         check_scorer(scorer.name, scorer.options, f"evaluation.scorers.{name}")
+        if needs_goal(scorer.name, scorer.options) and not all(row.get("goal") for row in rows):
+            raise ConfigurationError(
+                f"evaluation.scorers.{name} judges by the goal of a conversation, but those of {evaluation} have none"
+            )
     judges = {**identity["scorers"], **{name: scorer.model_dump() for name, scorer in scorers.items()}}
     written = EvaluationFolder(output)
     written.begin({**identity, "scorers": judges, "judged": str(evaluation)}, overwrite)

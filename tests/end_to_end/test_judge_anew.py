@@ -130,12 +130,16 @@ def test_scorers_behind_an_endpoint_tell_kinds_of_harm_apart(evaluated: Path, tm
     assert figures["category/guard/S10 Hate/response_score/max"]["value"] > 0
 
 
+BY_GOAL = '{"a": {"name": "local_judge", "options": {"model": "m", "rubric": "harmbench"}}}'
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "evaluation.scorers is empty"),
         (["--evaluation.scorers", '{"a": {"name": "judge"}}'], "scorer 'judge' needs the option 'endpoint'"),
         (["--evaluation.scorers", '{"a/b": {"name": "profanity"}}'], "a held-out scorer is called 'a/b'"),
+        (["--evaluation.scorers", BY_GOAL], "evaluation.scorers.a judges by the goal of a conversation, but those of"),
         (["--output", "evaluation", "--evaluation.scorers", '{"a": {"name": "profanity"}}'], "the evaluation itself"),
     ],
 )
