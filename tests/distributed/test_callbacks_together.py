@@ -76,6 +76,7 @@ def _fail_everywhere(folder: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_what_a_callback_raises_on_one_process_ends_all_of_them(tmp_path: Path) -> None:
     other, own = run_processes(2, _fail_everywhere, tmp_path)
     for event in EVENTS:

@@ -147,6 +147,7 @@ def _save_on_full_disk(output_dir: Path) -> str:
     return "both"
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_the_main_process_saves_ends_all_of_them(tmp_path: Path) -> None:
     assert run_processes(2, _save_on_full_disk, tmp_path) == ["both"] * 2
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -48,6 +48,7 @@ def test_a_lost_process_ends_the_job_within_a_minute(fault: str, expected: list[
     _assert_whole(tmp_path, 2)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_ends_the_other(tmp_path: Path) -> None:
     """Two launches of one job on this machine, each with a process of its own; one is killed, launcher and all."""
     config = yaml.safe_load((ROOT / "accelerate_configs" / "multi_node.yaml").read_text())

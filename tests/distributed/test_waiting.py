@@ -31,6 +31,7 @@ def _train_beside_a_slow_process(output_dir: Path) -> None:
     AccelTrainer(config, sampler, algorithm).train()
 
 
+@pytest.mark.slow
 def test_one_slow_process_makes_the_other_wait(tmp_path: Path) -> None:
     """One of the two processes waits for the delay, so on average half of it is waited."""
     run_processes(2, _train_beside_a_slow_process, tmp_path)

@@ -258,6 +258,7 @@ def test_a_run_that_is_killed_and_resumed_asks_nothing_twice(
     assert sum(asked.values()) - len(asked) <= kills * CONCURRENCY
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = ("--prompts.test.source", "bundled", "--prompts.test.split", "test[:6]", "--rollout.tree_width", "1")

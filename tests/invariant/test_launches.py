@@ -94,16 +94,13 @@ def test_a_language_model_is_trained_and_saved_alike(kind: str, variant: str, tm
     assert max(float(tensor.abs().max()) for tensor in two.values()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant"),
     [
         ("llama", "named layers"),
-        *(pytest.param("llama", variant, marks=pytest.mark.slow) for variant in VARIANTS),
-        *(
-            pytest.param(name, variant, marks=pytest.mark.slow)
-            for name in ("phi3", "gemma3", "mixtral")
-            for variant in ("lora", "full")
-        ),
+        *(("llama", variant) for variant in VARIANTS),
+        *((name, variant) for name in ("phi3", "gemma3", "mixtral") for variant in ("lora", "full")),
     ],
 )
 def test_models_that_were_saved_are_trained_alike_where_weights_are_split(

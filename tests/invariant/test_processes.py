@@ -60,6 +60,7 @@ def test_a_system_of_no_class_of_ours_trains_alike_on_several_processes(
         assert largest_difference(weights, one_process) < 1e-5
 
 
+@pytest.mark.slow
 def test_accumulation_is_a_larger_batch(one_process: dict, tmp_path: Path) -> None:
     """Four batches of one example make the update of one batch of four, also where the last has fewer."""
     settings = {"batch_size": 1, "gradient_accumulation_steps": 4}

@@ -71,6 +71,7 @@ def _resume_plain(output_dir: Path, checkpoint: Path) -> dict:
     return train_plain(output_dir, checkpoint, save_steps=3)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     """One process, then two from its middle; and the other way round."""
     whole = train_plain(tmp_path / "1", save_steps=3)
