@@ -15,7 +15,6 @@ __all__ = [
     "FILE_SUFFIXES",
     "check_disjoint",
     "is_file_name",
-    "load_goals",
     "load_prompts",
     "read_prompts",
 ]
@@ -78,42 +77,6 @@ def load_prompts(
     return _openings(rows, split, column)
 
 
-def load_goals(
-    source: str | os.PathLike[str],
-    *,
-    split: str = "train",
-    column: str | None = None,
-    goal: str | None = None,
-    category: str | None = None,
-    context: str | None = None,
-    config_name: str | None = None,
-    revision: str | None = None,
-) -> list[Prompt]:
-    """Load the goals of one split, each with its opening, in order and unchanged.
-
-    Args:
-        source, split, config_name, revision: As for :func:`load_prompts`.
-        column: The column of the openings. By default "opening", "text" or "prompt" if there is such a column; else
-            openings are empty.
-        goal: The column of the goals. By default that of AdvBench, JailbreakBench, HarmBench or StrongREJECT, or
-            "goal".
-        category: The column of their kinds. By default the one beside those goals, if it is there.
-        context: The column of the texts that goals refer to; likewise. An empty cell is none.
-
-    Raises:
-        FileNotFoundError, ValueError: As for :func:`load_prompts`, of goals too.
-    """
-    rows = read_rows(os.path.expanduser(os.fspath(source)), split, config_name, revision)
-    columns = _goal_columns(rows, goal, category, context)
-    if columns is None:
-        known = ", ".join(repr(known.goal) for known in KNOWN_GOALS)
-        raise ValueError(
-            f"prompts {rows.name!r}: no column of goals; columns found: {_found(rows)}; expected one of {known}, or "
-            f"name the right one with `goal`"
-        )
-    return _goals(rows, split, columns, column)
-
-
 def read_prompts(
     source: str | os.PathLike[str],
     *,
@@ -127,9 +90,20 @@ def read_prompts(
 ) -> list[str] | list[Prompt]:
     """Load what a source holds: goals if a column of them is named, or if it has known ones and no usual openings.
 
+    Goals come each with its opening, in order and unchanged.
+
+    Args:
+        source, split, config_name, revision: As for :func:`load_prompts`.
+        column: The column of the openings. With goals it is by default "opening", "text" or "prompt", if there is such
+            a column; else openings are empty.
+        goal: The column of the goals. By default that of AdvBench, JailbreakBench, HarmBench or StrongREJECT, or
+            "goal".
+        category: The column of their kinds. By default the one beside those goals, if it is there.
+        context: The column of the texts that goals refer to; likewise. An empty cell is none.
+
     Raises:
-        FileNotFoundError, ValueError: As for :func:`load_prompts` and :func:`load_goals`; or a category or a context
-            is named, but there are no goals.
+        FileNotFoundError, ValueError: As for :func:`load_prompts`, of goals too; or a category or a context is named,
+            but there are no goals.
     """
     rows = read_rows(os.path.expanduser(os.fspath(source)), split, config_name, revision)
     has_openings = column is not None or any(usual in rows.holds_strings for usual in USUAL_COLUMNS)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from astra_accel.core.prompt import Goal, Prompt
-from astra_accel.data import check_disjoint, load_goals, load_prompts, read_prompts
+from astra_accel.data import check_disjoint, load_prompts, read_prompts
 
 # The header lines of the published files; the rows are ours.
 PUBLISHED = {
@@ -45,7 +45,6 @@ def test_published_columns_are_known(name, tmp_path):
     text, expected = PUBLISHED[name]
     path = write(tmp_path / f"{name}.csv", text)
     assert read_prompts(path) == expected
-    assert load_goals(path) == expected
 
 
 def test_columns_of_ones_own_names(tmp_path):
@@ -87,12 +86,6 @@ def test_missing_columns(options, message, tmp_path):
         read_prompts(path, **options)
 
 
-def test_no_column_of_goals(tmp_path):
-    path = write(tmp_path / "prompts.csv", "text\nHello.\n")
-    with pytest.raises(ValueError, match="no column of goals; columns found: 'text'; expected one of 'goal', 'Goal'"):
-        load_goals(path)
-
-
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -106,7 +99,7 @@ def test_no_column_of_goals(tmp_path):
 def test_bad_rows(row, message, tmp_path):
     path = write(tmp_path / "goals.jsonl", json.dumps({"goal": "Pick a lock"}) + "\n" + json.dumps(row))
     with pytest.raises(ValueError, match=message):
-        load_goals(path)
+        read_prompts(path)
 
 
 def of(*goals: str) -> list[Prompt]:

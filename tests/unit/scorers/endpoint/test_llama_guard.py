@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from astra_accel.endpoints import client
 from astra_accel.endpoints.endpoint import EndpointError, OutageError
 from astra_accel.endpoints.journal import Journal
 from astra_accel.scorers import LlamaGuardEndpointScorer, build_scorer, check_scorer
@@ -25,29 +24,14 @@ def scripted(handler: Handler, request: dict[str, Any]) -> None:
     handler.say(VERDICTS.get(request["messages"][-1]["content"], "safe"))
 
 
-@pytest.fixture(autouse=True)
-def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "pause", lambda attempt, asked: 0.0)
-    monkeypatch.setattr(client, "OUTAGE_PAUSE", 0.01)
-
-
 @pytest.fixture
-def make() -> Iterator[Make]:
+def make(made_for_server: Callable[..., tuple[Any, Any]]) -> Make:
     """Make a scorer and its server, whose log begins after the check at the start."""
-    servers = []
 
     def made(reply: Reply = scripted, **options: Any) -> tuple[LlamaGuardEndpointScorer, Any]:
-        server = endpoint_server(scripted)
-        servers.append(server)
-        entered = server.__enter__()
-        scorer = LlamaGuardEndpointScorer(entered.url, "guard", **options)
-        entered.asked.clear()
-        entered.reply = reply
-        return scorer, entered
+        return made_for_server(LlamaGuardEndpointScorer, "guard", scripted, reply, **options)
 
-    yield made
-    for server in servers:
-        server.__exit__(None, None, None)
+    return made
 
 
 def listed(*codes: str) -> dict[str, list[float | None]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from astra_accel.config import RunConfiguration
-from astra_accel.endpoints import asked_once, client
+from astra_accel.endpoints import asked_once
 from astra_accel.endpoints.endpoint import EndpointError, OutageError
 from astra_accel.endpoints.journal import Journal
 from astra_accel.scorers import ModerationScorer, build_scorer, check_scorer
@@ -42,29 +42,14 @@ def scripted(handler: Handler, request: dict[str, Any]) -> None:
     handler.send(moderation(of(request["input"])))
 
 
-@pytest.fixture(autouse=True)
-def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "pause", lambda attempt, asked: 0.0)
-    monkeypatch.setattr(client, "OUTAGE_PAUSE", 0.01)
-
-
 @pytest.fixture
-def make() -> Iterator[Make]:
+def make(made_for_server: Callable[..., tuple[Any, Any]]) -> Make:
     """Make a scorer and its server, whose log begins after the check at the start."""
-    servers = []
 
     def made(reply: Reply = scripted, **options: Any) -> tuple[ModerationScorer, Any]:
-        server = endpoint_server(scripted)
-        servers.append(server)
-        entered = server.__enter__()
-        scorer = ModerationScorer(entered.url, "m", **options)
-        entered.asked.clear()
-        entered.reply = reply
-        return scorer, entered
+        return made_for_server(ModerationScorer, "m", scripted, reply, **options)
 
-    yield made
-    for server in servers:
-        server.__exit__(None, None, None)
+    return made
 
 
 def inputs(server: Any) -> list[str]:
