@@ -38,7 +38,7 @@ from astra_accel.methods.ast.rewards.sentence_embedder import SentenceEmbedder
 from astra_accel.methods.ast.views import Views, check_requests
 from astra_accel.overrides import joined
 from astra_accel.paths import user_path
-from astra_accel.scorers import build_scorer, check_scorer
+from astra_accel.scorers import build_scorer, check_scorer, needs_goal
 from astra_accel.sharing.evaluated import update_card
 from astra_accel.training.config_text import flat
 
@@ -100,6 +100,8 @@ def build_evaluator(
     judge = config.evaluation.refusal_scorer
     check_scorer(judge.name, judge.options, "evaluation.refusal_scorer")
     requests = _requests(config)
+    if requests and needs_goal(judge.name, judge.options):
+        raise ConfigurationError("evaluation.refusal_scorer judges by a goal, and a harmless request has none")
     evaluated = with_tester(config, tester)
     before = flat(config.to_yaml()) if of_run else None
     files = check_models(evaluated, prompts)

@@ -230,6 +230,13 @@ def test_harmless_requests_are_asked_once_and_refusals_are_told(run, tmp_path, c
         (("--evaluation.benign.source", "no.jsonl"), "evaluation.benign.source: prompts 'no.jsonl': no such file"),
         (("--evaluation.refusal_scorer.name", "no"), "evaluation.refusal_scorer.name: unknown scorer 'no'"),
         (("--evaluation.refusal_scorer.options", '{"a": 1}'), "scorer 'refusal' takes no option 'a'"),
+        (
+            (
+                "--evaluation.refusal_scorer",
+                '{"name": "local_judge", "options": {"model": "m", "rubric": "harmbench"}}',
+            ),
+            "evaluation.refusal_scorer judges by a goal",
+        ),
     ],
 )
 def test_mistakes_about_harmless_requests(run, tmp_path, capsys, monkeypatch, more, message):
