@@ -82,6 +82,17 @@ class ReplayConfiguration(Section):
     those of `tb`."""
 
 
+class CurriculumConfiguration(Section):
+    """Roll prompts out again whose probes fared differently."""
+
+    share: float = Field(0.25, gt=0, lt=1)
+    """Share of the prompts of an experience that are rolled out again, once enough are known."""
+    size: Count = 256
+    """Prompts to know at most; those with the widest spread stay."""
+    figure: str = "reward"
+    """What has to differ among probes after the same conversation: `reward`, or a term of it (`combined_score`)."""
+
+
 class TrainingConfiguration(Section):
     """How the tester is trained. The first six fields are the reference's, with its defaults."""
 
@@ -117,6 +128,8 @@ class TrainingConfiguration(Section):
     replay: ReplayConfiguration | None = None
     """Train again on examples of earlier experiences. None: only new ones. Not for algorithms that learn on-policy
     (grpo, rloo, ppo)."""
+    curriculum: CurriculumConfiguration | None = None
+    """Roll prompts out again whose probes fared differently. None: every prompt is drawn anew."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides everything random: prompts, sampled tokens, the order of examples."""
     mixed_precision: Precision | None = None

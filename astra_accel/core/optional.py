@@ -151,7 +151,7 @@ class RollsOutMany(Protocol):
     """Without it, episodes are rolled out one after another, with seeded global generators."""
 
     def rollout_many(self, seeds: Sequence[int], prompt_seeds: Sequence[int] | None = None) -> Sequence[Graph]:
-        """A graph for each seed; ``prompt_seeds`` choose the prompts if several episodes share one."""
+        """A graph for each seed; ``prompt_seeds`` choose the prompts if episodes share one, or one is repeated."""
 
 
 class EvaluatesMany(Protocol):

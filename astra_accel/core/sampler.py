@@ -149,7 +149,8 @@ class Sampler(ABC, Generic[StateT, ActionT]):
     A sampler may also offer ``rollout_many(seeds)`` and ``eval_rollout_many(seeds)``, which return a graph for
     each seed and may roll them out together; the graph of a seed must not depend on the other seeds. If its attribute
     ``episodes_per_prompt`` is above 1, it is called as ``rollout_many(seeds, prompt_seeds)``: prompts follow from
-    ``prompt_seeds``, which are equal for that many episodes in a row. If it has a method ``begin_experience(number)``,
+    ``prompt_seeds``, which are equal for that many episodes in a row; so it is, if it names that parameter, where a
+    curriculum repeats prompts. If it has a method ``begin_experience(number)``,
     that is called on every process before a training step's episodes are rolled out, with the step's number from 0.
     """
 

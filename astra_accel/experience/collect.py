@@ -25,6 +25,7 @@ from astra_accel.core.sampler import Graph, rewarded_trees
 from astra_accel.core.seeding import derive_seed, seeded
 from astra_accel.distributed.collectives import gather_results
 from astra_accel.errors import NonFiniteError
+from astra_accel.experience.curriculum import Curriculum
 from astra_accel.experience.loader import Experience
 from astra_accel.experience.replay import Replay
 
@@ -62,6 +63,7 @@ class Harness:
         seed: episode ``i`` of experience ``n`` has the same seed on any number of processes.
         accelerator: the processes to share the work with.
         replay: examples of earlier experiences, some of which are trained on again; None trains on new ones only.
+        curriculum: prompts of earlier experiences, some of which are rolled out again; None draws all prompts anew.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Harness:
         seed: int = 0,
         accelerator: Accelerator | None = None,
         replay: Replay | None = None,
+        curriculum: Curriculum | None = None,
     ) -> None:
         self.sampler = sampler
         self.algorithm = algorithm
@@ -82,6 +85,7 @@ class Harness:
         self.seed = seed
         self.accelerator = accelerator
         self.replay = replay
+        self.curriculum = curriculum
         self._next_experience = 0
 
     def collect(self, index: int) -> Experience:
@@ -99,8 +103,10 @@ class Harness:
 
         if offers(self.sampler, CountsExperiences):
             self.sampler.begin_experience(index)
-        graphs = self.spread(self._episodes(index), rollouts)
+        episodes = self._episodes(index)
+        graphs = self.spread(episodes, rollouts)
         self._observe(graphs, index)
+        figures = {} if self.curriculum is None else self.curriculum.observe([seed for _, seed in episodes], graphs)
         by_graph = [
             [step for tree in rewarded_trees(graph) for step in self.algorithm.flatten(tree)] for graph in graphs
         ]
@@ -114,7 +120,8 @@ class Harness:
         if offers(self.algorithm, Prepares):
             steps = list(self.algorithm.prepare(steps))
         # If `prepare` drops examples, it is unknown which trees the others belong to.
-        experience = Experience(index, graphs, steps, trees if len(trees) == len(steps) else range(len(steps)))
+        trees = trees if len(trees) == len(steps) else list(range(len(steps)))
+        experience = Experience(index, graphs, steps, trees, figures)
         return experience if self.replay is None else _with_replayed(experience, self.replay)
 
     def begin_replay(self, text: str) -> int:
@@ -187,7 +194,10 @@ class Harness:
         return [[next(done) for _ in steps] for steps in by_graph]
 
     def _episodes(self, index: int) -> list[tuple[int, int]]:
-        """The seed of each episode of an experience, and its prompt's: that of the first episode with the prompt."""
+        """The seed of each episode of an experience, and its prompt's.
+
+        A prompt's is that of the first episode with the prompt, now or, if it is repeated, when it was new.
+        """
         count, per_prompt = self.num_episodes_per_experience, self._episodes_per_prompt
         if count % per_prompt:
             raise ValueError(
@@ -195,7 +205,10 @@ class Harness:
                 f"expected a multiple of it"
             )
         seeds = [derive_seed(self.seed, EPISODE_STREAM, index, number) for number in range(count)]
-        return [(seed, seeds[number - number % per_prompt]) for number, seed in enumerate(seeds)]
+        prompt_seeds = seeds[::per_prompt]
+        if self.curriculum is not None:
+            prompt_seeds = self.curriculum.with_repeated(index, prompt_seeds)
+        return [(seed, prompt_seeds[number // per_prompt]) for number, seed in enumerate(seeds)]
 
     @property
     def _episodes_per_prompt(self) -> int:
@@ -208,7 +221,8 @@ class Harness:
         seeds, prompt_seeds = map(list, zip(*episodes, strict=True))
         if offers(self.sampler, RollsOutMany):
             many = self.sampler.rollout_many
-            return many(seeds) if self._episodes_per_prompt == 1 else many(seeds, prompt_seeds)
+            own = self._episodes_per_prompt == 1 and self.curriculum is None
+            return many(seeds) if own else many(seeds, prompt_seeds)
         graphs = []
         for seed in seeds:
             # So that a sampler that draws from the global generators is reproducible too.
@@ -238,7 +252,7 @@ def _with_replayed(experience: Experience, replay: Replay) -> Experience:
         experience,
         steps=[*experience.steps, *drawn],
         trees=[*experience.trees, *range(first, first + len(drawn))],
-        figures=figures,
+        figures={**experience.figures, **figures},
     )
 
 

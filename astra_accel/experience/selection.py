@@ -112,8 +112,7 @@ def draw(kept: Sequence[Kept], number: int, priority: str, uniforms: np.ndarray)
 
     Each draw has probabilities proportional to 1 / rank (Schaul et al. 2016, https://arxiv.org/abs/1511.05952,
     section 3.3 with alpha 1), by value or by recency; equal examples have the same rank. With the priority ``uniform``
-    all are equally likely. All draws are done at once, following Efraimidis and Spirakis 2006: a weight ``w`` and a
-    uniform number ``u`` give the key ``-log(u) / w``, and the smallest keys are drawn.
+    all are equally likely.
 
     Args:
         kept: the examples to draw from.
@@ -127,6 +126,20 @@ def draw(kept: Sequence[Kept], number: int, priority: str, uniforms: np.ndarray)
     ascending = np.sort(standing)
     # One plus the number of better ones.
     ranks = len(kept) - np.searchsorted(ascending, standing, side="right") + 1
-    keys = -np.log1p(-uniforms) * ranks
-    drawn = np.sort(np.argsort(keys, kind="stable")[:number])
-    return [kept[place] for place in drawn.tolist()]
+    return [kept[place] for place in draw_places(1 / ranks, number, uniforms)]
+
+
+def draw_places(weights: np.ndarray, number: int, uniforms: np.ndarray) -> list[int]:
+    """Draw places without replacement, each time with probabilities proportional to their weights; in order.
+
+    All draws are done at once, following Efraimidis and Spirakis 2006: a weight ``w`` and a uniform number ``u`` give
+    the key ``-log(u) / w``, and the smallest keys are drawn.
+
+    Args:
+        weights: a positive number for each place.
+        number: the maximum number of places.
+        uniforms: a number in [0, 1) for each place.
+    """
+    keys = -np.log1p(-uniforms) / weights
+    drawn: list[int] = np.sort(np.argsort(keys, kind="stable")[:number]).tolist()
+    return drawn

@@ -22,6 +22,7 @@ from astra_accel.endpoints.endpoint import EndpointError
 from astra_accel.errors import ConfigurationError, Interrupted
 from astra_accel.evaluation.evaluator import ASTEvaluator, figures_among, metric_names
 from astra_accel.evaluation.figures.dev_figures import DEV_FIGURES, SELF_BLEU, check_dev_figures
+from astra_accel.experience.curriculum import check_curriculum
 from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.files.run_folder import CHECKPOINTS, JOURNAL, OutputFolderError, check_output_dir, check_place
 from astra_accel.files.run_lock import RunLock
@@ -154,6 +155,7 @@ def build_trainer(
     check_schedule(config.training)
     check_bounds(config)
     check_stop_at(config.training.stop_at, [f"reward/{name}" for name in ("mean", "std", "max", *_terms(config))])
+    check_curriculum(config.training.curriculum, ["reward", *_terms(config)])
     if accelerator is None:
         accelerator = _accelerator(config.training)
     whole = _verified(config.training, resume, accelerator)

@@ -53,6 +53,8 @@ def resume_from(run: RunContext, checkpoint: WholeCheckpoint, training: Training
     run.state = load_checkpoint(training, checkpoint)
     if training.replay is not None and not checkpoints.has_replay(path):
         run.display.say(f"{path} has no {checkpoints.REPLAY}: the replay begins empty")
+    if training.curriculum is not None and len(training.curriculum) == 0:
+        run.display.say(f"{path} has no prompts for the curriculum: it begins empty")
     run.display.say(f"resumed from {path} at step {run.state.step}")
 
 

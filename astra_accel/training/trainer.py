@@ -19,6 +19,7 @@ from astra_accel.distributed.engine import check_saving, make_engine
 from astra_accel.distributed.step_module import StepModule
 from astra_accel.errors import EXIT_CODE, Interrupted, Preempted
 from astra_accel.experience.collect import Harness
+from astra_accel.experience.curriculum import Curriculum
 from astra_accel.experience.loader import Experience, ExperienceLoader
 from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.experience.replay import Replay
@@ -113,6 +114,7 @@ class AccelTrainer:
             seed=config.seed,
             accelerator=self.accelerator,
             replay=Replay.from_configuration(config, algorithm, self.evaluator),
+            curriculum=Curriculum.from_configuration(config, sampler),
         )
         optimizer = build_optimizer(config, sampler.system.parameters())
         self.learning_rate = LearningRate(config, optimizer)
@@ -379,16 +381,9 @@ class AccelTrainer:
 
     def saved_parts(self) -> Training:
         """The parts that a checkpoint saves."""
+        progress = self.engine, self.learning_rate, self.state, self.config_yaml
         harness = self.harness
-        return Training(
-            self.engine,
-            self.learning_rate,
-            self.state,
-            self.config_yaml,
-            harness.sampler.system,
-            self.prompts,
-            harness.replay,
-        )
+        return Training(*progress, harness.sampler.system, self.prompts, harness.replay, harness.curriculum)
 
 
 Trainer = AccelTrainer

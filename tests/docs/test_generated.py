@@ -57,7 +57,7 @@ def test_every_field_is_in_the_reference_of_the_configuration(hooks: ModuleType)
     there_are = paths(json.loads(RunConfiguration().model_dump_json()))
 
     # Sections that are null by default have the anchors of their fields.
-    sections = ["training.replay", "baseline", "rollout.few_shot", "evaluation.benign", "budget"]
+    sections = ["training.replay", "training.curriculum", "baseline", "rollout.few_shot", "evaluation.benign", "budget"]
     assert [path for path in there_are if path not in anchors] == sections
     assert {"training.replay.size", "baseline.path", "rollout.few_shot.examples", "budget.requests"} <= anchors
     assert all(len(line) == 4 and all(line) for line in rows(text))

@@ -1,4 +1,4 @@
-"""With a replay and with examples too, a run is the same on any number of processes, resumed, packed and plain."""
+"""With a replay, a curriculum and examples too, a run is the same on any number of processes, and resumed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ PRIORITIES = ("return", "recency", "uniform")
 TINY = (
     *("--training.save_steps", "3", "--training.eval_steps", "null"),
     *("--training.replay.size", "10", "--training.replay.share", "0.6", "--training.replay.max_draws", "2"),
+    *("--training.curriculum.share", "0.4", "--training.curriculum.figure", "naturalness"),
     # Shown in the first four steps of six: a run that continues from the third shows them once more.
     *("--rollout.few_shot", '{"examples": ["No.", "Why me?", "Go away!"], "number": 2, "steps": 4}'),
 )
@@ -96,9 +97,11 @@ def test_a_resumed_run_of_language_models_ends_with_the_same_bits(name: str, tmp
     assert largest_difference(checkpoint_weights(whole, 6), checkpoint_weights(again, 6)) == 0
     assert timeless(again) == [line for line in timeless(whole) if line["step"] > 3]
     assert rollouts(again) == rollouts(whole)[3:]
-    files = [run / "checkpoints" / "step-000006" / "replay.jsonl" for run in (whole, again)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    for name in ("replay.jsonl", "curriculum.json"):
+        files = [run / "checkpoints" / "step-000006" / name for run in (whole, again)]
+        assert files[0].read_bytes() == files[1].read_bytes()
     last = metrics(whole)[-1]
+    assert last["curriculum/repeated"] > 0
     assert last["replay/size"] == 10
     assert last["replay/drawn"] > 0
     assert last["replay/age"] > 0

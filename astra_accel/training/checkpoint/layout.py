@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from astra_accel.distributed.engine import Engine
+from astra_accel.experience.curriculum import Curriculum
 from astra_accel.experience.replay import Replay
 from astra_accel.files.atomic import sync
 from astra_accel.files.folders import remove
@@ -27,12 +28,13 @@ from astra_accel.training.optim import LearningRate
 from astra_accel.training.prompt_digests import Digests
 
 FORMAT = 1
-MANIFEST, WEIGHTS, OPTIMIZER, ROLLOUT_STATE, REPLAY, STATE, CONFIG, PROMPTS = (
+MANIFEST, WEIGHTS, OPTIMIZER, ROLLOUT_STATE, REPLAY, CURRICULUM, STATE, CONFIG, PROMPTS = (
     "manifest.json",
     "trained.safetensors",
     "optimizer.pt",
     "rollout_state.pt",
     "replay.jsonl",
+    "curriculum.json",
     "trainer_state.json",
     "config.yaml",
     "prompts.json",
@@ -90,7 +92,7 @@ class Training:
     """The parts that a checkpoint saves.
 
     Besides weights and progress: what the system's rollouts depend on besides the weights, if it has such a state;
-    which prompts there are; and the examples of a replay, if there is one.
+    which prompts there are; and the examples of a replay and the prompts of a curriculum, if there is one.
     """
 
     engine: Engine
@@ -100,6 +102,7 @@ class Training:
     system: Any = None
     prompts: Digests = field(default_factory=dict)
     replay: Replay | None = None
+    curriculum: Curriculum | None = None
 
 
 def checkpoint_name(step: int) -> str:

@@ -14,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from astra_accel.core.optional import HasRolloutState, offers
 from astra_accel.distributed.engine import Engine
+from astra_accel.experience.curriculum import Curriculum
 from astra_accel.experience.replay import Replay
 from astra_accel.training.checkpoint.layout import (
+    CURRICULUM,
     OPTIMIZER,
     REPLAY,
     ROLLOUT_STATE,
@@ -32,7 +34,7 @@ from astra_accel.training.checkpoint.verify import WholeCheckpoint, whole
 
 
 def load_checkpoint(training: Training, checkpoint: Path | WholeCheckpoint) -> TrainerState:
-    """Restore weights, optimizer, schedule, what rollouts depend on, the replay and random states.
+    """Restore weights, optimizer, schedule, what rollouts depend on, replay, curriculum and random states.
 
     Args:
         training: what to restore.
@@ -62,7 +64,9 @@ def load_checkpoint(training: Training, checkpoint: Path | WholeCheckpoint) -> T
     if offers(training.system, HasRolloutState) and (path / ROLLOUT_STATE).exists():
         training.system.load_rollout_state(torch.load(path / ROLLOUT_STATE, map_location="cpu", weights_only=True))
     if training.replay is not None and has_replay(path):
-        _load_replay(training.replay, path / REPLAY)
+        _load_kept(training.replay, path / REPLAY)
+    if training.curriculum is not None and (path / CURRICULUM).is_file():
+        _load_kept(training.curriculum, path / CURRICULUM)
     own_states = path / random_file(engine.accelerator.process_index)
     if own_states.exists():  # A run resumed with more processes has none for the new ones.
         _restore_random_states(torch.load(own_states, weights_only=True))
@@ -97,9 +101,9 @@ def load_weights(engine: Engine, checkpoint: Path | WholeCheckpoint) -> None:
         engine.load_trained_state((name, saved[name].get_tensor(name)) for name in own)
 
 
-def _load_replay(replay: Replay, file: Path) -> None:
+def _load_kept(kept: Replay | Curriculum, file: Path) -> None:
     try:
-        replay.load(file.read_text(encoding="utf-8"))
+        kept.load(file.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} can't be read: {error}") from error
 

@@ -33,6 +33,7 @@ from astra_accel.files.atomic import sha256, sync
 from astra_accel.files.run_lock import LockLostError
 from astra_accel.training.checkpoint.layout import (
     CONFIG,
+    CURRICULUM,
     FORMAT,
     MANIFEST,
     OPTIMIZER,
@@ -276,6 +277,7 @@ def _main_files(training: Training, optimizer_state: Mapping[int, Any]) -> Snaps
         OPTIMIZER: {"optimizer": optimizer, **small},
         **({ROLLOUT_STATE: rollout_state} if rollout_state else {}),
         **({REPLAY: training.replay.dump()} if training.replay is not None else {}),
+        **({CURRICULUM: training.curriculum.dump()} if training.curriculum is not None else {}),
         STATE: training.state.as_json(),
         CONFIG: training.config_yaml,
         **({PROMPTS: json.dumps(training.prompts, indent=2) + "\n"} if training.prompts else {}),

@@ -38,7 +38,7 @@ def test_the_usual_file_sets_the_usual_fields_and_the_full_one_all(tmp_path):
 
     assert list(fields_of(usual)) == list(USUAL)
     # A baseline, a replay or examples that are none are written out in comments alone.
-    none = ("baseline", "training.replay", "rollout.few_shot", "evaluation.benign", "budget")
+    none = ("baseline", "training.replay", "training.curriculum", "rollout.few_shot", "evaluation.benign", "budget")
     assert set(fields_of(full)) == {name for name in every if name.rpartition(".")[0] not in none} | set(none)
 
 
