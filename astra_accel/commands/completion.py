@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from astra_accel.commands.help import add_command
-from astra_accel.launch_configs import accelerate_configs
+from astra_accel.launching import accelerate_configs
 from astra_accel.paths import user_path
 
 SHELLS = ("bash", "zsh", "fish")

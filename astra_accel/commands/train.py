@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from astra_accel.commands.help import add_command
-from astra_accel.commands.launching import add_accelerate_config, start
+from astra_accel.launching import add_accelerate_config, start
 from astra_accel.paths import expanded
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from astra_accel.config.endpoints import BudgetConfiguration, PriceConfiguration, TargetConfiguration
+from astra_accel.config.fields import section_of
 from astra_accel.config.models import ComputeConfiguration, LoRAConfiguration, ModelConfiguration, Quantization
 from astra_accel.config.rollout import (
     AlgorithmConfiguration,
@@ -16,7 +17,7 @@ from astra_accel.config.rollout import (
     SamplingConfiguration,
     ScorerConfiguration,
 )
-from astra_accel.config.run import RunConfiguration, section_of
+from astra_accel.config.run import RunConfiguration
 from astra_accel.config.section import Named, Section
 from astra_accel.config.training import (
     AUTO,

@@ -7,8 +7,15 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from astra_accel.config.run import section_of
 from astra_accel.config.section import Named
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, where it holds one (or none)."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and get_origin(annotation) is not dict:
+            return kind
+    return None
 
 
 def choices_of(model: type[BaseModel], name: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from astra_accel.config.endpoints import BudgetConfiguration, TargetConfiguration
+from astra_accel.config.fields import section_of
 from astra_accel.config.models import ComputeConfiguration, LoRAConfiguration, ModelConfiguration
 from astra_accel.config.rollout import (
     AlgorithmConfiguration,
@@ -171,14 +172,6 @@ def may_be_empty(names: Sequence[str]) -> bool:
         if place == len(names) - 1:
             return model is None and field.default is None
     return False
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, where it holds one (or none)."""
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and get_origin(annotation) is not dict:
-            return kind
-    return None
 
 
 def _check_mappings(overrides: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from astra_accel.distributed.op_builds import BuildLock, find_locks
 from astra_accel.doctor.launches import Launch, look_at_launch
 from astra_accel.doctor.machine import Machine, look_at_machine
 from astra_accel.doctor.packages import FOR_DEVELOPERS, Package, find_package, pip_line, requirements
-from astra_accel.launch_configs import accelerate_configs
+from astra_accel.launching import accelerate_configs
 
 if TYPE_CHECKING:
     from astra_accel.doctor.configuration import Check

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from astra_accel.config import RunConfiguration
 from astra_accel.distributed.collectives import gather_results
-from astra_accel.models.roles import RoleFiles, auto_dtype
+from astra_accel.models.loading.precision import auto_dtype
+from astra_accel.models.roles import RoleFiles
 
 logger = logging.getLogger(__name__)
 

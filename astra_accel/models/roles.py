@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from astra_accel.models.loading.adapter_files import check_adapter_files
 from astra_accel.models.loading.adapter_targets import new_adapter_config
 from astra_accel.models.loading.embedding_rows import configured_rows, embedding_rows
 from astra_accel.models.loading.model_files import ModelFiles, check_lora_targets, find_model, same_tokenizer
-from astra_accel.models.loading.precision import computes_in_bf16, is_wide
+from astra_accel.models.loading.precision import with_dtypes
 from astra_accel.models.loading.quantization import check_device, check_quantization
 from astra_accel.models.loading.saved_adapters import load_adapter, peft_asks_by_old_names, share_a_base
 from astra_accel.models.loading.text_forward import freeze_unreached
@@ -180,36 +180,6 @@ def _check_ends(tester: ModelFiles, baseline: ModelFiles) -> None:
         )
 
 
-def auto_dtype(files: RoleFiles, device: torch.device | str) -> str:
-    """The type that ``compute.dtype: auto`` stands for: "bfloat16" or "float32", or "auto" for each checkpoint's own.
-
-    It is bfloat16 on a CPU that computes in bfloat16, unless that gains nothing: a model is narrow, or has 4-bit
-    weights, which are computed in float32 there.
-    """
-    if torch.device(device).type != "cpu":
-        return "auto"
-    models = [(getattr(files, role).config, model) for role, model in files.configurations.items()]
-    gains = all(is_wide(config) and model.quantization is None for config, model in models)
-    return "bfloat16" if gains and computes_in_bf16() else "float32"
-
-
-def _dtypes(files: RoleFiles, device: torch.device | str, compute: ComputeConfiguration) -> RoleFiles:
-    """The same files with a type for each role that left it open; "auto" is the checkpoint's own."""
-    default = auto_dtype(files, device) if compute.dtype == "auto" else compute.dtype
-    tester = files.configurations["tester"]
-    dtypes = dict.fromkeys(files.configurations, default)
-    if files.lora is None and tester.adapter is None:
-        # An optimizer's steps get lost in 16 bits, and a tester is compared with its baseline token by token.
-        dtypes["tester"] = "float32"
-        if torch.device(device).type == "cpu":
-            dtypes["baseline"] = "float32"
-    configurations = {
-        role: model.model_copy(update={"dtype": dtypes[role]}) if model.dtype == "auto" else model
-        for role, model in files.configurations.items()
-    }
-    return replace(files, configurations=configurations)
-
-
 def load_roles(
     files: RoleFiles,
     device: torch.device | str,
@@ -220,7 +190,7 @@ def load_roles(
     Raises:
         ValueError: a model is to be quantised but the device can't compute with it, or a model lacks weights.
     """
-    files = _dtypes(files, device, compute)
+    files = with_dtypes(files, device, compute)
     for role, model in files.configurations.items():
         check_device(model.quantization, role, device)
     tester = files.configurations["tester"]

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from astra_accel.config import RunConfiguration
 from astra_accel.jobs.train import build_trainer
-from astra_accel.models import roles
+from astra_accel.models.loading import precision
 from astra_accel.models.loading.tiny import build_tiny
 from tests.helpers.documents import ROOT
 from tests.helpers.plain import reset_accelerate
@@ -40,12 +40,12 @@ def _train(model: Path, folder: Path, computes: list[bool], steps: int, resume: 
     values["tester"]["path"] = values["target"]["path"] = str(model)
     values["training"] |= {"output_dir": str(folder), "training_steps": steps, "save_steps": 1}
     rank = int(os.environ["RANK"])
-    before, roles.computes_in_bf16 = roles.computes_in_bf16, lambda: computes[rank]
+    before, precision.computes_in_bf16 = precision.computes_in_bf16, lambda: computes[rank]
     try:
         trainer, _ = build_trainer(RunConfiguration(**values), resume)
         trainer.train(resume)
     finally:
-        roles.computes_in_bf16 = before
+        precision.computes_in_bf16 = before
     return str(trainer.harness.sampler.system.roles.target.model.dtype)
 
 

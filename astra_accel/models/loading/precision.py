@@ -1,9 +1,17 @@
-"""Where bfloat16 is faster than float32."""
+"""The type that models load in: bfloat16 where it is faster than float32."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from transformers import PreTrainedConfig
+
+from astra_accel.config import ComputeConfiguration
+
+if TYPE_CHECKING:
+    from astra_accel.models.roles import RoleFiles
 
 MIN_WIDTH = 128
 """bfloat16 makes narrower models no faster. On an AMD EPYC with AVX512-BF16, products of 8 to 64 rows with a matrix of
@@ -20,3 +28,33 @@ def computes_in_bf16() -> bool:
 def is_wide(config: PreTrainedConfig) -> bool:
     """Whether a model's products are large enough for bfloat16 to be faster."""
     return (getattr(config.get_text_config(), "hidden_size", None) or 0) >= MIN_WIDTH
+
+
+def auto_dtype(files: RoleFiles, device: torch.device | str) -> str:
+    """The type that ``compute.dtype: auto`` stands for: "bfloat16" or "float32", or "auto" for each checkpoint's own.
+
+    It is bfloat16 on a CPU that computes in bfloat16, unless that gains nothing: a model is narrow, or has 4-bit
+    weights, which are computed in float32 there.
+    """
+    if torch.device(device).type != "cpu":
+        return "auto"
+    models = [(getattr(files, role).config, model) for role, model in files.configurations.items()]
+    gains = all(is_wide(config) and model.quantization is None for config, model in models)
+    return "bfloat16" if gains and computes_in_bf16() else "float32"
+
+
+def with_dtypes(files: RoleFiles, device: torch.device | str, compute: ComputeConfiguration) -> RoleFiles:
+    """The same files with a type for each role that left it open; "auto" is the checkpoint's own."""
+    default = auto_dtype(files, device) if compute.dtype == "auto" else compute.dtype
+    tester = files.configurations["tester"]
+    dtypes = dict.fromkeys(files.configurations, default)
+    if files.lora is None and tester.adapter is None:
+        # An optimizer's steps get lost in 16 bits, and a tester is compared with its baseline token by token.
+        dtypes["tester"] = "float32"
+        if torch.device(device).type == "cpu":
+            dtypes["baseline"] = "float32"
+    configurations = {
+        role: model.model_copy(update={"dtype": dtypes[role]}) if model.dtype == "auto" else model
+        for role, model in files.configurations.items()
+    }
+    return replace(files, configurations=configurations)

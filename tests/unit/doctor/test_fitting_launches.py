@@ -4,7 +4,7 @@ import yaml
 from astra_accel.doctor import launches
 from astra_accel.doctor.launches import look_at_launch, reasons_against
 from astra_accel.doctor.machine import Device, Machine, look_at_machine
-from astra_accel.launch_configs import accelerate_configs
+from astra_accel.launching import accelerate_configs
 
 
 def machine(num_gpus=0, cores=4, bf16=True):

@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 from astra_accel.config import LoRAConfiguration, ModelConfiguration, RunConfiguration
 from astra_accel.jobs import dtypes
 from astra_accel.models import roles
+from astra_accel.models.loading import precision
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def processors(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     def gather(accelerator: Any, ask: Any) -> list[Any]:
         found = []
         for computes in every:
-            monkeypatch.setattr(roles, "computes_in_bf16", lambda computes=computes: computes)
+            monkeypatch.setattr(precision, "computes_in_bf16", lambda computes=computes: computes)
             found.append(ask())
         return found
 
@@ -41,7 +42,9 @@ def settled(config: RunConfiguration, *, device: str = "cpu", before: Any = None
     written = dtypes.settle_dtype(config, files, accelerator, before)
     # Whoever reads the file gets the same, whatever the processor.
     kept = RunConfiguration.model_validate(written.model_dump(mode="json"))
-    return {role: model.dtype for role, model in roles._dtypes(files, device, kept.compute).configurations.items()}
+    return {
+        role: model.dtype for role, model in precision.with_dtypes(files, device, kept.compute).configurations.items()
+    }
 
 
 def alike(dtype: str) -> dict[str, str]:
