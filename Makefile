@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# vLLM needs an environment of its own.
+VLLM_READY := .venv-vllm/.ready
 # Two at a time, as on a machine of two cores: many tests start two processes of their own.
 WORKERS ?= --numprocesses 2 --dist worksteal
 # The demo's evaluations, whatever it is trained on.
@@ -28,7 +30,7 @@ test: $(READY)  ## The tests of every change
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 	@$(TELL_BROWSER)
 
-test-all: $(READY)  ## All tests, the long ones too
+test-all: $(READY) $(VLLM_READY)  ## All tests, the long ones too
 	$(BIN)/python -m pytest $(WORKERS)
 	@$(TELL_BROWSER)
 
@@ -55,5 +57,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
+$(VLLM_READY): tests/vllm_requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	touch $(VLLM_READY)
+
 clean:  ## Remove the environment and caches (runs stay)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache

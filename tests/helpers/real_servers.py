@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,11 @@ import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, dequantize
 
 from astra_accel.models.loading import embedded
+from tests.helpers.documents import ROOT
 from tests.helpers.processes import free_port
+
+PATIENCE = 300
+"""Seconds in which a server has to answer, on a busy machine too."""
 
 START = """
 import sys, time, xllamacpp
@@ -72,13 +76,34 @@ def transformers_server(model: Path) -> Iterator[str]:
         yield address
 
 
+VLLM = ROOT / ".venv-vllm" / "bin" / "python"
+"""The environment that ``make test-all`` sets up."""
+VLLM_OPTIONS = "--dtype float32 --enforce-eager --max-model-len 1024 --max-num-seqs 64 --block-size 32 \
+--max-num-batched-tokens 8192 --no-enable-chunked-prefill --distributed-executor-backend uni"
+"""Without ``--no-enable-chunked-prefill`` a request with a seed fails on a CPU (0.32)."""
+VLLM_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
+
+
 @contextmanager
-def _running(command: list[str], port: int, seconds: float = 180) -> Iterator[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def vllm_server(model: Path) -> Iterator[str]:
+    """The address of vLLM's server on a CPU with a model's folder, once it answers."""
+    port = free_port()
+    command = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1"]
+    with _running([*command, "--port", str(port), *VLLM_OPTIONS.split()], port, VLLM_ENVIRONMENT) as address:
+        yield address
+
+
+@contextmanager
+def _running(command: list[str], port: int, further: Mapping[str, str] | None = None) -> Iterator[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(further or {})}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=environment, **quiet) as process:
         try:
-            end = time.monotonic() + seconds
+            end = time.monotonic() + PATIENCE
             while not _answers(f"http://127.0.0.1:{port}/health"):
                 assert process.poll() is None, "the server ended"
                 assert time.monotonic() < end, "the server does not answer"
