@@ -4,14 +4,21 @@
 
 Every side continues the same prompts by exactly as many tokens, drawn at temperature 1 from the whole distribution, in
 the same dtype. Ours: the roles of a system, within a rollout, as rollouts call them. Theirs: ``generate`` of models
-that were loaded by themselves, all prompts in one batch, padded on the left, the adapter by PEFT; and
-``generate_batch``, its continuous batching, of the base model, where it runs on this machine. Adapters have weights
-that are not 0.
+that were loaded by themselves, all prompts in one batch, padded on the left, the adapter by PEFT; ``generate_batch``,
+its continuous batching, of the base model, where it runs on this machine; and vLLM, compiled, if it is in
+``.venv-vllm``, where ``make test-all`` puts it. It remembers no prompts from one time to the next. Adapters have
+weights that are not 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,12 +32,18 @@ from astra_accel.config import LoRAConfiguration, SamplingConfiguration
 Ids = tuple[int, ...]
 Work = Callable[[], Any]
 PAGE = 64
-OURS, THEIRS, BATCHED = "ours", "transformers generate", "transformers generate_batch"
+OURS, THEIRS, BATCHED, VLLM = "ours", "transformers generate", "transformers generate_batch", "vllm"
+VLLM_PYTHON = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print and write the ratios."""
-    options = parse(__doc__, arguments, episodes=64)
+    options = parse(__doc__, arguments, {"eager": "vLLM without compilation"}, episodes=64)
+    with ExitStack() as processes:
+        return _measure(options, processes)
+
+
+def _measure(options: Any, processes: ExitStack) -> dict[str, Any]:
     system = build_system(options)
     _fill_adapter(system.tester)
     contexts = [system.views.tester.own_turn(system.start(text), options.tokens) for text in first_prompts(options)]
@@ -38,24 +51,30 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     config = _everything(base, options.tokens)
     works = {f"{OURS}, base": _ours(system, "target", contexts, options.tokens)}
     works[f"{THEIRS}, base"] = lambda: _theirs(base, contexts, config)
-    left_out = ""
+    left_out: dict[str, str] = {}
     try:
         _batched(base, contexts[:2], config)
         works[f"{BATCHED}, base"] = lambda: _batched(base, contexts, config)
     except Exception as error:  # whatever a version or a machine lacks
-        left_out = f"{type(error).__name__}: {str(error)[:120]}"
+        left_out[BATCHED] = f"{type(error).__name__}: {str(error)[:120]}"
+    source = Path(system.roles.tester.files.source)
+    if not (VLLM_PYTHON.exists() and source.is_dir()):
+        left_out[VLLM] = f"there is no {VLLM_PYTHON.parents[1].name}, or {source} is no folder"
+    else:
+        works[f"{VLLM}, base"] = processes.enter_context(_vllm(options, source, contexts))
     if not options.full:
         tester = _with_adapter(system.roles.tester.files.load(getattr(torch, options.dtype)).to(device()))
         works[f"{OURS}, LoRA"] = _ours(system, "tester", contexts, options.tokens)
         works[f"{THEIRS}, LoRA"] = lambda: _theirs(tester, contexts, config)
+        if VLLM not in left_out:
+            works[f"{VLLM}, LoRA"] = processes.enter_context(_vllm(options, source, contexts, tester))
     for work in works.values():
         work()  # warm
     measured = interleaved({name: seconds(work) for name, work in works.items()}, options.repeats)
     took = medians(measured)
     num_tokens = len(contexts) * options.tokens
     figures: dict[str, Any] = {f"tokens a second, {name}": num_tokens / value for name, value in took.items()}
-    if left_out:
-        figures[f"{BATCHED} does not run here"] = left_out
+    figures |= {f"{side} does not run here": why for side, why in left_out.items()}
     sides = [name.rpartition(", ") for name in works if not name.startswith(OURS)]
     ratios = {f"{side} / ours, {kind}": took[f"{side}, {kind}"] / took[f"{OURS}, {kind}"] for side, _, kind in sides}
     return report("decode", options, measured, ratios, figures=figures)
@@ -95,6 +114,51 @@ def _batched(model: Any, contexts: Sequence[Ids], config: GenerationConfig) -> N
         [list(ids) for ids in contexts], generation_config=config, continuous_batching_config=pages
     )
     _check([output.generated_tokens for output in found.values()], config.max_new_tokens)
+
+
+@contextmanager
+def _vllm(options: Any, source: Path, contexts: Sequence[Ids], adapted: Any = None) -> Iterator[Work]:
+    """vLLM in a process of its own; with an adapter, if there is a PEFT model that has one."""
+    with TemporaryDirectory() as folder, ExitStack() as ended:
+        if adapted is not None:
+            adapted.save_pretrained(folder)
+        settings = {
+            "model": str(source),
+            "contexts": contexts,
+            "tokens": options.tokens,
+            "dtype": options.dtype,
+            "adapter": None if adapted is None else folder,
+            "rank": max(8, LoRAConfiguration().r),
+            "eager": options.eager,
+        }
+        # Its own binding of threads would take cores that ours have.
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        }
+        command = [str(VLLM_PYTHON), str(Path(__file__).with_name("vllm_run.py"))]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+        process = ended.enter_context(subprocess.Popen(command, **pipes))
+        ended.callback(process.kill)
+
+        def ask(line: str) -> str:
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+            answer = process.stdout.readline().strip()
+            if not answer:
+                raise RuntimeError("vLLM ended; its output above says why")
+            return answer
+
+        def work() -> None:
+            if (lengths := ask("again")) != f"[{options.tokens}]":
+                raise RuntimeError(f"continuations have {lengths} tokens, expected {options.tokens} each")
+
+        ask(json.dumps(settings))
+        yield work
 
 
 def _check(rows: Sequence[Sequence[int]], num_tokens: int) -> None:
