@@ -83,5 +83,6 @@ class ComputeConfiguration(Section):
     """Distinct tokens that an update reads at once. Larger batches are computed in parts, which bounds memory."""
     activation_checkpointing: bool = False
     """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third slower."""
-    merge_adapter: bool = True
-    """Merge the tester's adapter into a copy of its float32 weights for rollouts: faster, more memory."""
+    merge_adapter: bool | None = None
+    """Merge the tester's adapter into a copy of its weights for rollouts: faster, more memory. None: into float32
+    weights, and on CPUs into those in bfloat16; a GPU may have no room for a copy of a large model."""

@@ -215,10 +215,16 @@ def load_roles(
     return Roles(
         tester=LanguageModel(base.model, files.tester, compute=compute, num_ids=num_ids),
         trained=base.model if trained_in_full else base.peft,
-        merges=compute.merge_adapter and not trained_in_full and can_merge(base.model, TESTER_ADAPTER),
+        merges=not trained_in_full and _wants_merging(base.model, compute) and can_merge(base.model, TESTER_ADAPTER),
         at_rest=base.at_rest,
         **frozen,
     )
+
+
+def _wants_merging(model: Any, compute: ComputeConfiguration) -> bool:
+    if compute.merge_adapter is not None:
+        return compute.merge_adapter
+    return model.dtype == torch.float32 or model.device.type == "cpu"
 
 
 def check_packing(roles: Roles, compute: ComputeConfiguration) -> None:

@@ -3,7 +3,8 @@
 BLAS libraries are optimised for products of two large matrices. If one has few rows, like the tokens of a decoding
 step, the usual ``x W^T`` runs far below the machine's rate on a CPU. ``W x^T`` computes the same sums with the large
 matrix on the left, in its memory order. On two cores of an AMD EPYC it took four fifths of the time in SmolLM2-135M's
-layers and half to two thirds of it in its output layer; other machines were not measured.
+layers and half to two thirds of it in its output layer, in float32; in bfloat16 all its products took nine tenths of
+the time for 32 to 128 rows. Other machines were not measured.
 """
 
 from __future__ import annotations
@@ -59,5 +60,4 @@ def _forward(layer: torch.nn.Linear, usual: Any, states: torch.Tensor) -> torch.
 
 
 def _plain(weight: torch.Tensor) -> bool:
-    # In 16 bits other libraries compute the product, each with its own way for few rows.
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from astra_accel.models.forward.prefix_tree import Ids
 from astra_accel.models.language_model import LanguageModel
 from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from astra_accel.models.logprobs import pad_logprobs, sequence_logprobs
-from astra_accel.models.roles import Roles, find_roles, load_roles
+from astra_accel.models.roles import Roles, _wants_merging, find_roles, load_roles
 
 CONTEXTS = [(1, 2, 3), (9,), (30, 20, 10, 5, 60)]
 CONTINUATIONS = [(7, 8), (11, 12, 13, 14), (100,)]
@@ -378,6 +379,22 @@ def test_a_rollout_speaks_with_the_weights_as_they_are_and_leaves_them_alone(tmp
         assert after[:2] == before[:2]
         assert all(torch.equal(after[2][name], value) for name, value in before[2].items())
         assert all(torch.equal(score(role), values) for role, values in zip(every, scores, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("choice", "dtype", "device", "wanted"),
+    [
+        (None, torch.float32, "cpu", True),
+        (None, torch.bfloat16, "cpu", True),
+        (None, torch.float32, "cuda", True),
+        (None, torch.bfloat16, "cuda", False),
+        (True, torch.bfloat16, "cuda", True),
+        (False, torch.float32, "cpu", False),
+    ],
+)
+def test_a_copy_of_large_weights_on_a_gpu_is_made_only_if_asked_for(choice, dtype, device, wanted):
+    model = SimpleNamespace(dtype=dtype, device=torch.device(device))
+    assert _wants_merging(model, ComputeConfiguration(merge_adapter=choice)) == wanted
 
 
 @contextmanager

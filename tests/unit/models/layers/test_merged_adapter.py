@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from astra_accel.models.layers.merged_adapter import can_merge, merged_adapter
+from astra_accel.models.layers.merged_adapter import _sum, can_merge, merged_adapter
 from tests.helpers.architectures import build
 from tests.helpers.special_models import build_special
 
@@ -60,6 +60,49 @@ def test_merged_the_model_says_the_same(architecture):
         assert torch.equal(logits(model), expected)
     with model.disable_adapter():
         assert (logits(model) - expected).abs().max() > 0.1
+
+
+def test_in_bfloat16_a_quarter_of_a_step_moves_a_quarter_of_the_weights():
+    """From 1 to 2 the numbers of bfloat16 are 1 / 128 apart."""
+    weight = torch.ones(100, 200, dtype=torch.bfloat16)
+    for share in (0.01, 0.25, 0.5, 0.99):
+        total = _sum(weight, torch.full(weight.shape, share / 128))
+        assert set(total.flatten().tolist()) == {1.0, 1 + 1 / 128}
+        assert float((total > 1).float().mean()) == pytest.approx(share, abs=1e-3)
+
+
+def test_in_bfloat16_sums_are_right_on_average_and_within_a_step():
+    """Of 200,000 evenly spread errors below a step of 2**-7 the mean is far below 1e-4 of a weight."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(400, 500, generator=generator).bfloat16()
+    change = torch.randn(400, 500, generator=generator) * 1e-4
+    error = (_sum(weight, change).double() - (weight.double() + change.double())) / (weight.double().abs() + 1e-3)
+    assert float(error.abs().max()) <= 2**-7
+    assert abs(float(error.mean())) < 1e-5
+    rounded = (weight.float() + change).bfloat16().double() - weight.double()
+    kept = (_sum(weight, change).double() - weight.double() - change).mul(change).sum() / change.square().sum()
+    assert abs(float(kept)) < 0.05
+    assert float(rounded.mul(change).sum() / change.square().sum()) < 0.9  # the nearest numbers lose some of it
+
+
+def test_a_change_of_zero_changes_nothing():
+    weight = torch.randn(30, 40).bfloat16()
+    assert torch.equal(_sum(weight, torch.zeros(30, 40)), weight)
+
+
+@torch.no_grad()
+def test_in_bfloat16_the_model_says_the_same_as_beside_its_weights():
+    """The adapter moves log-probs by about 1."""
+    model = adapted()
+    exact = logits(model).log_softmax(-1)
+    with model.disable_adapter():
+        without = logits(model).log_softmax(-1)
+    model.to(torch.bfloat16)
+    beside = logits(model).float().log_softmax(-1)
+    with merged_adapter(model, "default")():
+        merged = logits(model).float().log_softmax(-1)
+    off = [float((found - exact).square().mean().sqrt()) for found in (beside, merged, without)]
+    assert off[1] < 1.5 * off[0] < 0.1 * off[2]
 
 
 def test_an_error_within_leaves_everything_as_it_was():
@@ -170,7 +213,7 @@ NOT_MERGED = {
     "no adapter at all": lambda: build("llama"),
     "bias": lambda: adapted("qwen2", target_modules=["q_proj"], lora_bias=True),
     "DoRA": lambda: adapted(use_dora=True),
-    "16 bits": lambda: adapted().to(torch.bfloat16),
+    "float16": lambda: adapted().to(torch.float16),
     "quantised": quantised,
     "embeddings": lambda: adapted("qwen2", target_modules=["embed_tokens", "q_proj"]),
     "merged already": merged_already,

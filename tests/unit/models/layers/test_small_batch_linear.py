@@ -49,7 +49,13 @@ def test_every_layer_has_its_own_forward_again_also_after_an_error():
     assert [dict(vars(layer)) for layer in layers] == before
 
 
-def test_layers_of_16_bits_are_left_alone():
-    layers = model(dtype=torch.bfloat16)
+@torch.no_grad()
+def test_layers_in_bfloat16_too_and_those_of_other_types_are_left_alone():
+    layers, states = model(dtype=torch.bfloat16), torch.randn(5, 12).bfloat16()
+    expected = layers(states)
+    with for_few_rows(layers):
+        assert all("forward" in vars(layer) for layer in layers)
+        torch.testing.assert_close(layers(states), expected, atol=2e-2, rtol=2e-2)
+    layers = model(dtype=torch.float16)
     with for_few_rows(layers):
         assert all("forward" not in vars(layer) for layer in layers)
