@@ -44,12 +44,13 @@ class RowLayout:
         position_BT = lengths_B[:, None] + torch.minimum(step_T, counts_B[:, None] - 1)
         self.position_BT = sent(position_BT, device)
         self.input_ids = uploaded([[*row, *[0] * (longest - len(row))] for row in tokens], device)
-        self._parts: list[tuple[slice, _OwnTokens, _Prefixes]] = []
+        self._parts: list[tuple[slice, _OwnTokens, _Prefixes | None]] = []
         start = 0
         for rows in self._batches:
             own = slice(start, start + rows.num_active)
             start = own.stop
-            self._parts.append((own, _OwnTokens(rows, longest, device), _Prefixes(rows, self.position_BT[own])))
+            prefixes = _Prefixes(rows, self.position_BT[own]) if rows.prefixes.slots.num_slots > 0 else None
+            self._parts.append((own, _OwnTokens(rows, longest, device), prefixes))
 
     def finish(self) -> None:
         """Record that the rows have read their tokens."""
@@ -65,8 +66,11 @@ class RowLayout:
         outputs = []
         for own, own_tokens, prefixes in self._parts:
             own_tokens.write(layer, key_BHTD[own], value_BHTD[own])
-            parts = (each.attend(layer, query_BHTD[own], rule) for each in (own_tokens, prefixes))
-            outputs.append(merge_partial_attention(*parts).to(query_BHTD.dtype))
+            part = own_tokens.attend(layer, query_BHTD[own], rule)
+            output_BHTD = part.output_BHQD
+            if prefixes is not None:
+                output_BHTD = merge_partial_attention(part, prefixes.attend(layer, query_BHTD[own], rule))
+            outputs.append(output_BHTD.to(query_BHTD.dtype))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).transpose(1, 2)
 
 

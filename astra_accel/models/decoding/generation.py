@@ -91,8 +91,9 @@ def generate(
         for number, task in enumerate(tasks):
             if carried:
                 later = [ask for other in tasks[number + 1 :] if other.regime == task.regime for ask in other.requests]
-                generated, rows = _decode_carried(model, task, known.of_regime(task.regime), later)
-                read_now.setdefault(task.regime, []).extend(rows if memory is not None and remember else [])
+                kept = memory is not None and remember
+                generated, rows = _decode_carried(model, task, known.of_regime(task.regime), later, kept=kept)
+                read_now.setdefault(task.regime, []).extend(rows if kept else [])
             else:
                 generated = _decode_padded(model, task)
             plan.add(task, generated)
@@ -109,13 +110,19 @@ def _decode_padded(model: Any, task: Task) -> list[Generated]:
 
 
 def _decode_carried(
-    model: Any, task: Task, memory: PrefixCache, later: Sequence[PrefillRequest]
+    model: Any, task: Task, memory: PrefixCache, later: Sequence[PrefillRequest], *, kept: bool
 ) -> tuple[list[Generated], list[CachedRow]]:
-    """The result of each row, and the cache rows that hold it; ``later`` requests will be looked up in the memory."""
+    """The result of each row, and the cache rows that hold it, which may be kept.
+
+    ``later`` requests will be looked up in the memory.
+    """
     needed = {id(found.row.batch) for request in later if (found := match(request, memory)) is not None}
     release = [rows for rows in memory.batches() if id(rows) not in needed]
     num_new = task.sampling.max_new_tokens
     begun = plan_prefill(dict.fromkeys(task.requests), memory)
+    if not kept and _share_nothing(task.requests, begun):
+        # Attention to a prefix apart from the rest would be an operation more in each layer, and gain nothing.
+        begun = dict.fromkeys(begun, PrefillPlan(None, ()))
     groups = _batches_of(task.requests, begun, num_new, batch_price(model.device))
     in_batches = [{task.requests[row]: begun[task.requests[row]] for row in group} for group in groups]
     was_read = {
@@ -135,6 +142,12 @@ def _decode_carried(
     return generated, [row for rows in batches for row in rows.rows()]
 
 
+def _share_nothing(requests: Sequence[PrefillRequest], begun: Mapping[PrefillRequest, PrefillPlan]) -> bool:
+    """Whether each row is the only one with its prefix, and none was read before."""
+    prefixes = [begun[request].prefix for request in requests]
+    return len(set(prefixes)) == len(prefixes) and all(plan.match is None for plan in begun.values())
+
+
 def _batches_of(
     requests: Sequence[PrefillRequest], begun: Mapping[PrefillRequest, PrefillPlan], num_new: int, price: float
 ) -> list[list[int]]:
@@ -145,7 +158,8 @@ def _batches_of(
         num_new + len(request.context) - len(prefix) + PREFIX_PRICE * len(prefix) // num_rows[prefix]
         for request, prefix in zip(requests, prefixes, strict=True)
     ]
-    return cheapest_groups(lengths, prefixes, len(requests), price)
+    together = [prefix or request.context for request, prefix in zip(requests, prefixes, strict=True)]
+    return cheapest_groups(lengths, together, len(requests), price)
 
 
 def _forked(rows: Sequence[CachedRow], num_new: int) -> CacheBatch:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from astra_accel.config import SamplingConfiguration
-from astra_accel.models.decoding import generation
+from astra_accel.models.decoding import cached_attention, generation
 from astra_accel.models.decoding.generation import carries, generate
 from astra_accel.models.decoding.kv_cache import PrefixCache
 from astra_accel.models.decoding.prefill import ScoreRequest
@@ -219,6 +219,22 @@ def test_the_prompt_that_contexts_of_a_turn_share_is_held_once(model):
         assert said == ids_of(model, contexts, seeds_of(3), sampling, end_ids=())
         assert [rows.prefixes.ids for rows in memory.batches()] == [(prompt,)]
         contexts = [(*context, *ids) for context, ids in zip(contexts, said, strict=True)]
+
+
+@pytest.mark.parametrize(("numbers", "parts"), [([0, 1, 2, 3], 1), ([0, 0, 1, 2], 2)])
+def test_rows_of_a_last_turn_that_share_nothing_attend_once_a_layer(model, numbers, parts, monkeypatch):
+    """Those that may be continued, or share a prefix, attend to prefixes apart."""
+    different = contexts_of([12, 9, 10, 11])
+    contexts, sampling = [different[number] for number in numbers], SamplingConfiguration(max_new_tokens=5)
+    calls, attention = [], cached_attention.attention_part
+    monkeypatch.setattr(cached_attention, "attention_part", lambda *args: calls.append(1) or attention(*args))
+    memory, found = PrefixCache(), {}
+    for remember in (False, True):
+        calls.clear()
+        options = {"end_ids": (), "memory": memory, "remember": remember}
+        found[remember] = ids_of(model, contexts, seeds_of(4), sampling, **options)
+        assert len(calls) == 4 * model.config.num_hidden_layers * (2 if remember else parts)
+    assert found[False] == found[True]
 
 
 def test_memories_do_not_mix(model):
