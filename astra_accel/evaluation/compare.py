@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_accel.evaluation.figures.bootstrap import NUM_RESAMPLES, Statistic, finite_or_none, value_of
-from astra_accel.evaluation.figures.metrics import REWARD_SCORER, statistics_of
+from astra_accel.evaluation.figures.goals import BY_CATEGORY, SUCCESS, categories_of
+from astra_accel.evaluation.figures.metrics import RESPONSE_SCORE, REWARD_SCORER, statistics_of, success_rate
 from astra_accel.evaluation.figures.missing import LOWER, NUM_MISSING, UPPER, Incomplete, difference, estimates_of
 from astra_accel.evaluation.figures.nodes import Nodes
 from astra_accel.evaluation.figures.summary import text_diversity
@@ -42,7 +43,8 @@ def compare(
         with ``low`` and ``high`` unless it can't be resampled); ``differing``, what else differs between the two;
         ``trained``, whether ``first`` and ``second`` are of a trained tester (None: not recorded). If scores are
         missing, ``difference`` has ``lower`` and ``upper`` (of the worst cases for either tester), and ``missing``
-        gives for ``first`` and ``second`` their number (``num_missing``) and their ends.
+        gives for ``first`` and ``second`` their number (``num_missing``) and their ends. If prompts have categories,
+        ``by_category`` compares the attack success in each.
 
     Raises:
         FileNotFoundError: a folder holds no finished evaluation.
@@ -66,7 +68,9 @@ def compare(
     statistics = [statistics_of(of_one, threshold, scorers) for of_one in nodes]
     if figures is not None:
         statistics = [{name: of_one[name] for name in of_one if name in figures} for of_one in statistics]
-    counted = [text_diversity(of_one.probes) for of_one in nodes] if figures is None else [{}, {}]
+    whole = figures is None
+    counted = [text_diversity(of_one.probes) for of_one in nodes] if whole else [{}, {}]
+    categories = _by_category(nodes, threshold, num_resamples) if whole else []
     return {
         "first": str(folders[0].path),
         "second": str(folders[1].path),
@@ -75,6 +79,7 @@ def compare(
         "trained": dict(zip((FIRST, SECOND), map(is_trained, identities), strict=True)),
         "differing": differing(identities[0]["settings"], identities[1]["settings"]),
         "metrics": _resampled(statistics, len(seeds), num_resamples) | _counted(counted),
+        **({BY_CATEGORY: categories} if categories else {}),
     }
 
 
@@ -98,6 +103,15 @@ def _resampled(statistics: Sequence[Mapping[str, Statistic]], num_episodes: int,
         | _missing(first[name], second[name], num_episodes)
         for name in shared
     }
+
+
+def _by_category(nodes: Sequence[Nodes], threshold: float, num_resamples: int) -> list[dict[str, Any]]:
+    """Attack success in each category, which the prompts of both have alike."""
+    found = []
+    for first, second in zip(*map(categories_of, nodes), strict=True):
+        statistics = [{SUCCESS: success_rate(of_one.nodes, RESPONSE_SCORE, threshold)} for of_one in (first, second)]
+        found.append(first.counts | _resampled(statistics, first.num_prompts, num_resamples))
+    return found
 
 
 def _missing(first: Statistic, second: Statistic, num_episodes: int) -> dict[str, Any]:

@@ -92,14 +92,24 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
     table = Table("", "first", "second", "difference", "95% interval", title=title)
     of_kinds = [f"{category_column(*kind)}/{ANY_TURN}" for kind in categories(comparison["metrics"])]
     for name in headlines(comparison["metrics"]) + of_kinds:
-        figure = comparison["metrics"][name]
-        missing = figure.get("missing", {})
-        sides = [value_text({"value": figure[side], **_ends(missing.get(side, {}))}) for side in ("first", "second")]
-        difference = figure["difference"]
-        table.add_row(escape(name), *sides, value_text(difference), interval_of(difference))
+        table.add_row(escape(name), *_difference_texts(comparison["metrics"][name]))
     console.print(table)
+    if BY_CATEGORY in comparison:
+        title = "attack success by category of the prompts"
+        table = Table("category", "prompts", "first", "second", "difference", "95% interval", title=title)
+        for row in comparison[BY_CATEGORY]:
+            name = escape(category_name(row["category"]))
+            table.add_row(name, str(row["num_prompts"]), *_difference_texts(row[SUCCESS]))
+        console.print(table)
     if any("missing" in figure for figure in comparison["metrics"].values()):
         console.print(RANGE_NOTE, markup=False)
+
+
+def _difference_texts(figure: Mapping[str, Any]) -> list[str]:
+    """A figure of either evaluation, their difference and its interval."""
+    missing = figure.get("missing", {})
+    sides = [value_text({"value": figure[side], **_ends(missing.get(side, {}))}) for side in ("first", "second")]
+    return [*sides, value_text(figure["difference"]), interval_of(figure["difference"])]
 
 
 def _ends(missing: Mapping[str, Any]) -> dict[str, Any]:

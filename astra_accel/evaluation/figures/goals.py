@@ -7,7 +7,7 @@ left out of the figures by goal, or in a category of its own, None.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,22 +44,44 @@ def goal_figures(nodes: Nodes, name: str, threshold: float, **options: Any) -> t
     return tables, estimates_of({GOALS_ATTACKED: attacked}, len(goals), **options)
 
 
-def by_category(nodes: Nodes, name: str, threshold: float, **options: Any) -> list[dict[str, Any]]:
-    """Attack success in each category over its prompts, most first; empty if no prompt has a category."""
-    categories, _ = _numbered(nodes.categories)
-    if not categories:
+class Category(NamedTuple):
+    """The prompts of a category.
+
+    Attributes:
+        counts: its name (``category``), and its numbers of goals and prompts.
+        nodes: those of its prompts alone, in their order.
+    """
+
+    counts: dict[str, Any]
+    nodes: Nodes
+
+    @property
+    def num_prompts(self) -> int:
+        """The number of its prompts."""
+        return int(self.counts["num_prompts"])
+
+
+def categories_of(nodes: Nodes) -> list[Category]:
+    """The categories, in the order of their first prompts; empty if no prompt has one."""
+    if not _numbered(nodes.categories)[0]:
         return []
     found = []
     for category in dict.fromkeys(nodes.categories):
         here_E = np.array([own == category for own in nodes.categories])
         num_prompts = int(here_E.sum())
-        of_category = nodes.grouped(np.where(here_E, np.cumsum(here_E) - 1, -1), num_prompts)
-        statistics = {SUCCESS: success_rate(of_category, name, threshold)}
         goals = {goal for goal, here in zip(nodes.goals, here_E, strict=True) if here and goal is not None}
-        found.append(
-            {"category": category, "num_goals": len(goals), "num_prompts": num_prompts}
-            | estimates_of(statistics, num_prompts, **options)
-        )
+        counts = {"category": category, "num_goals": len(goals), "num_prompts": num_prompts}
+        found.append(Category(counts, nodes.grouped(np.where(here_E, np.cumsum(here_E) - 1, -1), num_prompts)))
+    return found
+
+
+def by_category(nodes: Nodes, name: str, threshold: float, **options: Any) -> list[dict[str, Any]]:
+    """Attack success in each category over its prompts, most first; empty if no prompt has a category."""
+    found = [
+        of_one.counts
+        | estimates_of({SUCCESS: success_rate(of_one.nodes, name, threshold)}, of_one.num_prompts, **options)
+        for of_one in categories_of(nodes)
+    ]
     return sorted(found, key=lambda row: -row[SUCCESS]["value"])
 
 

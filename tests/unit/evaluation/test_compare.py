@@ -17,10 +17,10 @@ PROMPTS = [f"prompt {index}" for index in range(20)]
 EASE = np.random.default_rng(0).random(20)
 
 
-def write(path, prompts=PROMPTS, harder=0.0, threshold=0.5, ended=True, missing=(), **identity):
+def write(path, prompts=PROMPTS, harder=0.0, threshold=0.5, ended=True, missing=(), goals=None, **identity):
     """An evaluation of one turn, in which a prompt's response scores how easy the prompt is."""
     folder = EvaluationFolder(path)
-    ease = dict(zip(PROMPTS, EASE, strict=True))
+    ease = dict(zip(PROMPTS, EASE - np.array(harder), strict=True))
     folder.begin(
         {
             "seeds": prompts,
@@ -37,7 +37,8 @@ def write(path, prompts=PROMPTS, harder=0.0, threshold=0.5, ended=True, missing=
             "turn": 1,
             "probe": f"{path.name} says {episode}",
             "reward": 1.0,
-            "response_score": None if prompt in missing else ease.get(prompt, 0.0) - harder,
+            "response_score": None if prompt in missing else float(ease.get(prompt, 0.0)),
+            **({} if goals is None else goals[episode]),
         }
         for episode, prompt in enumerate(prompts)
     ]
@@ -60,6 +61,29 @@ def test_the_difference_is_paired_by_prompt(tmp_path):
     assert found["num_episodes"] == 20
     assert found["differing"] == ["tester.path ('a', now 'b')"]
     json.dumps(found, allow_nan=False)
+
+
+def test_categories_of_prompts_are_compared_each_on_its_own(tmp_path, capsys, monkeypatch):
+    """Of the prompts with an even number, all that succeeded fail; the others stay as they were."""
+    kinds = ["even", "odd"] * 10
+    goals = [{"goal": f"goal {episode}", "category": kind} for episode, kind in enumerate(kinds)]
+    lower = [0.9 if kind == "even" else 0.0 for kind in kinds]
+    first = write(tmp_path / "a", goals=goals)
+    second = write(tmp_path / "b", harder=lower, goals=goals)
+    found = compare(first, second, num_resamples=50)
+    rows = {row["category"]: row for row in found["by_category"]}
+    assert {name: (row["num_goals"], row["num_prompts"]) for name, row in rows.items()} == {
+        "even": (10, 10),
+        "odd": (10, 10),
+    }
+    before = {kind: float(np.mean(EASE[place::2] >= 0.5)) for place, kind in enumerate(("even", "odd"))}
+    assert rows["even"]["attack_success"]["first"] == pytest.approx(before["even"])
+    assert rows["even"]["attack_success"]["difference"]["value"] == pytest.approx(-before["even"])
+    assert rows["odd"]["attack_success"]["difference"]["value"] == 0
+    monkeypatch.setenv("COLUMNS", "200")
+    show_comparison(found)
+    assert "attack success by category of the prompts" in capsys.readouterr().out
+    assert "by_category" not in compare(write(tmp_path / "c"), write(tmp_path / "d"), num_resamples=20)
 
 
 def test_a_tester_against_itself(tmp_path):
