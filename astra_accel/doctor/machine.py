@@ -19,7 +19,7 @@ class Device:
     Attributes:
         name: ``cuda:0``, with the manufacturer's name if there is one.
         memory_gb, free_gb: its own memory, in total and free; None if unknown.
-        bf16: whether it supports bfloat16 natively.
+        bf16: whether it has instructions for products in bfloat16.
     """
 
     name: str
@@ -79,8 +79,9 @@ def existing(folder: Path) -> Path:
 
 def _devices(torch: Any) -> tuple[str, list[Device]]:
     if not torch.accelerator.is_available():
-        # On CPUs, autocast in bf16 always works, though not always fast.
-        return "cpu", [Device("cpu", None, None, bf16=True)]
+        # As `computes_in_bf16` in `models/loading/precision.py`, which needs more than Python and torch.
+        asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return "cpu", [Device("cpu", None, None, bf16=any(getattr(torch.cpu, name, bool)() for name in asked))]
     kind = torch.accelerator.current_accelerator().type
     count = torch.accelerator.device_count()
     if kind != "cuda":
