@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -101,7 +102,8 @@ def vllm_server(model: Path) -> Iterator[str]:
 def _running(command: list[str], port: int, further: Mapping[str, str] | None = None) -> Iterator[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(further or {})}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=environment, **quiet) as process:
+    # In a group of its own, since vLLM's server starts another process that would outlive it.
+    with subprocess.Popen(command, env=environment, start_new_session=True, **quiet) as process:
         try:
             end = time.monotonic() + PATIENCE
             while not _answers(f"http://127.0.0.1:{port}/health"):
@@ -110,7 +112,7 @@ def _running(command: list[str], port: int, further: Mapping[str, str] | None = 
                 time.sleep(0.1)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _answers(url: str) -> bool:
