@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+PRELOADED = ["tests.helpers.runs", "transformers.models.llama.modeling_llama", "peft"]
+"""What every process needs, and takes seconds to import."""
+
 TIMEOUT = float(os.environ.get("PROCESS_TIMEOUT", "180"))
 """Seconds; a machine that is busy with other things needs more."""
 
@@ -24,19 +27,20 @@ def run_processes(count: int, body: Callable[..., Any], *args: Any, timeout: flo
     """Call ``body(*args)`` on ``count`` processes of one world; the results in the order of ranks.
 
     Args:
-        count: processes. One too is started, so that runs of different counts start alike.
+        count: processes. One too is started, so that runs of different counts start alike. Each is forked from a
+            server that has imported what they need and done nothing else, where the system has fork.
         body: a function of a module that the processes can import, as are its arguments and results picklable.
         timeout: seconds for each process to answer.
 
     Raises:
         ProcessFailure: with the traceback of every process that failed, the first rank's first.
     """
-    context = torch.multiprocessing.get_context("spawn")
+    context = _context()
     port = free_port()
     processes, pipes = [], []
     for rank in range(count):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(sender, rank, count, port, body, args))
+        process = context.Process(target=_work, args=(sender, rank, count, port, dict(os.environ), body, args))
         process.start()
         sender.close()
         processes.append(process)
@@ -55,6 +59,14 @@ def run_processes(count: int, body: Callable[..., Any], *args: Any, timeout: flo
     return [result for result, _ in answers]
 
 
+def _context() -> Any:
+    if "forkserver" not in torch.multiprocessing.get_all_start_methods():
+        return torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def _receive(pipe: Connection, timeout: float) -> tuple[Any, str | None]:
     if not pipe.poll(timeout):
         return None, f"no answer within {timeout} s"
@@ -65,8 +77,16 @@ def _receive(pipe: Connection, timeout: float) -> tuple[Any, str | None]:
 
 
 def _work(
-    sender: Connection, rank: int, count: int, port: int, body: Callable[..., Any], args: tuple[Any, ...]
+    sender: Connection,
+    rank: int,
+    count: int,
+    port: int,
+    environment: dict[str, str],
+    body: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
+    os.environ.clear()  # the server's is that of an earlier test
+    os.environ.update(environment)
     if count > 1:
         os.environ |= {
             "RANK": str(rank),
