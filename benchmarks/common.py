@@ -34,12 +34,23 @@ HELP = {
 
 
 def parse(
-    doc: str | None, arguments: Sequence[str] | None, switches: Mapping[str, str] | None = None, **numbers: int
+    doc: str | None,
+    arguments: Sequence[str] | None,
+    switches: Mapping[str, str] | None = None,
+    *,
+    dtypes: bool = False,
+    **numbers: int,
 ) -> argparse.Namespace:
-    """The options of a benchmark: those of all, a number for each name and default given here, and switches."""
+    """The options of a benchmark: those of all, a number for each name and default given here, and switches.
+
+    With ``dtypes`` it measures several in one run, and the option has that name.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="of all roles: hub id, folder, embedded or tiny")
-    parser.add_argument("--dtype", default="float32", help="of the weights")
+    if dtypes:
+        parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of the weights")
+    else:
+        parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--prompts", default="bundled", metavar="FILE", help="JSON list of strings or of objects")
     for name, default in {"episodes": 8, "tokens": 32, "repeats": 3, **numbers}.items():
         flag = f"--{name.replace('_', '-')}"

@@ -1,11 +1,15 @@
 """How long a step of GRPO takes with TRL's GRPOTrainer and with our generation and log-probs.
 
-    python benchmarks/grpo_vs_trl.py [--width 8] [--batch 16] [--tokens 32] [--steps 3] [--repeats 3]
+    python benchmarks/grpo_vs_trl.py [--dtypes float32 bfloat16] [--width 8] [--batch 16] [--tokens 32] [--steps 3]
+        [--repeats 3]
 
 Both sides take the same steps: ``batch`` completions, ``width`` of each prompt (group), the same prompts in the same
 order, adapter, learning rate, clipping and scorer; no KL term, no reference model, temperature 1. TRL runs as it is
 made (transformers' ``generate``), but without activation checkpointing, which is on by default there and would slow
 it down. TRL has no target, so there is no response and no tree: a completion is judged alone.
+
+Each side is measured with its weights in every dtype, TRL in bfloat16 also as it does by default: weights in float32,
+products in bfloat16 (autocast). The first ratio sets the quickest of TRL beside the quickest of ours.
 
 The library has no GRPO, so the loss is written here (Shao et al. 2024, https://arxiv.org/abs/2402.03300, equation 3,
 without KL, on the very policy that sampled, normalised over all tokens of the batch): with ``A`` a completion's score
@@ -34,27 +38,42 @@ from astra_accel.config import LoRAConfiguration
 
 LR = 1e-5
 MAX_GRAD_NORM = 1.0
+TRL, OURS = "TRL step", "our step"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print and write the ratio."""
-    options = parse(__doc__, arguments, width=8, batch=16, steps=3)
+    options = parse(__doc__, arguments, dtypes=True, width=8, batch=16, steps=3)
     if options.batch % options.width:
         raise ValueError(f"--batch is {options.batch}, expected a multiple of --width, {options.width}")
-    prompts, system = first_prompts(options), build_system(options)
+    prompts = first_prompts(options)
+    with tempfile.TemporaryDirectory() as folder:
+        blocks: dict[str, Callable[[], float]] = {}
+        for dtype in options.dtypes:
+            own = argparse.Namespace(**vars(options), dtype=dtype)
+            system = build_system(own)
+            blocks[f"{TRL}, {dtype}"] = trl_block(system, prompts, own, folder)
+            blocks[f"{OURS}, {dtype}"] = our_block(system, prompts, own)
+            if dtype == "bfloat16":
+                own = argparse.Namespace(**vars(options), dtype="float32")
+                blocks[f"{TRL}, bfloat16 by autocast"] = trl_block(system, prompts, own, folder, autocast=True)
+        measured = interleaved(blocks, options.repeats)
+    took = medians(measured)
+    fastest = {side: min(value for name, value in took.items() if name.startswith(side)) for side in (TRL, OURS)}
+    ratios = {"TRL / ours": fastest[TRL] / fastest[OURS]}
+    ratios |= {f"TRL / ours, {dtype}": took[f"{TRL}, {dtype}"] / took[f"{OURS}, {dtype}"] for dtype in options.dtypes}
+    return report("grpo_vs_trl", options, measured, ratios, packages=["trl"])
+
+
+def our_block(system: Any, prompts: Sequence[str], options: argparse.Namespace) -> Callable[[], float]:
+    """A block of our steps, which gives the median time of one."""
     ours = GRPO(system, prompts, options.width, options.batch)
 
-    def block_of_ours() -> float:
+    def block() -> float:
         taken = [seconds(ours.step)() for _ in range(1 + options.steps)]
         return statistics.median(taken[1:])
 
-    with tempfile.TemporaryDirectory() as folder:
-        blocks = {"TRL step": trl_block(system, prompts, options, folder), "our step": block_of_ours}
-        measured = interleaved(blocks, options.repeats)
-    took = medians(measured)
-    return report(
-        "grpo_vs_trl", options, measured, {"TRL / ours": took["TRL step"] / took["our step"]}, packages=["trl"]
-    )
+    return block
 
 
 class GRPO:
@@ -112,7 +131,9 @@ def grpo_loss(logprobs: Sequence[torch.Tensor], advantages: torch.Tensor) -> tor
     return -torch.cat(terms).mean()
 
 
-def trl_block(system: Any, prompts: Sequence[str], options: argparse.Namespace, output_dir: str) -> Callable[[], float]:
+def trl_block(
+    system: Any, prompts: Sequence[str], options: argparse.Namespace, output_dir: str, *, autocast: bool = False
+) -> Callable[[], float]:
     """A block of TRL's steps, which gives the median time of one."""
     try:
         from trl import GRPOConfig, GRPOTrainer
@@ -137,7 +158,7 @@ def trl_block(system: Any, prompts: Sequence[str], options: argparse.Namespace, 
         beta=0.0,
         shuffle_dataset=False,
         gradient_checkpointing=False,
-        bf16=False,
+        bf16=autocast,
         use_cpu=device().type == "cpu",
         report_to="none",
         save_strategy="no",

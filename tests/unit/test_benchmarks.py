@@ -49,7 +49,11 @@ RUNS = {
         "transformers generate / ours, base",
         ("transformers generate, base", "ours, base"),
     ),
-    "grpo_vs_trl": (["--width", "2", "--batch", "4", "--steps", "2"], "TRL / ours", ("TRL step", "our step")),
+    "grpo_vs_trl": (
+        ["--width", "2", "--batch", "4", "--steps", "2", "--dtypes", "float32", "bfloat16"],
+        "TRL / ours, bfloat16",
+        ("TRL step, bfloat16", "our step, bfloat16"),
+    ),
     "weak_scaling": ([*TREES, "--batch", "4", "--steps", "2"], "2 processes / 1", ("2 processes", "1 process")),
     "overhead": ([*TREES, "--batch", "4", "--steps", "2"], "trainer / bare loop", ("trainer", "bare loop")),
     "memory": ([*TREES, "--batch", "4", "--steps", "1"], "reference / ours", ("reference", "ours")),
