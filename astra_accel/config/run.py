@@ -120,14 +120,6 @@ class RunConfiguration(BaseSettings):
         missing = [name for name in models if self.budget.cost is not None and name not in self.budget.prices]
         if missing:
             raise ValueError(f"budget.prices has no price of {missing[0]!r}; expected one for each model that is asked")
-        width, depth = self.rollout.tree_width, self.rollout.tree_depth
-        turns = self.training.num_episodes_per_experience * sum(width**level for level in range(1, depth + 1))
-        needed = turns * ((self.target.endpoint is not None) + 2 * (judge is not None))
-        if self.budget.requests is not None and self.budget.requests < needed:
-            raise ValueError(
-                f"budget.requests is {self.budget.requests}, but one training step asks {needed} questions; expected "
-                f"at least as many"
-            )
         return self
 
     @property

@@ -66,6 +66,8 @@ def _checks(config: RunConfiguration) -> Iterator[Check]:
         scorers["evaluation.refusal_scorer"] = config.evaluation.refusal_scorer
     for what, scorer in scorers.items():
         yield _look(what, partial(_scorer, scorer, what))
+    if config.budget is not None:
+        yield _look("budget", partial(_budget, config))
     yield _look("reward", partial(_novelty, config.reward))
     yield _look("algorithm", partial(_algorithm, config))
     if config.training.log_with:
@@ -130,6 +132,13 @@ def _goals(config: RunConfiguration, loaded: Mapping[str, Any]) -> str | None:
 
     check_goals(config, loaded)
     return "each conversation has one" if any(map(have_goals, loaded.values())) else None
+
+
+def _budget(config: RunConfiguration) -> str:
+    from astra_accel.jobs.endpoints import check_budget
+
+    check_budget(config)
+    return "enough for a training step"
 
 
 def _scorer(scorer: ScorerConfiguration, field: str) -> str:

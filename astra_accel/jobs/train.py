@@ -27,7 +27,7 @@ from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.files.run_folder import CHECKPOINTS, JOURNAL, OutputFolderError, check_output_dir, check_place
 from astra_accel.files.run_lock import RunLock
 from astra_accel.jobs.dtypes import settle_dtype
-from astra_accel.jobs.endpoints import keep_journal
+from astra_accel.jobs.endpoints import check_budget, keep_journal
 from astra_accel.jobs.prompts import Prompts, check_goals
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.hf_system import HFASTSystem
@@ -74,6 +74,7 @@ def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
         FileNotFoundError, ValueError: a model, a prompt or a limit that does not fit; names the field.
     """
     check_goals(config, prompts.by_name())
+    check_budget(config)
     files = find_roles(config.tester, config.target, config.baseline, config.lora)
     views = Views.from_files(files, config.rollout)
     for name, texts in (("train", prompts.train), ("dev", prompts.dev), ("test", prompts.test)):

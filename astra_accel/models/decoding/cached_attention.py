@@ -24,26 +24,36 @@ from astra_accel.models.forward.attention import (
 from astra_accel.models.forward.padded import body_of
 from astra_accel.models.memory import sent, uploaded
 
+UNKNOWN = -1
+"""Stands for a token that is on the device, until the host looks at it."""
+
 
 class RowLayout:
     """The active rows of some batches, each reading some more tokens.
 
     Args:
         batches: the batches that hold what the rows have read; the new tokens are added to them.
-        tokens: the new tokens of each active row, batch by batch, at least one each.
+        tokens: the new tokens of each active row, batch by batch, at least one each; or ``[rows, tokens]``, as many of
+            each, which the host does not know yet.
         device: the model's device.
     """
 
-    def __init__(self, batches: Sequence[CacheBatch], tokens: Sequence[Sequence[int]], device: torch.device) -> None:
+    def __init__(
+        self, batches: Sequence[CacheBatch], tokens: Sequence[Sequence[int]] | torch.Tensor, device: torch.device
+    ) -> None:
         self._batches = [rows for rows in batches if rows.num_active > 0]
+        if isinstance(tokens, torch.Tensor):
+            self.input_ids, tokens = tokens, [[UNKNOWN] * tokens.shape[1]] * len(tokens)
+            longest = len(tokens[0])
+        else:
+            longest = max(map(len, tokens))
+            self.input_ids = uploaded([[*row, *[0] * (longest - len(row))] for row in tokens], device)
         self._tokens = tokens
         read = [len(ids) for rows in self._batches for ids in rows.ids[: rows.num_active]]
-        longest = max(map(len, tokens))
         lengths_B, counts_B, step_T = torch.tensor(read), torch.tensor([*map(len, tokens)]), torch.arange(longest)
         # Padding has its own slots after the row's end, but no position that the model may not know.
         position_BT = lengths_B[:, None] + torch.minimum(step_T, counts_B[:, None] - 1)
         self.position_BT = sent(position_BT, device)
-        self.input_ids = uploaded([[*row, *[0] * (longest - len(row))] for row in tokens], device)
         self._parts: list[tuple[slice, _OwnTokens, _Prefixes | None]] = []
         start = 0
         for rows in self._batches:
@@ -158,8 +168,10 @@ class _Prefixes:
         return mask_CQK + added_mask(self._position_CQ, num_keys, window, torch.float32)
 
 
-def feed(model: Any, batches: Sequence[CacheBatch], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Make every active row read some more tokens, at least one each.
+def feed(model: Any, batches: Sequence[CacheBatch], tokens: Sequence[Sequence[int]] | torch.Tensor) -> torch.Tensor:
+    """Make every active row read some more tokens, at least one each; see :class:`RowLayout`.
+
+    Tokens that the host does not know are recorded as :data:`UNKNOWN`, to be replaced before a row is looked up.
 
     Returns:
         The body's output ``[active rows, longest, hidden]``; rows are padded on the right, and the values there mean

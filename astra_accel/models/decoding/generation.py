@@ -20,7 +20,7 @@ from astra_accel.models.decoding.kv_cache import CacheBatch, CachedRow, PrefixCa
 from astra_accel.models.decoding.length_regimes import length_regimes
 from astra_accel.models.decoding.padded_generation import generate_padded, takes_padding
 from astra_accel.models.decoding.prefill import PrefillPlan, PrefillRequest, ScoreRequest, match, plan_prefill, prefill
-from astra_accel.models.decoding.token_sampling import Seed, check_finite, draw, noise_keys
+from astra_accel.models.decoding.token_sampling import Seed, check_finite, draw_on_device, noise_keys
 from astra_accel.models.decoding.turn_plan import Generated, Task, TurnPlan
 from astra_accel.models.forward.capabilities import (
     assert_same,
@@ -35,6 +35,9 @@ from astra_accel.models.forward.prefix_tree import Ids
 from astra_accel.models.layers.small_batch_linear import for_few_rows
 from astra_accel.models.loading.embedding_rows import check_token_ids, embedding_rows
 
+STEPS_AT_ONCE = {"cpu": 1}
+MOST_STEPS_AT_ONCE = 8
+"""The decoding steps between two looks of the host at what was drawn, on a CPU and elsewhere."""
 PREFIX_PRICE = 2
 """The cost of a prefix token that several rows read together, in tokens that each row reads alone."""
 
@@ -179,6 +182,9 @@ def _sample_turn(
 ) -> list[tuple[list[int], list[float]]]:
     """Sample every row's turn, one forward a token over the rows that continue; returns ids and log-probs.
 
+    On a CPU a row that ends is no longer fed. A GPU would wait whenever the host looked at a token, so the host looks
+    after several steps, and what a row has drawn and read after its end is dropped.
+
     Args:
         model: a model that takes carried rows.
         batches: rows that have read their contexts.
@@ -186,21 +192,49 @@ def _sample_turn(
         hidden_BH: the body's output at the end of the contexts, in that order.
         task: what to draw.
     """
-    head = head_of(model)
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.requests]
     active = list(order)
-    for step in range(task.sampling.max_new_tokens):
-        tokens, logprobs = draw(head.logits(hidden_BH), task.keys_BT2[active, step], task.sampling, task.num_ids)
-        for row, token, logprob in zip(active, tokens, logprobs, strict=True):
-            results[row][0].append(token)
-            results[row][1].append(logprob)
-        ended = [token in task.end_ids for token in tokens]
-        if all(ended) or step + 1 == task.sampling.max_new_tokens:
+    at_once = STEPS_AT_ONCE.get(model.device.type, MOST_STEPS_AT_ONCE)
+    for step in range(0, task.sampling.max_new_tokens, at_once):
+        drawn = _sample_steps(model, batches, hidden_BH, task, task.keys_BT2[active, step : step + at_once])
+        for row, (tokens, logprobs) in zip(active, drawn, strict=True):
+            results[row][0].extend(tokens)
+            results[row][1].extend(logprobs)
+        ended = [tokens[-1] in task.end_ids for tokens, _ in drawn]
+        if all(ended) or step + at_once >= task.sampling.max_new_tokens:
             break
         staying = _end(batches, ended)
         active = [active[place] for place in staying]
-        hidden_BH = feed(model, batches, [[tokens[place]] for place in staying])[:, -1]
+        hidden_BH = feed(model, batches, [[drawn[place][0][-1]] for place in staying])[:, -1]
     return results
+
+
+def _sample_steps(
+    model: Any, batches: Sequence[CacheBatch], hidden_BH: torch.Tensor, task: Task, keys_BT2: torch.Tensor
+) -> list[tuple[list[int], list[float]]]:
+    """Draw a token for each key of every active row, up to one that ends its turn; returns ids and log-probs.
+
+    All but the last token of a row are read. The host waits for the device once.
+    """
+    head = head_of(model)
+    drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for keys_B2 in keys_BT2.unbind(1):
+        if drawn:
+            hidden_BH = feed(model, batches, drawn[-1][0][:, None])[:, -1]
+        drawn.append(draw_on_device(head.logits(hidden_BH), keys_B2, task.sampling, task.num_ids))
+    both_2BT = [torch.stack(values, dim=1).tolist() for values in zip(*drawn, strict=True)]
+    rows = [_up_to_end(tokens, logprobs, task.end_ids) for tokens, logprobs in zip(*both_2BT, strict=True)]
+    check_finite([logprob for _, logprobs in rows for logprob in logprobs])
+    places = ((batch, place) for batch in batches for place in range(batch.num_active))
+    for (batch, place), (tokens, _) in zip(places, rows, strict=True):
+        batch.replace_last(place, len(drawn) - 1, tokens[:-1])
+    return rows
+
+
+def _up_to_end(tokens: list[int], logprobs: list[float], end_ids: frozenset[int]) -> tuple[list[int], list[float]]:
+    """Tokens up to the first that ends a turn, if one does, and their log-probs."""
+    length = next((place for place, token in enumerate(tokens, start=1) if token in end_ids), len(tokens))
+    return tokens[:length], logprobs[:length]
 
 
 def _end(batches: Sequence[CacheBatch], ended: Sequence[bool]) -> list[int]:

@@ -199,6 +199,10 @@ class CacheBatch:
         """The number of tokens that a row has read after its prefix."""
         return len(self.ids[row]) - len(self.prefix(row))
 
+    def replace_last(self, row: int, count: int, ids: Sequence[int]) -> None:
+        """Put ids in the place of a row's last ``count`` tokens; with fewer ids the row is cut."""
+        self.ids[row][len(self.ids[row]) - count :] = ids
+
     def end(self, places: Sequence[int]) -> list[int]:
         """Remove some active rows from further forwards; returns the old place of each row that stays active."""
         ended = set(places)

@@ -84,21 +84,28 @@ def _shifted(hash_BK: torch.Tensor, bits: int, out_BK: torch.Tensor) -> torch.Te
 def draw(
     logits_BV: torch.Tensor, keys_B2: torch.Tensor, sampling: SamplingConfiguration, num_ids: int | None = None
 ) -> tuple[list[int], list[float]]:
-    """What :func:`sample` gives, as Python numbers, drawn only from the first ``num_ids`` ids if there are more.
-
-    Log-probs are those of the whole distribution, as with top-k.
+    """What :func:`draw_on_device` gives, as Python numbers.
 
     Raises:
         NonFiniteLogitsError: the logits of a row are not finite.
     """
-    if num_ids is None or num_ids >= logits_BV.shape[-1]:
-        tokens_B, logprobs_B = sample(logits_BV, keys_B2, sampling)
-    else:
-        tokens_B, _ = sample(logits_BV[:, :num_ids], keys_B2, sampling)
-        logprobs_B = _logprobs(logits_BV.float(), tokens_B)
+    tokens_B, logprobs_B = draw_on_device(logits_BV, keys_B2, sampling, num_ids)
     logprobs = logprobs_B.tolist()
     check_finite(logprobs)
     return tokens_B.tolist(), logprobs
+
+
+def draw_on_device(
+    logits_BV: torch.Tensor, keys_B2: torch.Tensor, sampling: SamplingConfiguration, num_ids: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`sample` gives, drawn only from the first ``num_ids`` ids if there are more.
+
+    Log-probs are those of the whole distribution, as with top-k.
+    """
+    if num_ids is None or num_ids >= logits_BV.shape[-1]:
+        return sample(logits_BV, keys_B2, sampling)
+    tokens_B, _ = sample(logits_BV[:, :num_ids], keys_B2, sampling)
+    return tokens_B, _logprobs(logits_BV.float(), tokens_B)
 
 
 def check_finite(logprobs: Sequence[float]) -> None:

@@ -10,6 +10,7 @@ import random
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from astra_accel.config import SamplingConfiguration
@@ -91,6 +92,67 @@ def test_any_batch_gives_the_plain_ids(model, expected, batch_rows):
     assert ids_of(model, CONTEXTS, seeds, sampling, **options) == rows
     shuffled = [CONTEXTS[row] for row in DIFFERENT_ORDER], [seeds[row] for row in DIFFERENT_ORDER]
     assert ids_of(model, *shuffled, sampling, **options) == [rows[row] for row in DIFFERENT_ORDER]
+
+
+class TestStepsAtOnce:
+    """The host looks at what was drawn after several steps, as on a GPU."""
+
+    @pytest.mark.parametrize("batch_rows", [3, 64])
+    @pytest.mark.parametrize("steps", [5, 8, 64])
+    def test_the_ids_are_the_plain_ones(self, model, expected, batch_rows, steps, monkeypatch):
+        monkeypatch.setitem(generation.STEPS_AT_ONCE, "cpu", steps)
+        sampling, seeds, rows = expected
+        options = {"end_ids": END_IDS, "batch_rows": batch_rows}
+        assert ids_of(model, CONTEXTS, seeds, sampling, **options) == rows
+
+    def test_later_turns_continue_what_was_said_and_nothing_behind_its_end(self, model, monkeypatch):
+        sampling = SamplingConfiguration(max_new_tokens=12)
+
+        def two_turns() -> list[tuple[int, ...]]:
+            memory = PrefixCache()
+            options = {"end_ids": END_IDS, "memory": memory}
+            first = ids_of(model, CONTEXTS, seeds_of(len(CONTEXTS)), sampling, **options)
+            read = [row.ids for row in memory._rows]
+            assert all(min(ids) >= 0 for ids in read)
+            if carries(model):
+                said = {(*context, *ids[:-1]) for context, ids in zip(CONTEXTS, first, strict=True)}
+                assert set(read) == said
+            contexts = [(*context, *ids, 7) for context, ids in zip(CONTEXTS, first, strict=True)]
+            return first + ids_of(model, contexts, seeds_of(len(CONTEXTS)), sampling, **options)
+
+        expected = two_turns()
+        monkeypatch.setitem(generation.STEPS_AT_ONCE, "cpu", 8)
+        assert two_turns() == expected
+
+    def test_the_host_waits_once_for_all_of_them(self, monkeypatch):
+        model = build_tiny("llama")[0].requires_grad_(False)
+        assert carries(model)
+        sampling = SamplingConfiguration(max_new_tokens=16)
+
+        def looks() -> int:
+            with _Looks() as found:
+                generate(model, CONTEXTS, seeds_of(len(CONTEXTS)), sampling, end_ids=())
+            return found.count
+
+        looks()  # what is checked once of a model, is
+        each_time = looks()
+        monkeypatch.setitem(generation.STEPS_AT_ONCE, "cpu", 8)
+        # Two values, tokens and log-probs, of each of 16 steps, or of 2 times 8.
+        assert each_time - looks() == 2 * 16 - 2 * 2
+
+
+class _Looks(TorchFunctionMode):
+    """Counts the calls that bring a tensor's values to the host."""
+
+    NAMES = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy", "nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += getattr(func, "__name__", "") in self.NAMES
+        return func(*args, **(kwargs or {}))
 
 
 def test_a_row_ends_with_an_end_token_or_at_the_limit(model, expected):
@@ -226,6 +288,7 @@ def test_rows_of_a_last_turn_that_share_nothing_attend_once_a_layer(model, numbe
     """Those that may be continued, or share a prefix, attend to prefixes apart."""
     different = contexts_of([12, 9, 10, 11])
     contexts, sampling = [different[number] for number in numbers], SamplingConfiguration(max_new_tokens=5)
+    ids_of(model, contexts, seeds_of(4), sampling, end_ids=())  # what is checked once of a model, is
     calls, attention = [], cached_attention.attention_part
     monkeypatch.setattr(cached_attention, "attention_part", lambda *args: calls.append(1) or attention(*args))
     memory, found = PrefixCache(), {}

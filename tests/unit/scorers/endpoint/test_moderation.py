@@ -294,18 +294,6 @@ def test_it_is_configured_by_name(make):
         check_scorer("moderation", {**options, "omit": ["seed"]})
 
 
-@pytest.mark.parametrize("name", ["moderation", "llama_guard_endpoint"])
-def test_a_budget_counts_its_questions_and_asks_for_its_price(name):
-    """An experience of one episode of depth 1 is one turn, of which two questions are asked."""
-    shape = {"training": {"num_episodes_per_experience": 1}, "rollout": {"tree_width": 1, "tree_depth": 1}}
-    scorer = {"name": name, "options": {"endpoint": "http://127.0.0.1:1/v1", "model": "m"}}
-    RunConfiguration(**shape, scorer=scorer, budget={"requests": 2})
-    with pytest.raises(ValueError, match="one training step asks 2 questions"):
-        RunConfiguration(**shape, scorer=scorer, budget={"requests": 1})
-    with pytest.raises(ValueError, match="no price of 'm'"):
-        RunConfiguration(**shape, scorer=scorer, budget={"cost": 1.0, "prices": {"n": {"input": 1, "output": 1}}})
-
-
 def test_a_target_moderates_nothing():
     with pytest.raises(ValueError, match=r"target\.api"):
         RunConfiguration(target={"endpoint": "http://127.0.0.1:1/v1", "model": "m", "api": "moderations"})
