@@ -20,7 +20,14 @@ from astra_accel.models.decoding.kv_cache import CacheBatch, CachedRow, PrefixCa
 from astra_accel.models.decoding.length_regimes import length_regimes
 from astra_accel.models.decoding.padded_generation import generate_padded, takes_padding
 from astra_accel.models.decoding.prefill import PrefillPlan, PrefillRequest, ScoreRequest, match, plan_prefill, prefill
-from astra_accel.models.decoding.token_sampling import Seed, check_finite, draw_on_device, noise_keys
+from astra_accel.models.decoding.token_sampling import (
+    Seed,
+    check_finite,
+    draw_on_device,
+    looked_at,
+    noise_keys,
+    steps_at_once,
+)
 from astra_accel.models.decoding.turn_plan import Generated, Task, TurnPlan
 from astra_accel.models.forward.capabilities import (
     assert_same,
@@ -35,9 +42,6 @@ from astra_accel.models.forward.prefix_tree import Ids
 from astra_accel.models.layers.small_batch_linear import for_few_rows
 from astra_accel.models.loading.embedding_rows import check_token_ids, embedding_rows
 
-STEPS_AT_ONCE = {"cpu": 1}
-MOST_STEPS_AT_ONCE = 8
-"""The decoding steps between two looks of the host at what was drawn, on a CPU and elsewhere."""
 PREFIX_PRICE = 2
 """The cost of a prefix token that several rows read together, in tokens that each row reads alone."""
 
@@ -194,7 +198,7 @@ def _sample_turn(
     """
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.requests]
     active = list(order)
-    at_once = STEPS_AT_ONCE.get(model.device.type, MOST_STEPS_AT_ONCE)
+    at_once = steps_at_once(model.device)
     for step in range(0, task.sampling.max_new_tokens, at_once):
         drawn = _sample_steps(model, batches, hidden_BH, task, task.keys_BT2[active, step : step + at_once])
         for row, (tokens, logprobs) in zip(active, drawn, strict=True):
@@ -222,19 +226,11 @@ def _sample_steps(
         if drawn:
             hidden_BH = feed(model, batches, drawn[-1][0][:, None])[:, -1]
         drawn.append(draw_on_device(head.logits(hidden_BH), keys_B2, task.sampling, task.num_ids))
-    both_2BT = [torch.stack(values, dim=1).tolist() for values in zip(*drawn, strict=True)]
-    rows = [_up_to_end(tokens, logprobs, task.end_ids) for tokens, logprobs in zip(*both_2BT, strict=True)]
-    check_finite([logprob for _, logprobs in rows for logprob in logprobs])
+    rows = looked_at(drawn, task.end_ids)
     places = ((batch, place) for batch in batches for place in range(batch.num_active))
     for (batch, place), (tokens, _) in zip(places, rows, strict=True):
         batch.replace_last(place, len(drawn) - 1, tokens[:-1])
     return rows
-
-
-def _up_to_end(tokens: list[int], logprobs: list[float], end_ids: frozenset[int]) -> tuple[list[int], list[float]]:
-    """Tokens up to the first that ends a turn, if one does, and their log-probs."""
-    length = next((place for place, token in enumerate(tokens, start=1) if token in end_ids), len(tokens))
-    return tokens[:length], logprobs[:length]
 
 
 def _end(batches: Sequence[CacheBatch], ended: Sequence[bool]) -> list[int]:

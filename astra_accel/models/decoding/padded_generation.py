@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.decoding.length_regimes import length_regimes
-from astra_accel.models.decoding.token_sampling import draw
+from astra_accel.models.decoding.token_sampling import draw_on_device, looked_at, steps_at_once
 from astra_accel.models.forward.capabilities import CHECK_LENGTH, assert_same, check_sequences, plain_logprobs, supports
 from astra_accel.models.forward.head import token_logprobs
 from astra_accel.models.forward.padded import forward_logits, left_padded, positions
@@ -44,20 +44,26 @@ def generate_padded(
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
     rows = list(range(len(contexts)))
     ended: set[int] = set()
-    for step in range(sampling.max_new_tokens):
-        tokens, logprobs = draw(logits_BV, keys_BT2[rows, step], sampling, num_ids)
-        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+    at_once = steps_at_once(model.device)
+    for step in range(0, sampling.max_new_tokens, at_once):
+        drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for keys_B2 in keys_BT2[rows, step : step + at_once].unbind(1):
+            if drawn:
+                logits_BV = batch.step(drawn[-1][0])
+            drawn.append(draw_on_device(logits_BV, keys_B2, sampling, num_ids))
+        for row, (tokens, logprobs) in zip(rows, looked_at(drawn, end_ids), strict=True):
             if row not in ended:
-                results[row][0].append(token)
-                results[row][1].append(logprob)
-        ended |= {row for row, token in zip(rows, tokens, strict=True) if token in end_ids}
-        if len(ended) == len(contexts) or step + 1 == sampling.max_new_tokens:
+                results[row][0].extend(tokens)
+                results[row][1].extend(logprobs)
+        ended = {row for row, (tokens, _) in enumerate(results) if tokens[-1] in end_ids}
+        if len(ended) == len(contexts) or step + at_once >= sampling.max_new_tokens:
             break
+        tokens_B = drawn[-1][0]
         keep = [index for index, row in enumerate(rows) if row not in ended]
         if moves and len(keep) < len(rows):
             batch.select(keep)
-            rows, tokens = [rows[index] for index in keep], [tokens[index] for index in keep]
-        logits_BV = batch.step(tokens)
+            rows, tokens_B = [rows[index] for index in keep], tokens_B[keep]
+        logits_BV = batch.step(tokens_B)
     return results
 
 
@@ -88,22 +94,25 @@ class _Padded:
         self.model = model
         self.cache = DynamicCache(config=model.config)
         self.mask_BT = torch.empty(0, 0, dtype=torch.long)
+        self._num_padding: list[int] = []
 
     def begin(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
         """The logits after each context."""
         ids_BT, self.mask_BT = left_padded(contexts, self.model.device)
+        self._num_padding = [ids_BT.shape[1] - len(context) for context in contexts]
         return self._forward(ids_BT)
 
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+    def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
         """The logits after one more token of each row."""
-        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(tokens), 1)], dim=1)
-        return self._forward(torch.tensor(tokens, device=self.model.device)[:, None])
+        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(tokens_B), 1)], dim=1)
+        return self._forward(tokens_B[:, None])
 
     def select(self, rows: Sequence[int]) -> None:
         """Continue with these rows only."""
         rows_B = torch.tensor(rows, device=self.model.device)
         self.cache.reorder_cache(rows_B)
         self.mask_BT = self.mask_BT[rows_B]
+        self._num_padding = [self._num_padding[row] for row in rows]
 
     def _forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
         return forward_logits(
@@ -111,7 +120,7 @@ class _Padded:
             1,
             input_ids=ids_BT,
             # Some recurrent models take a mask only for their first forward. Without padding none is needed.
-            attention_mask=None if self.mask_BT.all() else self.mask_BT,
+            attention_mask=self.mask_BT if any(self._num_padding) else None,
             position_ids=positions(self.mask_BT)[:, -ids_BT.shape[1] :],
             past_key_values=self.cache,
             use_cache=True,
@@ -160,7 +169,7 @@ def _check_decoding(model: Any, contexts: Sequence[list[int]], pairs: Sequence[l
     if moves:
         order = [*order[::-1], 0]
         batch.select(order)
-    fed_B = token_logprobs(batch.step(first_B[order].tolist()), second_B[order])
+    fed_B = token_logprobs(batch.step(first_B[order]), second_B[order])
     expected = plain_logprobs(model, contexts, pairs)
     found_B2 = torch.stack([read_B[order], fed_B], dim=-1)
     assert_same(list(found_B2), [expected[row] for row in order], model.dtype)

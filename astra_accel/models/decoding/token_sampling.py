@@ -26,6 +26,10 @@ CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**26
 """The number of logits processed at once. On a CPU, what is computed from them must stay in its cache: noise of 64 rows
 of 49152 takes 9 ms in blocks of 4 or 8 rows, and 13 ms row by row or all at once (one thread)."""
 
+STEPS_AT_ONCE = {"cpu": 1}
+MOST_STEPS_AT_ONCE = 8
+"""The decoding steps between two looks of the host at what was drawn, on a CPU and elsewhere."""
+
 _FACTORS = (0x31848BAB, 0x7FEB352D, 0x846CA68B - 2**32)
 """The factors of the hash, as int32: from C. Wellons's triple32 and lowbias32
 (https://nullprogram.com/blog/2018/07/31/)."""
@@ -81,18 +85,9 @@ def _shifted(hash_BK: torch.Tensor, bits: int, out_BK: torch.Tensor) -> torch.Te
     return torch.bitwise_right_shift(hash_BK, bits, out=out_BK).bitwise_and_(2 ** (32 - bits) - 1)
 
 
-def draw(
-    logits_BV: torch.Tensor, keys_B2: torch.Tensor, sampling: SamplingConfiguration, num_ids: int | None = None
-) -> tuple[list[int], list[float]]:
-    """What :func:`draw_on_device` gives, as Python numbers.
-
-    Raises:
-        NonFiniteLogitsError: the logits of a row are not finite.
-    """
-    tokens_B, logprobs_B = draw_on_device(logits_BV, keys_B2, sampling, num_ids)
-    logprobs = logprobs_B.tolist()
-    check_finite(logprobs)
-    return tokens_B.tolist(), logprobs
+def steps_at_once(device: torch.device) -> int:
+    """The decoding steps between two looks of the host at what was drawn: a GPU would wait at each."""
+    return STEPS_AT_ONCE.get(device.type, MOST_STEPS_AT_ONCE)
 
 
 def draw_on_device(
@@ -106,6 +101,23 @@ def draw_on_device(
         return sample(logits_BV, keys_B2, sampling)
     tokens_B, _ = sample(logits_BV[:, :num_ids], keys_B2, sampling)
     return tokens_B, _logprobs(logits_BV.float(), tokens_B)
+
+
+def looked_at(
+    drawn: Sequence[tuple[torch.Tensor, torch.Tensor]], end_ids: frozenset[int]
+) -> list[tuple[list[int], list[float]]]:
+    """What each row drew in some steps, up to a token that ends its turn, as Python numbers: ids and log-probs.
+
+    Raises:
+        NonFiniteLogitsError: the logits of a row were not finite.
+    """
+    both_2BT = (torch.stack(values, dim=1).tolist() for values in zip(*drawn, strict=True))
+    rows = []
+    for tokens, logprobs in zip(*both_2BT, strict=True):
+        length = next((place for place, token in enumerate(tokens, start=1) if token in end_ids), len(tokens))
+        check_finite(logprobs[:length])
+        rows.append((tokens[:length], logprobs[:length]))
+    return rows
 
 
 def check_finite(logprobs: Sequence[float]) -> None:

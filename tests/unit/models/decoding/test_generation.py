@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from astra_accel.config import SamplingConfiguration
-from astra_accel.models.decoding import cached_attention, generation
+from astra_accel.models.decoding import cached_attention, generation, token_sampling
 from astra_accel.models.decoding.generation import carries, generate
 from astra_accel.models.decoding.kv_cache import PrefixCache
 from astra_accel.models.decoding.prefill import ScoreRequest
@@ -100,7 +100,7 @@ class TestStepsAtOnce:
     @pytest.mark.parametrize("batch_rows", [3, 64])
     @pytest.mark.parametrize("steps", [5, 8, 64])
     def test_the_ids_are_the_plain_ones(self, model, expected, batch_rows, steps, monkeypatch):
-        monkeypatch.setitem(generation.STEPS_AT_ONCE, "cpu", steps)
+        monkeypatch.setitem(token_sampling.STEPS_AT_ONCE, "cpu", steps)
         sampling, seeds, rows = expected
         options = {"end_ids": END_IDS, "batch_rows": batch_rows}
         assert ids_of(model, CONTEXTS, seeds, sampling, **options) == rows
@@ -121,7 +121,7 @@ class TestStepsAtOnce:
             return first + ids_of(model, contexts, seeds_of(len(CONTEXTS)), sampling, **options)
 
         expected = two_turns()
-        monkeypatch.setitem(generation.STEPS_AT_ONCE, "cpu", 8)
+        monkeypatch.setitem(token_sampling.STEPS_AT_ONCE, "cpu", 8)
         assert two_turns() == expected
 
     def test_the_host_waits_once_for_all_of_them(self, monkeypatch):
@@ -136,7 +136,7 @@ class TestStepsAtOnce:
 
         looks()  # what is checked once of a model, is
         each_time = looks()
-        monkeypatch.setitem(generation.STEPS_AT_ONCE, "cpu", 8)
+        monkeypatch.setitem(token_sampling.STEPS_AT_ONCE, "cpu", 8)
         # Two values, tokens and log-probs, of each of 16 steps, or of 2 times 8.
         assert each_time - looks() == 2 * 16 - 2 * 2
 

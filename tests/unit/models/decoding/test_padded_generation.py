@@ -7,6 +7,7 @@ import torch
 from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from astra_accel.config import SamplingConfiguration
+from astra_accel.models.decoding import token_sampling
 from astra_accel.models.decoding.generation import generate
 from astra_accel.models.decoding.padded_generation import moves_rows, takes_padding
 from tests.helpers.architectures import build
@@ -17,7 +18,8 @@ def test_padded_batches_are_for_all_but_recurrent_models(architecture):
     assert takes_padding(build(architecture)) == (architecture != "mamba")
 
 
-def test_a_model_that_keeps_the_states_of_rows_beside_the_cache_keeps_its_rows_in_their_batch():
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_model_that_keeps_the_states_of_rows_beside_the_cache_keeps_its_rows_in_their_batch(steps, monkeypatch):
     """Its rows would continue with one another's as soon as one of them ends: log-probs were 0.7 nats off."""
     config = RecurrentGemmaConfig(
         vocab_size=96, hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=96, lru_width=48
@@ -29,6 +31,7 @@ def test_a_model_that_keeps_the_states_of_rows_beside_the_cache_keeps_its_rows_i
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.25)
     assert not moves_rows(model)
+    monkeypatch.setitem(token_sampling.STEPS_AT_ONCE, "cpu", steps)
     contexts, sampling = [(5, 6), (7, 8), (5, 6), (7, 8), (9,)], SamplingConfiguration(max_new_tokens=6)
     seeds = [[row] for row in range(5)]
     found = generate(model, contexts, seeds, sampling, end_ids=set(range(24)))

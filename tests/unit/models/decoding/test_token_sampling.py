@@ -13,8 +13,8 @@ from astra_accel.config import SamplingConfiguration
 from astra_accel.models.decoding import token_sampling as module
 from astra_accel.models.decoding.token_sampling import (
     NonFiniteLogitsError,
-    draw,
     exponential_noise,
+    looked_at,
     noise_keys,
     sample,
     uniforms,
@@ -421,5 +421,17 @@ def test_logits_that_are_not_finite_are_an_error(sampling, bad):
         assert logprobs.isnan().tolist() == [False, True, False]
         assert ((tokens >= 0) & (tokens < vocabulary)).all()
         with pytest.raises(NonFiniteLogitsError, match=r"not finite \(nan or inf\)"):
-            draw(logits, keys_of(3), sampling)
-        assert draw(logits[::2], keys_of(2), sampling)[0][0] % 2 == 0
+            looked_at([(tokens, logprobs)], frozenset())
+        (first, *_), _ = looked_at([sample(logits[::2], keys_of(2), sampling)], frozenset())[0]
+        assert first % 2 == 0
+
+
+def test_the_host_sees_what_was_drawn_up_to_the_end_of_a_turn():
+    """Two steps of three rows, of which 7 ends a turn; what comes after an end may be anything."""
+    drawn = [
+        (torch.tensor([7, 1, 2]), torch.tensor([-1.0, -2.0, -3.0])),
+        (torch.tensor([3, 7, 4]), torch.tensor([NAN, -4.0, -5.0])),
+    ]
+    assert looked_at(drawn, frozenset({7})) == [([7], [-1.0]), ([1, 7], [-2.0, -4.0]), ([2, 4], [-3.0, -5.0])]
+    with pytest.raises(NonFiniteLogitsError):
+        looked_at(drawn, frozenset())

@@ -8,7 +8,7 @@ from transformers import Gemma3Config, LlamaConfig, MambaConfig
 
 from astra_accel.config import SamplingConfiguration
 from astra_accel.models.decoding.generation import generate
-from astra_accel.models.decoding.token_sampling import draw, noise_keys, sample
+from astra_accel.models.decoding.token_sampling import draw_on_device, noise_keys, sample
 from astra_accel.models.loading.embedding_rows import (
     check_token_ids,
     configured_rows,
@@ -86,16 +86,17 @@ class TestSampling:
     def test_it_draws_as_if_there_were_no_others(self, options):
         sampling = SamplingConfiguration(**options)
         logits_BV = 2 * torch.randn(64, 30, generator=torch.Generator().manual_seed(0))
-        tokens, logprobs = draw(logits_BV, keys(64), sampling, num_ids=11)
-        assert tokens == sample(logits_BV[:, :11].clone(), keys(64), sampling)[0].tolist()
-        expected = logits_BV.log_softmax(-1)[torch.arange(64), tokens]
-        torch.testing.assert_close(torch.tensor(logprobs), expected)
+        tokens_B, logprobs_B = draw_on_device(logits_BV, keys(64), sampling, num_ids=11)
+        assert torch.equal(tokens_B, sample(logits_BV[:, :11].clone(), keys(64), sampling)[0])
+        expected = logits_BV.log_softmax(-1)[torch.arange(64), tokens_B]
+        torch.testing.assert_close(logprobs_B, expected)
 
     @pytest.mark.parametrize("num_ids", [None, 30, 31])
     def test_where_there_are_no_others_nothing_changes(self, num_ids):
         logits_BV = torch.randn(64, 30, generator=torch.Generator().manual_seed(0))
-        expected = draw(logits_BV, keys(64), SamplingConfiguration())
-        assert draw(logits_BV, keys(64), SamplingConfiguration(), num_ids) == expected
+        expected = draw_on_device(logits_BV, keys(64), SamplingConfiguration())
+        found = draw_on_device(logits_BV, keys(64), SamplingConfiguration(), num_ids)
+        assert all(map(torch.equal, found, expected))
 
     @pytest.mark.parametrize("architecture", ["llama", "falcon_alibi"])
     def test_a_turn_holds_none_of_the_others(self, architecture):
