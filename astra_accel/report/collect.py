@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from astra_accel.evaluation.folder import EVALUATION_UNTRAINED, NODES, EvaluationFolder, find_evaluation
 from astra_accel.evaluation.folder import METRICS as FIGURES
-from astra_accel.evaluation.folder import NODES, EvaluationFolder, find_evaluation
 from astra_accel.files.run_folder import CONFIG, METRICS, ROLLOUTS
 from astra_accel.files.run_status import STATUS, Status, read_status
 from astra_accel.files.text import visible
@@ -84,7 +84,9 @@ class RunReader:
         """The current stamps of the files that a report is made from."""
         evaluation = find_evaluation(self.path)
         files = [self.path / name for name in (STATUS, CONFIG, METRICS)]
-        files += [evaluation / FIGURES, *_nodes(evaluation), *_rollouts(self.path)]
+        # The sentence at the top compares with the evaluation of the untrained tester that lies beside.
+        files += [evaluation / FIGURES, evaluation.parent / EVALUATION_UNTRAINED / FIGURES]
+        files += [*_nodes(evaluation), *_rollouts(self.path)]
         return {file: stamp for file in files if (stamp := _stamp(file)) is not None}
 
     def read(self) -> Run:

@@ -67,6 +67,17 @@ def test_it_is_written_as_the_run_goes_on_and_ends_with_it(run, moments, monkeyp
     assert capsys.readouterr().out.splitlines()[-1] == f"{run}: ended"
 
 
+def test_it_is_written_again_when_the_untrained_tester_was_evaluated(run, moments, monkeypatch):
+    happens, _ = moments
+    written = []
+    write_evaluation(run / "evaluation")
+    monkeypatch.setattr(watch, "write_report", lambda runs, page, every=None: written.append(every))
+    with telling_status(run, here=True):
+        happens += [lambda: write_evaluation(run / "evaluation_untrained"), lambda: None]
+        assert main(["report", str(run), "--watch", "--every", "0.5"]) == 0
+    assert written == [0.5, 0.5, None]
+
+
 def test_ctrl_c_leaves_a_page_that_stays_as_it_is(run, moments, capsys):
     with telling_status(run, here=True):
         assert main(["report", str(run), "--watch"]) == 0
