@@ -25,7 +25,7 @@ def _train(folder: Path) -> str:
 
 def test_one_process_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with local_hub(monkeypatch) as hub:
-        assert run_processes(2, _train, tmp_path / "run") == ["trained", "trained"]
+        assert run_processes(2, _train, tmp_path / "run", forked=False) == ["trained", "trained"]
 
         assert set(hub.files["model", f"{USER}/mine"]) == {"README.md", "trained.safetensors"}
         assert sum("repos/create" in request for request in hub.requests) == 1
@@ -34,7 +34,7 @@ def test_one_process_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_upload_that_can_not_be_ends_all_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with local_hub(monkeypatch) as hub:
         hub.role = "read"
-        first, second = run_processes(2, _train, tmp_path / "run")
+        first, second = run_processes(2, _train, tmp_path / "run", forked=False)
 
         assert first.startswith(f"SharingError: the token of {USER} may only read")
         assert second.startswith("RankError")

@@ -23,7 +23,9 @@ class ProcessFailure(AssertionError):
     """A process raised, died or took too long."""
 
 
-def run_processes(count: int, body: Callable[..., Any], *args: Any, timeout: float = TIMEOUT) -> list[Any]:
+def run_processes(
+    count: int, body: Callable[..., Any], *args: Any, timeout: float = TIMEOUT, forked: bool = True
+) -> list[Any]:
     """Call ``body(*args)`` on ``count`` processes of one world; the results in the order of ranks.
 
     Args:
@@ -31,11 +33,13 @@ def run_processes(count: int, body: Callable[..., Any], *args: Any, timeout: flo
             server that has imported what they need and done nothing else, where the system has fork.
         body: a function of a module that the processes can import, as are its arguments and results picklable.
         timeout: seconds for each process to answer.
+        forked: whether they may be; libraries that read the environment when they are imported see it as it is now only
+            in processes that are not.
 
     Raises:
         ProcessFailure: with the traceback of every process that failed, the first rank's first.
     """
-    context = _context()
+    context = _context(forked)
     port = free_port()
     processes, pipes = [], []
     for rank in range(count):
@@ -59,8 +63,8 @@ def run_processes(count: int, body: Callable[..., Any], *args: Any, timeout: flo
     return [result for result, _ in answers]
 
 
-def _context() -> Any:
-    if "forkserver" not in torch.multiprocessing.get_all_start_methods():
+def _context(forked: bool) -> Any:
+    if not forked or "forkserver" not in torch.multiprocessing.get_all_start_methods():
         return torch.multiprocessing.get_context("spawn")
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
