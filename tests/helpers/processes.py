@@ -33,8 +33,7 @@ def run_processes(
             server that has imported what they need and done nothing else, where the system has fork.
         body: a function of a module that the processes can import, as are its arguments and results picklable.
         timeout: seconds for each process to answer.
-        forked: whether they may be; libraries that read the environment when they are imported see it as it is now only
-            in processes that are not.
+        forked: False starts new interpreters, whose libraries read the environment as it is now when they are imported.
 
     Raises:
         ProcessFailure: with the traceback of every process that failed, the first rank's first.
