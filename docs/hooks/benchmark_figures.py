@@ -12,11 +12,12 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def benchmarks() -> str:
-    """A part a benchmark: its machine and options, medians and ratios."""
-    return "\n\n".join(_part(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(RESULTS.glob("*.json")))
+    """One section per result: its machine and options, medians and ratios."""
+    paths = sorted(RESULTS.glob("*.json"))
+    return "\n\n".join(_part(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths)
 
 
-def _part(result: dict[str, Any]) -> str:
+def _part(title: str, result: dict[str, Any]) -> str:
     machine, unit = result["machine"], result["unit"]
     options = ", ".join(f"{name}: {value}" for name, value in result["options"].items())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
@@ -24,7 +25,7 @@ def _part(result: dict[str, Any]) -> str:
     rows += [(name, _shown(value)) for name, value in {**result["figures"], **result["ratios"]}.items()]
     return "\n\n".join(
         [
-            f"### {result['benchmark']}",
+            f"### {title}",
             f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
             f"{machine['memory_gb']:g} GB, {machine['system']}, {machine['accelerator']}; {versions}.",
             f"Options: {code(options)}.",
