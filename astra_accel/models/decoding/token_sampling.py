@@ -22,9 +22,10 @@ from astra_accel.core.seeding import seed_sequence
 NUM_CANDIDATES = 1024
 RUN = 128
 """Most vocabulary sizes are multiples of it."""
-CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**26
+CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**24
 """The number of logits processed at once. On a CPU, what is computed from them must stay in its cache: noise of 64 rows
-of 49152 takes 9 ms in blocks of 4 or 8 rows, and 13 ms row by row or all at once (one thread)."""
+of 49152 takes 9 ms in blocks of 4 or 8 rows, and 13 ms row by row or all at once (one thread). Elsewhere memory limits it:
+top-p sorts the whole vocabulary, some 30 bytes a logit."""
 
 STEPS_AT_ONCE = {"cpu": 1}
 MOST_STEPS_AT_ONCE = 8
@@ -185,7 +186,12 @@ def _sample_block(
 
 
 def _filtered(weights_BV: torch.Tensor, sampling: SamplingConfiguration) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights and ids of at least all tokens that top-k and top-p keep; the weights of others are 0."""
+    """The weights and ids of at least all tokens that top-k and top-p keep; the weights of others are 0.
+
+    How many they keep depends on the weights, so a GPU, which would wait for the host, gets the whole vocabulary.
+    """
+    if steps_at_once(weights_BV.device) > 1:
+        return _filtered_on_device(weights_BV, sampling)
     if 0 < sampling.top_k < weights_BV.shape[-1]:
         kept_BK, ids_BK = _top_k(weights_BV, sampling.top_k)
         return _top_p(kept_BK, ids_BK, kept_BK, sampling.top_p) if sampling.top_p < 1 else (kept_BK, ids_BK)
@@ -199,10 +205,25 @@ def _filtered(weights_BV: torch.Tensor, sampling: SamplingConfiguration) -> tupl
         num_candidates *= 8
 
 
+def _filtered_on_device(weights_BV: torch.Tensor, sampling: SamplingConfiguration) -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole vocabulary's weights, 0 for those that top-k and top-p leave out, and its ids; the host never waits."""
+    if 0 < sampling.top_k < weights_BV.shape[-1]:
+        weights_BV = weights_BV.masked_fill(weights_BV < _top_k_edge(weights_BV, sampling.top_k), 0.0)
+    if sampling.top_p < 1:
+        edge_B1, num_at_edge_B1 = _nucleus_edge(weights_BV.sort(-1, descending=True)[0], weights_BV, sampling.top_p)
+        weights_BV = _within_nucleus(weights_BV, edge_B1, num_at_edge_B1)
+    return weights_BV, torch.arange(weights_BV.shape[-1], device=weights_BV.device).expand_as(weights_BV)
+
+
+def _top_k_edge(weights_BV: torch.Tensor, top_k: int) -> torch.Tensor:
+    """The smallest weight of each row that top-k keeps, ``[batch, 1]``."""
+    # A weight of 0 is never drawn, and with an edge of 0 the whole vocabulary would stay.
+    return weights_BV.topk(top_k).values[:, -1:].clamp(min=torch.finfo(weights_BV.dtype).tiny)
+
+
 def _top_k(weights_BV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest weights and their ids, the largest first, and 0 for others; ties with the last one stay."""
-    # A weight of 0 is never drawn, and with an edge of 0 the whole vocabulary would stay.
-    edge_B1 = weights_BV.topk(top_k).values[:, -1:].clamp(min=torch.finfo(weights_BV.dtype).tiny)
+    edge_B1 = _top_k_edge(weights_BV, top_k)
     num_kept = max(top_k, int((weights_BV >= edge_B1).sum(-1).max()))  # comparisons with nan are false
     kept_BK, ids_BK = weights_BV.topk(num_kept)
     return kept_BK.masked_fill(kept_BK < edge_B1, 0.0), ids_BK
@@ -213,12 +234,15 @@ def _top_p(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights, sorted by id, with 0 outside of the smallest set that holds ``top_p`` of the total, and the ids."""
     edge_B1, num_at_edge_B1 = _nucleus_edge(kept_BK, all_BV, top_p)
-    # Of equally likely tokens those with the lowest ids stay, in whatever order they came.
     ids_BK, order_BK = ids_BK.sort(dim=-1)
-    kept_BK = kept_BK.gather(-1, order_BK)
-    at_edge_BK = kept_BK == edge_B1
+    return _within_nucleus(kept_BK.gather(-1, order_BK), edge_B1, num_at_edge_B1), ids_BK
+
+
+def _within_nucleus(weights_BK: torch.Tensor, edge_B1: torch.Tensor, num_at_edge_B1: torch.Tensor) -> torch.Tensor:
+    """Weights, sorted by id, with 0 below the edge; of those equal to it the ones with the lowest ids stay."""
+    at_edge_BK = weights_BK == edge_B1
     too_many_BK = at_edge_BK & (at_edge_BK.cumsum(-1) > num_at_edge_B1)
-    return kept_BK.masked_fill((kept_BK < edge_B1) | too_many_BK, 0.0), ids_BK
+    return weights_BK.masked_fill((weights_BK < edge_B1) | too_many_BK, 0.0)
 
 
 def _nucleus_edge(kept_BK: torch.Tensor, all_BV: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -122,21 +122,22 @@ class TestStepsAtOnce:
         monkeypatch.setitem(token_sampling.STEPS_AT_ONCE, "cpu", 8)
         assert two_turns() == expected
 
-    def test_the_host_waits_once_for_all_of_them(self, monkeypatch):
+    @pytest.mark.parametrize("kept", [{}, {"top_k": 5}, {"top_p": 0.8}, {"top_k": 5, "top_p": 0.8}], ids=str)
+    def test_the_host_waits_once_for_all_of_them(self, kept, monkeypatch):
         model = build_tiny("llama")[0].requires_grad_(False)
         assert carries(model)
-        sampling = SamplingConfiguration(max_new_tokens=16)
+        monkeypatch.setitem(token_sampling.STEPS_AT_ONCE, "cpu", 8)
 
-        def looks() -> int:
+        def looks(max_new_tokens: int) -> int:
+            sampling = SamplingConfiguration(max_new_tokens=max_new_tokens, **kept)
             with _Looks() as found:
                 generate(model, CONTEXTS, seeds_of(len(CONTEXTS)), sampling, end_ids=())
             return found.count
 
-        looks()  # what is checked once of a model, is
-        each_time = looks()
-        monkeypatch.setitem(token_sampling.STEPS_AT_ONCE, "cpu", 8)
-        # Two values, tokens and log-probs, of each of 16 steps, or of 2 times 8.
-        assert each_time - looks() == 2 * 16 - 2 * 2
+        looks(8)  # what is checked once of a model, is
+        first = looks(1)
+        # Each look is at two values, tokens and log-probs.
+        assert [looks(steps) - first for steps in (2, 8, 9, 16, 17)] == [0, 0, 2, 2, 4]
 
 
 class _Looks(TorchFunctionMode):

@@ -360,6 +360,20 @@ def test_rows_do_not_mix(sampling, block, monkeypatch):
     assert len(set(alone)) > 5
 
 
+@pytest.mark.parametrize("sampling", [*SETTINGS[::5], SamplingConfiguration(top_k=300, top_p=0.9)])
+@pytest.mark.parametrize("vocabulary", [12, 1500, 5003])
+def test_a_device_that_the_host_does_not_wait_for_draws_the_same(vocabulary, sampling, monkeypatch):
+    """It has no candidates, but the whole vocabulary; likely tokens tie, also at the edges."""
+    spread = torch.linspace(0.1, 6, 60)[:, None]
+    logits = (torch.randn(60, vocabulary, generator=torch.Generator().manual_seed(5)) * spread).bfloat16()
+    logits[:, 1] = -INF
+    expected = sample(logits, keys_of(60), sampling)
+    monkeypatch.setitem(module.STEPS_AT_ONCE, "cpu", 8)
+    found = sample(logits, keys_of(60), sampling)
+    assert found[0].tolist() == expected[0].tolist()
+    assert torch.equal(found[1], expected[1])
+
+
 def test_of_equal_tokens_at_the_edge_of_top_p_the_first_stay():
     """Of 1000 equal ones, the first 300, whatever order they are sorted in."""
     tokens = tokens_of(torch.zeros(1, 1000), 5000, SamplingConfiguration(top_p=0.3))
