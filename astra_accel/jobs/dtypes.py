@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from astra_accel.config import RunConfiguration
 from astra_accel.distributed.collectives import gather_results
-from astra_accel.models.loading.precision import auto_dtype
+from astra_accel.models.loading.precision import AutoDtype, auto_dtype
 from astra_accel.models.roles import RoleFiles
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ def settle_dtype(
         dtype = before.get("compute.dtype", "auto")
         if dtype == "auto" and accelerator.device.type == "cpu":
             dtype = EARLIER
+        chosen = AutoDtype(dtype, f"{dtype}, with which this run began")
     else:
-        found = set(gather_results(accelerator, lambda: auto_dtype(files, accelerator.device)))
-        dtype = found.pop() if len(found) == 1 else "float32"
-        if found:
-            logger.warning("dtype auto: not all processors compute in bfloat16, so models load in float32")
-    if dtype == "bfloat16" and accelerator.is_main_process:
-        logger.info("dtype auto: bfloat16, in which this processor computes (for float32: --compute.dtype float32)")
-    return config.model_copy(update={"compute": config.compute.model_copy(update={"dtype": dtype})})
+        found = gather_results(accelerator, lambda: auto_dtype(files, accelerator.device))
+        alike = len({choice.dtype for choice in found}) == 1
+        chosen = found[0] if alike else AutoDtype("float32", "float32, since not all processors compute in bfloat16")
+    if accelerator.is_main_process:
+        logger.info("dtype auto: %s", chosen.message)
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"dtype": chosen.dtype})})

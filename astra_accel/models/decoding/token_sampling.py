@@ -24,8 +24,8 @@ RUN = 128
 """Most vocabulary sizes are multiples of it."""
 CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**24
 """The number of logits processed at once. On a CPU, what is computed from them must stay in its cache: noise of 64 rows
-of 49152 takes 9 ms in blocks of 4 or 8 rows, and 13 ms row by row or all at once (one thread). Elsewhere memory limits it:
-top-p sorts the whole vocabulary, some 30 bytes a logit."""
+of 49152 takes 9 ms in blocks of 4 or 8 rows, and 13 ms row by row or all at once (one thread). Elsewhere memory
+limits it: top-p sorts the whole vocabulary, some 30 bytes a logit."""
 
 STEPS_AT_ONCE = {"cpu": 1}
 MOST_STEPS_AT_ONCE = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig
@@ -30,22 +30,35 @@ def is_wide(config: PreTrainedConfig) -> bool:
     return (getattr(config.get_text_config(), "hidden_size", None) or 0) >= MIN_WIDTH
 
 
-def auto_dtype(files: RoleFiles, device: torch.device | str) -> str:
+class AutoDtype(NamedTuple):
+    """What ``auto`` stands for, and a message that says so, and why."""
+
+    dtype: str
+    message: str
+
+
+def auto_dtype(files: RoleFiles, device: torch.device | str) -> AutoDtype:
     """The type that ``compute.dtype: auto`` stands for: "bfloat16" or "float32", or "auto" for each checkpoint's own.
 
     It is bfloat16 on a CPU that computes in bfloat16, unless that gains nothing: a model is narrow, or has 4-bit
     weights, which are computed in float32 there.
     """
-    if torch.device(device).type != "cpu":
-        return "auto"
-    models = [(getattr(files, role).config, model) for role, model in files.configurations.items()]
-    gains = all(is_wide(config) and model.quantization is None for config, model in models)
-    return "bfloat16" if gains and computes_in_bf16() else "float32"
+    kind = torch.device(device).type
+    if kind != "cpu":
+        return AutoDtype("auto", f"each model's own type, as its checkpoint says (the device is {kind})")
+    if not computes_in_bf16():
+        return AutoDtype("float32", "float32, since this processor has no instructions for bfloat16")
+    for role, model in files.configurations.items():
+        if model.quantization is not None:
+            return AutoDtype("float32", f"float32, since the {role} has 4-bit weights, which a CPU computes in float32")
+        if not is_wide(getattr(files, role).config):
+            return AutoDtype("float32", f"float32, since the {role} is so narrow that bfloat16 is no faster")
+    return AutoDtype("bfloat16", "bfloat16, in which this processor computes (for float32: --compute.dtype float32)")
 
 
 def with_dtypes(files: RoleFiles, device: torch.device | str, compute: ComputeConfiguration) -> RoleFiles:
     """The same files with a type for each role that left it open; "auto" is the checkpoint's own."""
-    default = auto_dtype(files, device) if compute.dtype == "auto" else compute.dtype
+    default = auto_dtype(files, device).dtype if compute.dtype == "auto" else compute.dtype
     tester = files.configurations["tester"]
     dtypes = dict.fromkeys(files.configurations, default)
     if files.lora is None and tester.adapter is None:

@@ -59,6 +59,7 @@ def test_a_processor_that_computes_in_bfloat16_is_used_and_said(caplog: pytest.L
 
 
 def test_where_processors_differ_all_take_float32(processors: list[bool], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     processors[:] = [True, False]
     assert settled(RunConfiguration()) == alike("float32")
     assert "not all processors compute in bfloat16" in caplog.text
@@ -71,11 +72,17 @@ def test_one_field_forces_float32_and_a_role_may_say_otherwise() -> None:
     assert settled(config) == {**alike("float32"), "target": "bfloat16"}
 
 
-def test_a_narrow_model_a_processor_without_and_a_gpu(processors: list[bool]) -> None:
+def test_a_narrow_model_a_processor_without_and_a_gpu(processors: list[bool], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     assert settled(RunConfiguration(), width=48) == alike("float32")
     assert settled(RunConfiguration(), device="cuda") == alike("auto")
     processors[:] = [False]
     assert settled(RunConfiguration()) == alike("float32")
+    assert [record.getMessage() for record in caplog.records] == [
+        "dtype auto: float32, since the tester is so narrow that bfloat16 is no faster",
+        "dtype auto: each model's own type, as its checkpoint says (the device is cuda)",
+        "dtype auto: float32, since this processor has no instructions for bfloat16",
+    ]
 
 
 def test_a_tester_trained_in_full_and_its_baseline_are_float32() -> None:
@@ -88,9 +95,11 @@ def test_a_tester_trained_in_full_and_its_baseline_are_float32() -> None:
     assert settled(forced) == {**alike("float32"), "target": "bfloat16"}
 
 
-def test_four_bits_on_a_cpu_are_computed_in_float32() -> None:
+def test_four_bits_on_a_cpu_are_computed_in_float32(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     model = ModelConfiguration(quantization="nf4")
     assert settled(RunConfiguration(tester=model, target=model, lora=LoRAConfiguration())) == alike("float32")
+    assert "the tester has 4-bit weights" in caplog.text
 
 
 @pytest.mark.parametrize(
