@@ -31,7 +31,9 @@ Scheduler = Literal[
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]
-Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
+Precision = Annotated[
+    Literal["auto", "no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)
+]
 """YAML reads the word no as false."""
 NO_WARMUP = ("constant", "reduce_lr_on_plateau")
 AUTO = "auto"
@@ -133,7 +135,8 @@ class TrainingConfiguration(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     """Decides everything random: prompts, sampled tokens, the order of examples."""
     mixed_precision: Precision | None = None
-    """Precision of the tester's forward passes in updates. None: as `accelerate launch` says."""
+    """Precision of the tester's forward passes in updates. "auto": bf16 where all devices compute in it, else "no".
+    None: as `accelerate launch` says."""
 
     output_dir: Annotated[Path, AfterValidator(lambda path: user_path(str(path)))] | None = None
     """Folder for the run's files. None: a new folder `runs/<date>-<time>`."""

@@ -20,7 +20,9 @@ from accelerate.utils import (
 )
 
 from astra_accel.config import TrainingConfiguration
+from astra_accel.distributed.collectives import gather_results
 from astra_accel.distributed.op_builds import build_for_cpu_processes
+from astra_accel.models.loading.precision import auto_precision
 
 MANY_CORES = 4
 """From this many cores per process, a single thread is probably not intended."""
@@ -47,7 +49,7 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
     accelerator = new_accelerator(
         # Without this, a launch of several CPU processes would train each one independently.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
+        mixed_precision=_asked_precision(config),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.log_with or None,
         project_dir=None if config.output_dir is None else str(config.output_dir),
@@ -60,6 +62,8 @@ def make_accelerator(config: TrainingConfiguration, *, find_unused_parameters: b
     if torch.distributed.is_initialized():  # a group from an earlier run keeps its own timeout
         torch.distributed.distributed_c10d._set_pg_timeout(timeout)
     check_accelerator(accelerator, config)
+    if config.mixed_precision == "auto":
+        _check_alike(accelerator)
     return accelerator
 
 
@@ -110,7 +114,7 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfiguration) -
     _check_inherited(accelerator, config)
     asked = {
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "mixed_precision": config.mixed_precision or accelerator.mixed_precision,
+        "mixed_precision": _asked_precision(config) or accelerator.mixed_precision,
     }
     for name, value in asked.items():
         if getattr(accelerator, name) != value:
@@ -148,6 +152,24 @@ def _check_inherited(accelerator: Accelerator, config: TrainingConfiguration) ->
             f"training.mixed_precision is null, and the accelerator has {found!r}, which Accelerate keeps from an "
             f"earlier run in this process; expected {expected!r}. Set training.mixed_precision to what is meant, or "
             f"pass no accelerator"
+        )
+
+
+def _asked_precision(config: TrainingConfiguration) -> str | None:
+    """The precision that is configured; None for that of the launch."""
+    if config.mixed_precision != "auto":
+        return config.mixed_precision
+    # Before there is an accelerator: Accelerate wants to know the precision when it makes one.
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return auto_precision(kind or "cpu")
+
+
+def _check_alike(accelerator: Accelerator) -> None:
+    found = gather_results(accelerator, lambda: accelerator.mixed_precision)
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"training.mixed_precision is auto, which is {', '.join(found)} on the {len(found)} processes; expected "
+            f"devices that compute alike, or bf16 or no"
         )
 
 

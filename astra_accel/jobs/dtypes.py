@@ -19,6 +19,17 @@ EARLIER = "float32"
 """What `auto` was on a CPU in runs of versions that did not write what it came to."""
 
 
+def settle_precision(config: RunConfiguration, accelerator: Accelerator) -> RunConfiguration:
+    """Replace ``auto`` in ``training.mixed_precision`` by what the accelerator computes in."""
+    if config.training.mixed_precision != "auto":
+        return config
+    precision = accelerator.mixed_precision
+    if accelerator.is_main_process:
+        computes = "computes" if precision == "bf16" else "does not compute"
+        logger.info("mixed_precision auto: %s, since this device %s in bfloat16", precision, computes)
+    return config.model_copy(update={"training": config.training.model_copy(update={"mixed_precision": precision})})
+
+
 def settle_dtype(
     config: RunConfiguration, files: RoleFiles, accelerator: Accelerator, before: Mapping[str, Any] | None = None
 ) -> RunConfiguration:

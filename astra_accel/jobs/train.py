@@ -26,7 +26,7 @@ from astra_accel.experience.curriculum import check_curriculum
 from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.files.run_folder import CHECKPOINTS, JOURNAL, OutputFolderError, check_output_dir, check_place
 from astra_accel.files.run_lock import RunLock
-from astra_accel.jobs.dtypes import settle_dtype
+from astra_accel.jobs.dtypes import settle_dtype, settle_precision
 from astra_accel.jobs.endpoints import check_budget, keep_journal
 from astra_accel.jobs.prompts import Prompts, check_goals
 from astra_accel.lasting_output import lasting_output
@@ -171,7 +171,7 @@ def build_trainer(
     files = check_models(config, prompts)
     if files.endpoint is not None:
         on_main(accelerator, files.endpoint.check)
-    config = settle_dtype(config, files, accelerator, before)
+    config = settle_precision(settle_dtype(config, files, accelerator, before), accelerator)
     if checkpoint is not None:
         on_main(accelerator, lambda: check_bounds_known(checkpoint, config.training.best_bounds))
         digests, allowed = digests_of(prompts.by_name()), config.training.allow_changed_prompts

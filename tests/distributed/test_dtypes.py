@@ -33,12 +33,15 @@ def wide(tmp_path: Path) -> Path:
     return tmp_path / "wide"
 
 
-def _train(model: Path, folder: Path, computes: list[bool], steps: int, resume: str | None) -> str:
+def _train(
+    model: Path, folder: Path, computes: list[bool], steps: int, resume: str | None, mixed_precision: str | None = None
+) -> str:
     """Train some steps on processors that compute in bfloat16 or don't; the type of the frozen weights."""
     reset_accelerate()
     values = RunConfiguration.load(TINY_DPO).model_dump(mode="json")
     values["tester"]["path"] = values["target"]["path"] = str(model)
     values["training"] |= {"output_dir": str(folder), "training_steps": steps, "save_steps": 1}
+    values["training"]["mixed_precision"] = mixed_precision
     rank = int(os.environ["RANK"])
     before, precision.computes_in_bf16 = precision.computes_in_bf16, lambda: computes[rank]
     try:
@@ -49,8 +52,8 @@ def _train(model: Path, folder: Path, computes: list[bool], steps: int, resume: 
     return str(trainer.harness.sampler.system.roles.target.model.dtype)
 
 
-def _written(folder: Path) -> str:
-    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["compute"]["dtype"]
+def _written(folder: Path, section: str = "compute", field: str = "dtype") -> str:
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))[section][field]
 
 
 def test_processes_of_unlike_machines_agree_on_float32(wide: Path, tmp_path: Path) -> None:
@@ -65,3 +68,22 @@ def test_a_run_in_bfloat16_is_resumed_in_it_where_processors_do_not_compute_in_i
     assert run_processes(2, _train, wide, run, [True, True], 1, None) == ["torch.bfloat16"] * 2
     assert _written(run) == "bfloat16"
     assert run_processes(2, _train, wide, run, [False, False], 2, "auto") == ["torch.bfloat16"] * 2
+
+
+def test_processes_that_compute_alike_take_mixed_precision_and_write_it(wide: Path, tmp_path: Path) -> None:
+    run_processes(2, _train, wide, tmp_path / "run", [True, True], 1, None, "auto")
+    assert _written(tmp_path / "run", "training", "mixed_precision") == "bf16"
+    # On other machines, it is what these compute in.
+    run_processes(2, _train, wide, tmp_path / "run", [False, False], 2, "auto", "auto")
+    assert _written(tmp_path / "run", "training", "mixed_precision") == "no"
+
+
+def _refused(model: Path, folder: Path) -> str:
+    with pytest.raises(ValueError, match=r"^training\.mixed_precision is auto") as error:
+        _train(model, folder, [True, False], 1, None, "auto")
+    return str(error.value)
+
+
+def test_processes_that_compute_in_unlike_precision_are_told(wide: Path, tmp_path: Path) -> None:
+    for message in run_processes(2, _refused, wide, tmp_path / "run"):
+        assert "which is bf16, no on the 2 processes" in message

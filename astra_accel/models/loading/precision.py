@@ -30,6 +30,14 @@ def is_wide(config: PreTrainedConfig) -> bool:
     return (getattr(config.get_text_config(), "hidden_size", None) or 0) >= MIN_WIDTH
 
 
+def auto_precision(device: torch.device | str) -> str:
+    """What ``training.mixed_precision: auto`` stands for: "bf16" on a device that computes in it, else "no"."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if kind == "cpu" and computes_in_bf16() else "no"
+
+
 class AutoDtype(NamedTuple):
     """What ``auto`` stands for, and a message that says so, and why."""
 

@@ -8,6 +8,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from astra_accel.config import TrainingConfiguration
 from astra_accel.distributed import accelerator as accelerator_module
 from astra_accel.distributed.accelerator import check_accelerator, launch_advice, make_accelerator
+from astra_accel.models.loading import precision
 from tests.helpers.launches import Pretended
 
 
@@ -67,6 +68,17 @@ class TestMakeAccelerator:
         old = Pretended(mixed_precision="bf16", device=torch.device("cuda"))
         with pytest.raises(ValueError, match=r"bf16, which an old GPU does not compute in.*expected fp16 or no"):
             check_accelerator(old, TrainingConfiguration(mixed_precision="bf16"))
+
+    @pytest.mark.parametrize(("computes", "expected"), [(True, "bf16"), (False, "no")])
+    def test_an_automatic_precision_is_what_the_processor_computes_in(self, computes, expected, monkeypatch):
+        monkeypatch.setattr(precision, "computes_in_bf16", lambda: computes)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # the launch's: what is configured comes before it
+        config = TrainingConfiguration(mixed_precision="auto")
+        assert make_accelerator(config).mixed_precision == expected
+        check_accelerator(Pretended(mixed_precision=expected), config)
+        other = "no" if computes else "bf16"
+        with pytest.raises(ValueError, match=rf"mixed_precision is '{expected}', .*made with '{other}'"):
+            check_accelerator(Pretended(mixed_precision=other), config)
 
     def test_a_launch_that_builds_its_own_models_is_refused(self):
         pretended = Pretended(distributed_type=DistributedType.MEGATRON_LM)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, PreTrainedConfig
 
-from astra_accel.models.loading.precision import MIN_WIDTH, computes_in_bf16, is_wide
+from astra_accel.models.loading import precision
+from astra_accel.models.loading.precision import MIN_WIDTH, auto_precision, computes_in_bf16, is_wide
 
 INSTRUCTIONS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
@@ -28,3 +29,13 @@ def test_a_narrow_model_gains_nothing_nor_does_one_that_has_no_width() -> None:
     assert is_wide(LlamaConfig(hidden_size=MIN_WIDTH))
     assert not is_wide(LlamaConfig(hidden_size=MIN_WIDTH - 32))
     assert not is_wide(PreTrainedConfig())
+
+
+@pytest.mark.parametrize(("computes", "expected"), [(True, "bf16"), (False, "no")])
+def test_mixed_precision_is_for_devices_that_compute_in_bfloat16(
+    computes: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "computes_in_bf16", lambda: computes)
+    # A GPU that only emulates it does not compute in it.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or computes)
+    assert [auto_precision(device) for device in ("cpu", "cuda:1", "mps")] == [expected, expected, "no"]
