@@ -162,7 +162,7 @@ class EvaluatesMany(Protocol):
 
 
 class CountsExperiences(Protocol):
-    """For samplers whose rollouts change as training goes on."""
+    """For samplers whose rollouts change in the course of training."""
 
     def begin_experience(self, index: int) -> None:
         """Called on every process before an experience is rolled out."""

@@ -256,8 +256,8 @@ def _as_sequence(request: PrefillRequest) -> tuple[Ids, Ids]:
     context, scored = request
     if scored is None:
         return context, (0,)
-    behind = scored.ids[len(context) - scored.start :] or (0,)
-    return context[: scored.start], (*context[scored.start :], *behind)
+    rest = scored.ids[len(context) - scored.start :] or (0,)
+    return context[: scored.start], (*context[scored.start :], *rest)
 
 
 def packed_hidden(model: Any, pack: Pack, layout: Layout) -> torch.Tensor:
