@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from astra_accel.core.evaluator import eval_rollouts
 from astra_accel.core.optional import (
     ChoosesExamples,
     CountsExperiences,
-    EvaluatesMany,
     KeepsExamples,
     ObservesExperiences,
     Precomputes,
@@ -235,13 +235,9 @@ class Harness:
     def _eval_rollouts(self, seeds: Sequence[Any]) -> Sequence[Graph]:
         if not seeds:
             return []
-        if offers(self.sampler, EvaluatesMany):
-            return self.sampler.eval_rollout_many(seeds)
-        graphs = []
-        for seed in seeds:
-            with seeded([seed if isinstance(seed, int) and seed >= 0 else 0]):
-                graphs.append(self.sampler.eval_rollout(seed))
-        return graphs
+        return eval_rollouts(
+            self.sampler, seeds, within=lambda seed: seeded([seed if isinstance(seed, int) and seed >= 0 else 0])
+        )
 
 
 def _with_replayed(experience: Experience, replay: Replay) -> Experience:

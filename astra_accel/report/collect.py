@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from astra_accel.evaluation.folder import EVALUATION_UNTRAINED, NODES, EvaluationFolder, find_evaluation
-from astra_accel.evaluation.folder import METRICS as FIGURES
+from astra_accel.evaluation.folder import EVALUATION_UNTRAINED, FIGURES, NODES, EvaluationFolder, find_evaluation
 from astra_accel.files.run_folder import CONFIG, METRICS, ROLLOUTS
 from astra_accel.files.run_status import STATUS, Status, read_status
 from astra_accel.files.text import visible

@@ -9,7 +9,7 @@ from astra_accel.evaluation.compare import compare, is_trained
 from astra_accel.evaluation.figures.metrics import ANY_TURN
 from astra_accel.evaluation.folder import (
     EVALUATION_UNTRAINED,
-    METRICS,
+    FIGURES,
     EvaluationError,
     EvaluationFolder,
     find_evaluation,
@@ -51,6 +51,6 @@ def _of_trained(path: Path) -> bool | None:
     """Whether an evaluation is of a trained tester; None if it does not say, has not ended, or doesn't exist."""
     folder = EvaluationFolder(path)
     try:
-        return is_trained(folder.identity()) if (path / METRICS).is_file() else None
+        return is_trained(folder.identity()) if (path / FIGURES).is_file() else None
     except FileNotFoundError:
         return None

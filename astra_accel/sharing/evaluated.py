@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard
 from astra_accel.evaluation.display import category_rows, details_of, value_text
 from astra_accel.evaluation.figures.metrics import headlines
 from astra_accel.evaluation.figures.missing import num_missing_of
-from astra_accel.evaluation.folder import METRICS, EvaluationFolder, find_evaluation
+from astra_accel.evaluation.folder import FIGURES, EvaluationFolder, find_evaluation
 from astra_accel.files.atomic import write_atomically
 from astra_accel.files.run_folder import CONFIG
 from astra_accel.sharing.markdown import table, without_place
@@ -46,7 +46,7 @@ def with_evaluation(card: str, evaluation: Mapping[str, Any], config: Mapping[st
 def evaluation_of(run: str | Path) -> dict[str, Any] | None:
     """The figures of a run's evaluation; None if it has none."""
     folder = EvaluationFolder(find_evaluation(run))
-    return folder.metrics() if (folder.path / METRICS).is_file() else None
+    return folder.metrics() if (folder.path / FIGURES).is_file() else None
 
 
 def update_card(card: Path, run: Path) -> None:

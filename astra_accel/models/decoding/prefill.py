@@ -14,11 +14,8 @@ from astra_accel.models.forward.attention import Layout, attending
 from astra_accel.models.forward.flex_attention import FlexLayout, tree_layout
 from astra_accel.models.forward.head import head_of
 from astra_accel.models.forward.padded import body_of
-from astra_accel.models.forward.prefix_tree import Ids, Pack, pack_sequences, shared_prefixes
+from astra_accel.models.forward.prefix_tree import TOKEN_BUDGET, Ids, Pack, pack_sequences, shared_prefixes
 from astra_accel.models.forward.tree_attention import TreeLayout
-
-TOKEN_BUDGET = 1024
-"""The most distinct tokens of one packed forward."""
 
 
 class ScoreRequest(NamedTuple):
