@@ -115,7 +115,7 @@ class _Dumper(yaml.SafeDumper):
     """
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """See the base class."""
+        """Quote strings that hold a line break."""
         return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if LINE_BREAKS & set(data) else None)
 
 

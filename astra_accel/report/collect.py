@@ -127,7 +127,7 @@ class RunReader:
         for file in files:
             stamp = _stamp(file)
             if stamp is None:
-                raise FileNotFoundError(f"{file} went away while it was read")
+                raise FileNotFoundError(f"{file} disappeared while it was being read")
             known = self._parts.get(file)
             kept[file] = known if known is not None and known[0] == stamp else (stamp, read_part(file))
         self._parts = kept

@@ -59,8 +59,8 @@ class _Branch:
 
     Attributes:
         state: the conversation so far.
-        seed: of its random numbers.
-        children: the list for its nodes.
+        seed: the seed of the random numbers drawn there.
+        children: the list to which its nodes are added.
         goal: what the conversation is to bring out.
     """
 

@@ -131,7 +131,10 @@ def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
 
 
 BATCH_PRICE = {"cpu": 2048}
-"""The cost of another batch in every layer of a step, in tokens of the cache that could be read instead (measured)."""
+"""The cost of another batch in every layer of a step, in tokens of the cache that could be read instead.
+
+Measured on one machine's CPU when the cache was written; the figures were not kept.
+"""
 
 
 def batch_price(device: torch.device) -> float:

@@ -42,7 +42,7 @@ MANIFEST, WEIGHTS, OPTIMIZER, ROLLOUT_STATE, REPLAY, CURRICULUM, STATE, CONFIG, 
 
 
 class CheckpointError(RuntimeError):
-    """A folder is no checkpoint, is damaged, or belongs to another model."""
+    """A folder is not a checkpoint, is damaged, or belongs to another model."""
 
 
 class CheckpointFormatError(CheckpointError):
