@@ -309,7 +309,7 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
             )
         if self.entropy_coef and not offers(system, ReadsTester):
             raise ValueError(
-                f"entropy_coef is {self.entropy_coef}, but {type(system).__name__} tells no entropies (read_tester); "
+                f"entropy_coef is {self.entropy_coef}, but {type(system).__name__} gives no entropies (read_tester); "
                 f"expected 0"
             )
 

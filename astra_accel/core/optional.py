@@ -1,6 +1,6 @@
 """What systems, samplers, algorithms and evaluators may offer besides their contracts.
 
-The trainer calls methods and never checks for a class of ours. :func:`offers` tells whether an object has the methods
+The trainer calls methods and never checks for a class of ours. :func:`offers` says whether an object has the methods
 of a protocol; each protocol says what happens without them.
 """
 

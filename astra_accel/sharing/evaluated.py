@@ -68,8 +68,8 @@ def _evaluated(evaluation: Mapping[str, Any]) -> str:
     rows = [(name, _with_interval(figures[name])) for name in headlines(figures)]
     if any(num_missing_of(figures[name]) for name in headlines(figures)):
         about += (
-            " Some scores could not be had: such a figure goes from where all of those responses were safe to where "
-            "all were failures of the target."
+            " Some scores are missing: such a figure ranges from all of those responses being safe to all of them "
+            "being failures of the target."
         )
     parts = [about, table(("figure", "value"), rows)]
     kinds = [

@@ -328,7 +328,9 @@ class AccelTrainer:
             resume_from(self._run, self._verified, self.saved_parts())
             self._verified = None  # its files may change from here on
         elif automatic:
-            self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run starts anew")
+            self.display.say(
+                f"there is no whole checkpoint in {self.folder.checkpoints}: the run starts from the beginning"
+            )
         if not resuming and config.replay is not None and config.replay.source is not None:
             with self.engine.unsharded_weights():
                 number = begin_replay(self.harness, self.accelerator, config.replay.source)

@@ -274,7 +274,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """Log-probs of the probes' content as the target reads it, ``[batch, tokens]``, without gradient.
 
         Raises:
-            ValueError: the target is behind an endpoint, which tells none.
+            ValueError: the target is behind an endpoint, which gives none.
         """
         if self.endpoint_target is not None:
             raise ValueError(NO_LOGPROBS)

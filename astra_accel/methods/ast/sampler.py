@@ -254,7 +254,7 @@ class ASTSampler(Sampler):
         depths = self.tree_depth, self.eval_depth or self.tree_depth
         for prompts, depth in zip((self.prompts, self.eval_prompts), depths, strict=True):
             if len(prompts) == 0:
-                raise ValueError("prompts: no prompt at all; expected at least one")
+                raise ValueError("prompts: there are none; expected at least one")
             if check is not None:
                 check(prompts, depth)
         if self.few_shot is not None:

@@ -181,7 +181,7 @@ def _find_tokenizer(model: ModelConfiguration, source: str, role: str) -> Any:
     except Exception as error:
         refuse_own_code(own_code_of_tokenizer(source, model.revision), model.path, role, model.trust_remote_code)
         raise ConfigurationError(
-            f"{role}.path is {model.path!r}, whose tokenizer can't be had ({type(error).__name__}: "
+            f"{role}.path is {model.path!r}, whose tokenizer can't be loaded ({type(error).__name__}: "
             f"{why_not_had(error, source)}); expected tokenizer.json, or what else its class reads"
         ) from error
     # If its files are missing, transformers makes a tokenizer with only special tokens.

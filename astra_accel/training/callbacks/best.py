@@ -81,7 +81,7 @@ def bring_best(run: RunContext, resumed: Path) -> None:
 
     # One process looks for all, since each could see a different moment.
     if not on_main(run.accelerator, bring):
-        run.display.say(f"{there}, the best checkpoint so far, is gone: the best is looked for anew")
+        run.display.say(f"{there}, the best checkpoint so far, is gone: the next evaluation counts as the best")
         state.best_step = state.best_value = None
 
 

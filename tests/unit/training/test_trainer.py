@@ -664,7 +664,7 @@ class TestResumingAutomatically:
 
         assert trainer.state.step == 3
         shown = capsys.readouterr().out
-        assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run starts anew" in shown
+        assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run starts from the beginning" in shown
 
     def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(self, at_step, make, run):
         def killed():

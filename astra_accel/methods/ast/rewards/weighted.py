@@ -105,6 +105,6 @@ def _number(term: RewardTerm, value: Any, probe: str) -> float | None:
     if not isinstance(value, SupportsFloat) or not math.isfinite(value):
         raise RewardError(
             f"the reward's term {term.name!r} is {value!r} for the probe {probe[:80]!r}; expected a finite number, or "
-            f"None where it could not be had"
+            f"None where it is missing"
         )
     return float(value)
