@@ -146,7 +146,7 @@ class EvaluationFolder:
         write_atomically(self.path / LINES, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Write ``metrics.json``, complete or not at all."""
+        """Write ``metrics.json``, completely or not at all."""
         write_atomically(self.path / FIGURES, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
     def _read_json(self, name: str) -> dict[str, Any]:
