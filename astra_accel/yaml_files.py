@@ -43,7 +43,7 @@ def read_yaml(path: Path, may_be_empty: Callable[[Sequence[str]], bool] = lambda
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no valid YAML: {error}") from error
+        raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     if values is None or isinstance(values, _Empty):
         return {}
     if not isinstance(values, dict):

@@ -56,14 +56,14 @@ class Harness:
             loss, logs = harness.step(batch)
 
     Args:
-        sampler: rolls episodes out.
+        sampler: rolls out episodes.
         algorithm: turns episodes into examples and losses.
         num_episodes_per_experience: the number of episodes, over all processes.
         batch_size: the number of examples in a batch of :meth:`experience`.
         seed: episode ``i`` of experience ``n`` has the same seed on any number of processes.
         accelerator: the processes to share the work with.
         replay: examples of earlier experiences, some of which are trained on again; None trains on new ones only.
-        curriculum: prompts of earlier experiences, some of which are rolled out again; None draws all prompts anew.
+        curriculum: prompts of earlier experiences, some of which are rolled out again; None draws all at random.
     """
 
     def __init__(

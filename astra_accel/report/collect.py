@@ -83,7 +83,7 @@ class RunReader:
         """The current stamps of the files that a report is made from."""
         evaluation = find_evaluation(self.path)
         files = [self.path / name for name in (STATUS, CONFIG, METRICS)]
-        # The sentence at the top compares with the evaluation of the untrained tester that lies beside.
+        # The sentence at the top compares with the evaluation of the untrained tester next to it.
         files += [evaluation / FIGURES, evaluation.parent / EVALUATION_UNTRAINED / FIGURES]
         files += [*_nodes(evaluation), *_rollouts(self.path)]
         return {file: stamp for file in files if (stamp := _stamp(file)) is not None}

@@ -21,7 +21,7 @@ from astra_accel.report.collect import Run
 def verdicts(runs: Sequence[Run]) -> list[str]:
     """A sentence for each run whose tester was also evaluated before training, on the same prompts.
 
-    The evaluation of the untrained tester is one of the ``runs``, or lies beside that of the trained one, where
+    The evaluation of the untrained tester is one of the ``runs``, or lies next to that of the trained one, where
     ``astra-accel evaluate --untrained`` writes it. If the two can't be compared, the sentence says why.
     """
     evaluations = [find_evaluation(run.path) for run in runs]

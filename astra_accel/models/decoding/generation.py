@@ -197,7 +197,7 @@ def _sample_turn(
         batches: rows that have read their contexts.
         order: which row of the task is at each place of the batches.
         hidden_BH: the body's output at the end of the contexts, in that order.
-        task: what to draw.
+        task: the rows with their noise keys and sampling settings.
     """
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.requests]
     active = list(order)

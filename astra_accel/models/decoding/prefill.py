@@ -66,7 +66,7 @@ class PrefillResult(NamedTuple):
 def match(request: PrefillRequest, memory: PrefixCache) -> PrefixHit | None:
     """The part of a context that was read before, if it is at least half of the context.
 
-    Less would gain little, and its long rest would be read beside the short ones of other rows.
+    Less would gain little, and its long rest would be read together with the short ones of other rows.
     """
     row, shared = memory.longest(request.context)
     length = min(shared, request.num_known)
