@@ -26,7 +26,7 @@ class Preempted(SystemExit):
 
 
 class Interrupted(RuntimeError):
-    """A run can't go on for now; what it has is whole, and it can be resumed. The message says why.
+    """A run can't continue for now; what it has written is whole, and it can be resumed. The message says why.
 
     Attributes:
         exit_code: what a program ends with.

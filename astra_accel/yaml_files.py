@@ -43,7 +43,7 @@ def read_yaml(path: Path, may_be_empty: Callable[[Sequence[str]], bool] = lambda
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no valid YAML: {error}") from error
+        raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     if values is None or isinstance(values, _Empty):
         return {}
     if not isinstance(values, dict):
@@ -115,7 +115,7 @@ class _Dumper(yaml.SafeDumper):
     """
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """See the base class."""
+        """Quote strings that hold a line break."""
         return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if LINE_BREAKS & set(data) else None)
 
 

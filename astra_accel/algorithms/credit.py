@@ -91,10 +91,10 @@ class Credit:
         """
         totals: list[float | None] = list(rewards)
         for index in reversed(range(len(rewards))):
-            behind = [total for successor in successors[index] if (total := totals[successor]) is not None]
+            following = [total for successor in successors[index] if (total := totals[successor]) is not None]
             reward = rewards[index]
-            if behind and reward is not None:
-                totals[index] = reward + self.discount * self.reduce(behind)
+            if following and reward is not None:
+                totals[index] = reward + self.discount * self.reduce(following)
         return totals
 
     def _shared(self, graph: Graph, path: Path, node: Node) -> Sequence[int]:

@@ -61,8 +61,8 @@ def advantages_on_trees(
     # The value and the advantage at the first action of each node.
     entry: list[tuple[float, float]] = [(0.0, 0.0)] * len(rewards)
     for node in reversed(range(len(rewards))):
-        behind = [entry[successor] for successor in successors[node]]
-        value, advantage = (reduce(each) for each in zip(*behind, strict=True)) if behind else (0.0, 0.0)
+        following = [entry[successor] for successor in successors[node]]
+        value, advantage = (reduce(each) for each in zip(*following, strict=True)) if following else (0.0, 0.0)
         for reward, before in zip(reversed(rewards[node]), reversed(values[node]), strict=True):
             advantage = reward + discount * value - before + discount * gae_lambda * advantage
             value = before
@@ -309,7 +309,7 @@ class PPO(PolicyGradient[StateT, ActionT, PPOStep, PPOBatch]):
             )
         if self.entropy_coef and not offers(system, ReadsTester):
             raise ValueError(
-                f"entropy_coef is {self.entropy_coef}, but {type(system).__name__} tells no entropies (read_tester); "
+                f"entropy_coef is {self.entropy_coef}, but {type(system).__name__} gives no entropies (read_tester); "
                 f"expected 0"
             )
 

@@ -54,7 +54,7 @@ def add_commands(commands: Any) -> None:
         metavar="DIR",
         help="where to write; left out, evaluation/ or evaluation_untrained/ there",
     )
-    evaluate.add_argument("--overwrite", action="store_true", help="start anew, whatever the output folder holds")
+    evaluate.add_argument("--overwrite", action="store_true", help="start over, whatever the output folder holds")
     add_accelerate_config(evaluate)
 
 

@@ -43,7 +43,7 @@ def add_commands(commands: Any) -> None:
     )
     init.add_argument("--target", metavar="MODEL", help="the model under test; left out, that of the tester")
     init.add_argument("--full", action="store_true", help="every field, not only the usual ones")
-    init.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    init.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def _init(known: argparse.Namespace, _: list[str]) -> int:
@@ -76,6 +76,6 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
         with path.open("w" if overwrite else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise ConfigurationError(f"{path} is there already; expected another name, or --overwrite") from error
+        raise ConfigurationError(f"{path} already exists; expected another name, or --overwrite") from error
     except OSError as error:
         raise ConfigurationError(f"{path} can't be written: {error}") from error

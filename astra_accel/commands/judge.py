@@ -20,9 +20,9 @@ def add_commands(commands: Any) -> None:
         commands,
         "judge",
         _judge,
-        short="judge an evaluation anew, without asking the target",
-        description="Let other scorers judge the conversations of an evaluation. The target is not asked again; the "
-        "verdicts that are there stay. Writes an evaluation of its own, to look at and to compare.",
+        short="judge an evaluation again with other scorers, without asking the target",
+        description="Let other scorers judge the conversations of an evaluation. The target is not asked again; "
+        "existing verdicts stay. Writes a separate evaluation, to look at and to compare.",
         usage="RUN_OR_EVALUATION [--config FILE] [--output DIR] [--overwrite] --evaluation.scorers JSON",
         examples=[
             (
@@ -44,7 +44,7 @@ def add_commands(commands: Any) -> None:
     judge.add_argument(
         "--output", type=user_path, metavar="DIR", help=f"where to write; left out, the same name with {JUDGED}"
     )
-    judge.add_argument("--overwrite", action="store_true", help="start anew, whatever the output folder holds")
+    judge.add_argument("--overwrite", action="store_true", help="start over, whatever the output folder holds")
 
 
 def _judge(known: argparse.Namespace, overrides: list[str]) -> int:

@@ -20,7 +20,7 @@ def add_commands(commands: Any) -> None:
         _report,
         short="one HTML file of runs: figures, pictures, conversations",
         description="Write one HTML file that needs nothing else: what was run, figures with intervals, pictures, "
-        "conversations to look through, settings; and a summary in Markdown beside it. With --watch it is written "
+        "conversations to look through, settings; and a summary in Markdown next to it. With --watch it is written "
         "again while the runs train, and the open page renews itself.",
         examples=[
             ("a run, to report.html in its folder", "astra-accel report runs/demo"),

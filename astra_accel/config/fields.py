@@ -26,7 +26,7 @@ def choices_of(model: type[BaseModel], name: str) -> tuple[str, ...]:
 
 
 def all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Every field of a configuration that is no section itself: dotted name, description, choices."""
+    """Every field of a configuration that is not a section itself: dotted name, description, choices."""
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         if section is None:

@@ -14,6 +14,8 @@ from astra_accel.config.section import Count, HomePath, Section
 
 Quantization = Literal["nf4", "fp4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TINY_NAME = "tiny"
+"""The path of models that are built in code; ``tiny:<architecture>`` chooses one."""
 
 
 class ModelConfiguration(Section):

@@ -232,7 +232,7 @@ def check_repository(name: str, field: str) -> None:
     """Find a name that no repository of the Hugging Face hub can have.
 
     Raises:
-        ConfigurationError: it is none; names the field.
+        ConfigurationError: the name is not valid; names the field.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Generic
 
@@ -62,8 +63,22 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         Path(path).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
-def eval_rollouts(sampler: Sampler[StateT, ActionT], seeds: Sequence[Any]) -> Sequence[Graph[StateT, ActionT]]:
-    """An evaluation graph for each seed, all at once if the sampler can."""
+def eval_rollouts(
+    sampler: Sampler[StateT, ActionT],
+    seeds: Sequence[Any],
+    within: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
+) -> Sequence[Graph[StateT, ActionT]]:
+    """An evaluation graph for each seed, all at once if the sampler can.
+
+    Args:
+        sampler: makes the graphs.
+        seeds: the seed of each graph.
+        within: if the sampler makes one graph at a time, returns the context manager to make it in, given its seed.
+    """
     if offers(sampler, EvaluatesMany):
         return sampler.eval_rollout_many(seeds)
-    return [sampler.eval_rollout(seed) for seed in seeds]
+    graphs = []
+    for seed in seeds:
+        with within(seed):
+            graphs.append(sampler.eval_rollout(seed))
+    return graphs

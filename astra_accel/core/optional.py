@@ -1,6 +1,6 @@
 """What systems, samplers, algorithms and evaluators may offer besides their contracts.
 
-The trainer calls methods and never checks for a class of ours. :func:`offers` tells whether an object has the methods
+The trainer calls methods and never checks for a class of ours. :func:`offers` says whether an object has the methods
 of a protocol; each protocol says what happens without them.
 """
 
@@ -162,7 +162,7 @@ class EvaluatesMany(Protocol):
 
 
 class CountsExperiences(Protocol):
-    """For samplers whose rollouts change as training goes on."""
+    """For samplers whose rollouts change in the course of training."""
 
     def begin_experience(self, index: int) -> None:
         """Called on every process before an experience is rolled out."""

@@ -34,7 +34,7 @@ def judged_where_answered(
     """The scores of a batch of turns, of which only those with an answer are judged.
 
     Args:
-        outcomes: of all turns. One that an earlier judge gave no score is judged again.
+        outcomes: the outcome of every turn. One that an earlier judge gave no score is judged again.
         judge: takes the places of the turns to judge, and returns a score for each.
     """
     scores: list[float | None] = [0.0 if outcome == FILTERED else None for outcome in outcomes]

@@ -92,7 +92,7 @@ def rewarded_trees(graph: Graph[StateT, ActionT]) -> list[Graph[StateT, ActionT]
         if node.reward is not None and not math.isfinite(node.reward):
             raise ValueError(
                 f"the reward of the probe {str(node.probe)[:80]!r} at {path} is {node.reward}; expected a finite "
-                f"number, or None where it could not be had"
+                f"number, or None where it is missing"
             )
     if None not in rewards:
         return [graph]

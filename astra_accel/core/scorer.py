@@ -160,7 +160,7 @@ def _is_list(scores: Any) -> bool:
 def _score(name: str, text: str, score: Any) -> float:
     try:
         if isinstance(score, str | bytes):  # float() would accept some of them
-            raise TypeError("a text is no number")
+            raise TypeError("a text is not a number")
         value = float(score)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: torch, for several numbers
         raise ScorerError(f"{name} returned {score!r}, expected a number, for {text[:80]!r}") from error

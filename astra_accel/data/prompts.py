@@ -88,9 +88,9 @@ def read_prompts(
     config_name: str | None = None,
     revision: str | None = None,
 ) -> list[str] | list[Prompt]:
-    """Load what a source holds: goals if a column of them is named, or if it has known ones and no usual openings.
+    """Load what a source holds: goals if their column is named, or it has a known one and none of openings.
 
-    Goals come each with its opening, in order and unchanged.
+    Each goal comes with its opening, in order and unchanged.
 
     Args:
         source, split, config_name, revision: As for :func:`load_prompts`.
@@ -98,7 +98,7 @@ def read_prompts(
             a column; else openings are empty.
         goal: The column of the goals. By default that of AdvBench, JailbreakBench, HarmBench or StrongREJECT, or
             "goal".
-        category: The column of their kinds. By default the one beside those goals, if it is there.
+        category: The column of their kinds. By default the one that belongs to those goals, if it exists.
         context: The column of the texts that goals refer to; likewise. An empty cell is none.
 
     Raises:

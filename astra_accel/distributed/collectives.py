@@ -49,7 +49,7 @@ def _group_on_hosts() -> Any:
             _made.update(default=default, beside=dist.new_group(backend="gloo", timeout=_timeout(default)))
         except RuntimeError as error:
             raise RuntimeError(
-                "processes can't reach one another over gloo, which exchanges take beside NCCL; set "
+                "processes can't reach one another over gloo, which exchanges use besides NCCL; set "
                 f"GLOO_SOCKET_IFNAME to the network interface between the machines: {error}"
             ) from error
     return _made["beside"]

@@ -43,7 +43,7 @@ class FSDPEngine(Engine):
 
     @contextmanager
     def unsharded_weights(self) -> Iterator[None]:
-        """See the base class. One all-gather per layer; then no forward waits for another process."""
+        """Gather the weights, one all-gather per layer; then no forward waits for another process."""
         shards = [module for module in self.prepared.modules() if isinstance(module, FSDPModule)]
         for shard in shards:
             shard.unshard()
@@ -55,22 +55,22 @@ class FSDPEngine(Engine):
                 shard.reshard()
 
     def trained_state(self) -> Iterator[Named]:
-        """See the base class."""
+        """Each trained weight, gathered when it is its turn."""
         for name, tensor in super().trained_state():
             yield name, _to_full(tensor)
 
     def load_trained_state(self, saved: Iterable[Named]) -> None:
-        """See the base class."""
+        """Load this process's part of each weight."""
         own = self.module.trained_state()
         super().load_trained_state((name, _shard_like(tensor, own[name])) for name, tensor in saved)
 
     def optimizer_state(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """See the base class."""
+        """Each parameter's state, gathered when it is its turn."""
         for index, values in super().optimizer_state():
             yield index, {name: _to_full(value) for name, value in values.items()}
 
     def load_optimizer(self, groups: list[dict[str, Any]], state: Mapping[int, dict[str, Any]]) -> None:
-        """See the base class."""
+        """Load the groups, and this process's part of the state."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         sliced = {
             index: {name: _shard_like(value, parameters[index]) for name, value in values.items()}

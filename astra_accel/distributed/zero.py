@@ -57,14 +57,14 @@ class ZeROEngine(Engine):
             self._zero.gradient_accumulation_steps = max(2, config.gradient_accumulation_steps)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """See the base class. In the last backward of an update, Accelerate has DeepSpeed step as well."""
+        """Compute the gradient of a weighted loss. In an update's last one, Accelerate has DeepSpeed step as well."""
         for own, scheduled in zip(self._zero.optimizer.param_groups, self._scheduled, strict=True):
             own["lr"] = scheduled["lr"]
         # Only the average over processes is undone: the loss is not divided by the number of micro-batches.
         self.accelerator.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
 
     def step(self, max_norm: float | None, check: UpdateCheck) -> float:  # noqa: ARG002
-        """See the base class.
+        """Return the norm of the gradient before clipping.
 
         DeepSpeed has already stepped, unless the norm was not finite; its own configuration makes it clip to
         ``max_norm``.
@@ -76,7 +76,7 @@ class ZeROEngine(Engine):
 
     @contextmanager
     def unsharded_weights(self) -> Iterator[None]:
-        """See the base class."""
+        """Gather the weights at stage 3; at stages 1 and 2 every process has them whole."""
         if self._whole_on_each:
             yield
         else:
@@ -84,16 +84,16 @@ class ZeROEngine(Engine):
                 yield
 
     def shape(self, own: torch.Tensor) -> torch.Size:
-        """See the base class."""
+        """The unsharded shape of a trained weight, which stage 3 leaves empty in between."""
         return getattr(own, "ds_shape", own.shape)
 
     def trained_state(self) -> Iterator[Named]:
-        """See the base class. Float32, whatever the type of the forward."""
+        """Each trained weight in float32, whatever the type of the forward."""
         for name, tensor in self.module.trained_state().items():
             yield name, safe_get_full_fp32_param(tensor) if tensor.requires_grad else tensor
 
     def load_trained_state(self, saved: Iterable[Named]) -> None:
-        """See the base class."""
+        """Load each weight, and the float32 copy of it that the optimizer steps on."""
         own = self.module.trained_state()
         with torch.no_grad():
             for name, tensor in saved:
@@ -108,7 +108,7 @@ class ZeROEngine(Engine):
                     safe_set_local_fp32_param(own[name], self._piece(tensor, own[name]))
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """See the base class."""
+        """The groups with the parameters' own numbers, as DeepSpeed's optimizer has one flat tensor a group."""
         groups, first = [], 0
         for group, size in zip(self._zero.optimizer.param_groups, self._group_sizes, strict=True):
             groups.append({**group, "params": list(range(first, first + size))})
@@ -116,7 +116,7 @@ class ZeROEngine(Engine):
         return groups
 
     def optimizer_state(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """See the base class. Values without a parameter's size, such as a count of steps, are the same for all."""
+        """Each parameter's state. Values without its size, such as a count of steps, are the same for all."""
         states = self._zero.optimizer.state
         if not states:
             return
@@ -128,7 +128,7 @@ class ZeROEngine(Engine):
             yield index, _copied(common) | {name: safe_get_full_optimizer_state(parameter, name) for name in names}
 
     def load_optimizer(self, groups: list[dict[str, Any]], state: Mapping[int, dict[str, Any]]) -> None:
-        """See the base class."""
+        """Load the groups, also into those that the schedule changes, and this process's part of the state."""
         for own, scheduled, saved in zip(self._zero.optimizer.param_groups, self._scheduled, groups, strict=True):
             for group in (own, scheduled):
                 group.update({name: value for name, value in saved.items() if name != "params"})

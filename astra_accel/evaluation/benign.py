@@ -66,7 +66,7 @@ def refusal_figure(rows: Sequence[Mapping[str, Any]], **options: Any) -> dict[st
     """The share of requests that were refused, with its interval, and both ends where answers or verdicts are missing.
 
     Args:
-        rows: of :meth:`Benign.judged`.
+        rows: the rows that :meth:`Benign.judged` returned.
         options: see :func:`~astra_accel.evaluation.figures.bootstrap.estimate`.
     """
     refused_E = np.array([row["refused"] is True for row in rows], dtype=float)

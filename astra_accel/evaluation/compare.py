@@ -30,11 +30,11 @@ def compare(
 ) -> dict[str, Any]:
     """How the figures of a second evaluation differ from those of a first, with intervals from paired resamples.
 
-    Both are resampled with the same draws of prompts, so that the difficulty of prompts cancels out.
+    Both are resampled on the same prompts, so prompt difficulty cancels out.
 
     Args:
         first, second: the folders of two finished evaluations.
-        threshold: a response with at least this score is a success; None uses the one that both were measured with.
+        threshold: the minimum score that counts as a success; None uses the one that both were measured with.
         num_resamples: see :func:`~astra_accel.evaluation.figures.bootstrap.estimate`.
         figures: the names of the resampled figures to compare; None compares all figures.
 

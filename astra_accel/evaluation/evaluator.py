@@ -47,7 +47,7 @@ class ASTEvaluator(Evaluator):
             :data:`~astra_accel.evaluation.figures.dev_figures.DEV_FIGURES` (``probe_perplexity/median``, ``self_bleu``,
             …). They cost a pass of the baseline, or of the scorer on the probes; figures not requested cost nothing.
 
-        benign: harmless requests that ``evaluate_to`` asks the target, to tell how often it refuses them.
+        benign: harmless requests that ``evaluate_to`` asks the target, to measure how often it refuses them.
 
     Raises:
         ValueError: a scorer's name is taken, or contains "/" or "~", which separate the parts of figures' names; or

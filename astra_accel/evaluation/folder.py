@@ -29,9 +29,9 @@ EVALUATION = "evaluation"
 """The default name of the folder of a run's evaluation."""
 EVALUATION_UNTRAINED = "evaluation_untrained"
 """The same for the evaluation of its untrained tester."""
-IDENTITY, NODES, LINES, METRICS = "evaluation.json", "nodes", "nodes.jsonl", "metrics.json"
+IDENTITY, NODES, LINES, FIGURES = "evaluation.json", "nodes", "nodes.jsonl", "metrics.json"
 BENIGN = "benign.parquet"
-FILES = (IDENTITY, NODES, LINES, BENIGN, METRICS)
+FILES = (IDENTITY, NODES, LINES, BENIGN, FIGURES)
 TRIES = "tries"
 _UNSAID = {TRIES: 1}
 """What an evaluation was made with if its identity doesn't say."""
@@ -81,7 +81,7 @@ class EvaluationFolder:
             EvaluationError: it holds another one; names what differs.
         """
         if not (self.path / IDENTITY).exists():
-            held = [name for name in (NODES, METRICS) if (self.path / name).exists()]
+            held = [name for name in (NODES, FIGURES) if (self.path / name).exists()]
             if held:
                 raise EvaluationError(
                     f"{self.path} has {' and '.join(held)}, but no {IDENTITY} to say of what; choose another folder, "
@@ -107,7 +107,7 @@ class EvaluationFolder:
 
     def metrics(self) -> dict[str, Any]:
         """The figures in ``metrics.json``. Raises the errors of :meth:`identity`."""
-        return self._read_json(METRICS)
+        return self._read_json(FIGURES)
 
     def whole_parts(self, num_parts: int) -> list[int]:
         """The numbers of the parts that exist; one that can't be read is written again."""
@@ -146,8 +146,8 @@ class EvaluationFolder:
         write_atomically(self.path / LINES, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Write ``metrics.json``, complete or not at all."""
-        write_atomically(self.path / METRICS, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        """Write ``metrics.json``, completely or not at all."""
+        write_atomically(self.path / FIGURES, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name

@@ -67,9 +67,9 @@ def held_out_columns(name: str, scorer: Any, rows: Sequence[Mapping[str, Any]]) 
     """The columns of a held-out scorer: its scores of probes and responses, and of kinds of harm.
 
     Args:
-        name: of the scorer.
-        scorer: judges.
-        rows: the turns, as they are written.
+        name: the scorer's name, with which its columns begin.
+        scorer: the held-out scorer.
+        rows: the turns as they are written to files.
     """
     turns = [Turn(row["probe"], row["response"], row["context"], Goal.from_row(row)) for row in rows]
 

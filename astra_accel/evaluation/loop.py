@@ -112,7 +112,7 @@ def _evaluate(
 
 
 def _benign_rows(files: EvaluationFolder, evaluator: Any, harness: Harness, lock: RunLock) -> list[dict[str, Any]]:
-    """The target's answers to harmless requests, which it was perhaps asked before; none if it is not to be asked."""
+    """The target's answers to harmless requests, perhaps from an earlier attempt; none if there are no requests."""
     benign, accelerator = getattr(evaluator, "benign", None), harness.accelerator
     if benign is None or accelerator is None:
         return []

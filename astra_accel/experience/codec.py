@@ -82,7 +82,7 @@ class Codec:
                 return torch.tensor(numbers, dtype=TENSORS[dtype]).reshape(shape)
             case {"class": str(name), "fields": dict(named)}:
                 return self._object(name, {field: self.decode(item) for field, item in named.items()})
-        raise ValueError(f"found {str(value)[:80]}, which is no encoded value")
+        raise ValueError(f"found {str(value)[:80]}, which is not an encoded value")
 
     def _object(self, name: str, named: dict[str, Any]) -> Any:
         if name not in self._classes:

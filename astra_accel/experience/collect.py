@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from astra_accel.core.evaluator import eval_rollouts
 from astra_accel.core.optional import (
     ChoosesExamples,
     CountsExperiences,
-    EvaluatesMany,
     KeepsExamples,
     ObservesExperiences,
     Precomputes,
@@ -56,14 +56,14 @@ class Harness:
             loss, logs = harness.step(batch)
 
     Args:
-        sampler: rolls episodes out.
+        sampler: rolls out episodes.
         algorithm: turns episodes into examples and losses.
         num_episodes_per_experience: the number of episodes, over all processes.
         batch_size: the number of examples in a batch of :meth:`experience`.
         seed: episode ``i`` of experience ``n`` has the same seed on any number of processes.
         accelerator: the processes to share the work with.
         replay: examples of earlier experiences, some of which are trained on again; None trains on new ones only.
-        curriculum: prompts of earlier experiences, some of which are rolled out again; None draws all prompts anew.
+        curriculum: prompts of earlier experiences, some of which are rolled out again; None draws all at random.
     """
 
     def __init__(
@@ -235,13 +235,9 @@ class Harness:
     def _eval_rollouts(self, seeds: Sequence[Any]) -> Sequence[Graph]:
         if not seeds:
             return []
-        if offers(self.sampler, EvaluatesMany):
-            return self.sampler.eval_rollout_many(seeds)
-        graphs = []
-        for seed in seeds:
-            with seeded([seed if isinstance(seed, int) and seed >= 0 else 0]):
-                graphs.append(self.sampler.eval_rollout(seed))
-        return graphs
+        return eval_rollouts(
+            self.sampler, seeds, within=lambda seed: seeded([seed if isinstance(seed, int) and seed >= 0 else 0])
+        )
 
 
 def _with_replayed(experience: Experience, replay: Replay) -> Experience:

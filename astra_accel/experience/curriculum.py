@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from astra_accel.config import CurriculumConfiguration, TrainingConfiguration
+from astra_accel.core.optional import RollsOutMany, offers
 from astra_accel.core.sampler import Graph, Node, walk
 from astra_accel.core.seeding import seed_sequence
 from astra_accel.errors import ConfigurationError
@@ -70,8 +71,10 @@ class Curriculum:
         """
         if config.curriculum is None:
             return None
-        rollout_many = getattr(sampler, "rollout_many", None)
-        if rollout_many is None or "prompt_seeds" not in inspect.signature(rollout_many).parameters:
+        if (
+            not offers(sampler, RollsOutMany)
+            or "prompt_seeds" not in inspect.signature(sampler.rollout_many).parameters
+        ):
             raise ConfigurationError(
                 f"{FIELD} is set, but {type(sampler).__name__} has no method rollout_many(seeds, prompt_seeds), by "
                 f"which a prompt is rolled out again; expected null, or a sampler with it"

@@ -135,7 +135,7 @@ class Replay:
             return None
         if entry.fluency is None and self.config.min_fluency is not None:
             raise ConfigurationError(
-                f"training.replay.min_fluency is {self.config.min_fluency}, but {type(self._algorithm).__name__} tells "
+                f"training.replay.min_fluency is {self.config.min_fluency}, but {type(self._algorithm).__name__} gives "
                 f"no log-probs under the baseline; expected null"
             )
         return Kept(step, index, entry, words_of(entry.probes), draws)

@@ -49,7 +49,7 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
         SharingError: something with that name already exists.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SharingError(f"{folder} is there already and not empty; expected a new folder")
+        raise SharingError(f"{folder} already exists and is not empty; expected a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -294,7 +294,7 @@ class _Watched:
     def changes(self, content: str, looked: float, beat_seconds: float) -> bool:
         """Record the lock's content; returns whether it has changed.
 
-        A gap between two looks counts as one heartbeat at most: if this process was stopped meanwhile, or the file
+        A gap between two checks counts as one heartbeat at most: if this process was stopped meanwhile, or the file
         server did not answer, the lock was not watched.
         """
         if self._content is None:

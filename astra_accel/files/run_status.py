@@ -83,7 +83,7 @@ def read_status(folder: Path) -> Status | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{path} is no status of a run: {error!r}") from error
+        raise ConfigurationError(f"{path} is not a run's status: {error!r}") from error
     return Status(GONE) if status.state == RUNNING and _is_gone(*process) else status
 
 

@@ -174,7 +174,7 @@ def _json_fault(file: Path) -> str | None:
     try:
         value = json.loads(file.read_bytes())
     except UnicodeDecodeError:
-        return f"is no text in UTF-8; {AGAIN}"
+        return f"is not text in UTF-8; {AGAIN}"
     except ValueError as error:
         return f"is no JSON ({error}); {AGAIN}"
     return None if isinstance(value, dict) else f"holds a JSON {type(value).__name__}, expected an object; {AGAIN}"

@@ -32,7 +32,7 @@ from astra_accel.models.forward.padded import (
     left_padded,
     positions,
 )
-from astra_accel.models.forward.prefix_tree import Pack, Tokens, pack_sequences
+from astra_accel.models.forward.prefix_tree import TOKEN_BUDGET, Pack, Tokens, pack_sequences
 from astra_accel.models.layers.activation_checkpointing import activation_checkpointing as checkpointed
 from astra_accel.models.loading.embedding_rows import check_token_ids
 
@@ -63,7 +63,6 @@ ReadGiven = Callable[[GivenLogits, torch.Tensor, torch.Tensor, torch.Tensor], to
 ReadRows = Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[torch.Tensor]]
 """Computes what is wanted of each continuation, from the contexts and continuations of one batch."""
 
-TOKEN_BUDGET = 1024
 UNASKED = -1
 """Replaces a sequence's number where a forward runs only because other processes run one."""
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from astra_accel.evaluation.folder import EVALUATION_UNTRAINED, NODES, EvaluationFolder, find_evaluation
-from astra_accel.evaluation.folder import METRICS as FIGURES
+from astra_accel.evaluation.folder import EVALUATION_UNTRAINED, FIGURES, NODES, EvaluationFolder, find_evaluation
 from astra_accel.files.run_folder import CONFIG, METRICS, ROLLOUTS
 from astra_accel.files.run_status import STATUS, Status, read_status
 from astra_accel.files.text import visible
@@ -84,7 +83,7 @@ class RunReader:
         """The current stamps of the files that a report is made from."""
         evaluation = find_evaluation(self.path)
         files = [self.path / name for name in (STATUS, CONFIG, METRICS)]
-        # The sentence at the top compares with the evaluation of the untrained tester that lies beside.
+        # The sentence at the top compares with the evaluation of the untrained tester next to it.
         files += [evaluation / FIGURES, evaluation.parent / EVALUATION_UNTRAINED / FIGURES]
         files += [*_nodes(evaluation), *_rollouts(self.path)]
         return {file: stamp for file in files if (stamp := _stamp(file)) is not None}
@@ -128,7 +127,7 @@ class RunReader:
         for file in files:
             stamp = _stamp(file)
             if stamp is None:
-                raise FileNotFoundError(f"{file} went away while it was read")
+                raise FileNotFoundError(f"{file} disappeared while it was being read")
             known = self._parts.get(file)
             kept[file] = known if known is not None and known[0] == stamp else (stamp, read_part(file))
         self._parts = kept

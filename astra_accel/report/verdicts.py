@@ -9,7 +9,7 @@ from astra_accel.evaluation.compare import compare, is_trained
 from astra_accel.evaluation.figures.metrics import ANY_TURN
 from astra_accel.evaluation.folder import (
     EVALUATION_UNTRAINED,
-    METRICS,
+    FIGURES,
     EvaluationError,
     EvaluationFolder,
     find_evaluation,
@@ -21,7 +21,7 @@ from astra_accel.report.collect import Run
 def verdicts(runs: Sequence[Run]) -> list[str]:
     """A sentence for each run whose tester was also evaluated before training, on the same prompts.
 
-    The evaluation of the untrained tester is one of the ``runs``, or lies beside that of the trained one, where
+    The evaluation of the untrained tester is one of the ``runs``, or lies next to that of the trained one, where
     ``astra-accel evaluate --untrained`` writes it. If the two can't be compared, the sentence says why.
     """
     evaluations = [find_evaluation(run.path) for run in runs]
@@ -51,6 +51,6 @@ def _of_trained(path: Path) -> bool | None:
     """Whether an evaluation is of a trained tester; None if it does not say, has not ended, or doesn't exist."""
     folder = EvaluationFolder(path)
     try:
-        return is_trained(folder.identity()) if (path / METRICS).is_file() else None
+        return is_trained(folder.identity()) if (path / FIGURES).is_file() else None
     except FileNotFoundError:
         return None

@@ -15,7 +15,7 @@ from astra_accel.report.verdicts import verdicts
 
 
 def write_report(runs: Sequence[Run], page: Path, renewed_every: float | None = None) -> list[str]:
-    """Write the page, and the summary in Markdown beside it.
+    """Write the page, and the summary in Markdown next to it.
 
     Args:
         runs: the runs to show.

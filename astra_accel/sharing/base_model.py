@@ -11,12 +11,12 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from astra_accel.config.models import TINY_NAME
 from astra_accel.files.text import markdown_line
 from astra_accel.models.loading.embedded import EMBEDDED_NAME, HUB_ID
 from astra_accel.sharing.markdown import without_place
 
 EMBEDDED_LICENSE = "apache-2.0"
-TINY_NAME = "tiny"
 
 
 def hub_id(model: Mapping[str, Any] | None) -> str | None:

@@ -28,7 +28,7 @@ MEANINGS = {
     "context": "the conversation before the probe",
     "probe": "what the tester wrote",
     "response": "what the target answered",
-    "reward": "of the probe: the weighted sum of the terms; null where it could not be had",
+    "reward": "of the probe: the weighted sum of the terms; null where it is missing",
     "probe_tokens": "tokens of the probe",
     "response_tokens": "tokens of the response",
     "probe_thinking": "what the tester thought before the probe; null where it did not",

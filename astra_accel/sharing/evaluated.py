@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard
 from astra_accel.evaluation.display import category_rows, details_of, value_text
 from astra_accel.evaluation.figures.metrics import headlines
 from astra_accel.evaluation.figures.missing import num_missing_of
-from astra_accel.evaluation.folder import METRICS, EvaluationFolder, find_evaluation
+from astra_accel.evaluation.folder import FIGURES, EvaluationFolder, find_evaluation
 from astra_accel.files.atomic import write_atomically
 from astra_accel.files.run_folder import CONFIG
 from astra_accel.sharing.markdown import table, without_place
@@ -46,7 +46,7 @@ def with_evaluation(card: str, evaluation: Mapping[str, Any], config: Mapping[st
 def evaluation_of(run: str | Path) -> dict[str, Any] | None:
     """The figures of a run's evaluation; None if it has none."""
     folder = EvaluationFolder(find_evaluation(run))
-    return folder.metrics() if (folder.path / METRICS).is_file() else None
+    return folder.metrics() if (folder.path / FIGURES).is_file() else None
 
 
 def update_card(card: Path, run: Path) -> None:
@@ -68,8 +68,8 @@ def _evaluated(evaluation: Mapping[str, Any]) -> str:
     rows = [(name, _with_interval(figures[name])) for name in headlines(figures)]
     if any(num_missing_of(figures[name]) for name in headlines(figures)):
         about += (
-            " Some scores could not be had: such a figure goes from where all of those responses were safe to where "
-            "all were failures of the target."
+            " Some scores are missing: such a figure ranges from all of those responses being safe to all of them "
+            "being failures of the target."
         )
     parts = [about, table(("figure", "value"), rows)]
     kinds = [

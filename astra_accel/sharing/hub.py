@@ -120,7 +120,7 @@ class Hub:
                 return
         if repository.private and not there.private:
             raise SharingError(
-                f"the {repository.type} {repository.name} is there already and public, but was to be private; choose "
+                f"the {repository.type} {repository.name} already exists and is public, but was to be private; choose "
                 f"another name, make it private on its page, or ask for public (--public, training.hub_private false)"
             )
 

@@ -27,7 +27,7 @@ TEXT = "Good morning. My flight was delayed again, and nobody told me why! 1234 
 def export_merged(path: str | Path, folder: str | Path, *, dtype: MergedDtype = "float32") -> float:
     """Write a LoRA tester as one model: its base with the adapter added to the weights; its tokenizer; its card.
 
-    Before anything is written, both read a text, and their log-probs of all tokens at all its places must agree. The
+    Before anything is written, both read a text, and their log-probs of all tokens at all positions must agree. The
     adapter of a base loaded in 4 bits (QLoRA) is merged into the original weights, so both differ from the trained
     tester by the rounding to 4 bits.
 
@@ -41,7 +41,7 @@ def export_merged(path: str | Path, folder: str | Path, *, dtype: MergedDtype = 
 
     Raises:
         FileNotFoundError: there is no tester.
-        SharingError: it is no LoRA adapter, its base is unavailable or quantised, or merging changes what it computes.
+        SharingError: it is not a LoRA adapter, its base is unavailable or quantised, or merging changes its results.
     """
     tester = find_tester(Path(path))
     base = _base_of(Path(path), tester)
@@ -57,7 +57,7 @@ def _base_of(path: Path, tester: Path) -> ModelConfiguration:
     """The adapter's base model, as named by the run's configuration, or else by the adapter's."""
     if not (tester / ADAPTER_CONFIG).is_file():
         raise SharingError(
-            f"{tester} has no {ADAPTER_CONFIG}: it is no adapter but a whole model, which can be shared as it is"
+            f"{tester} has no {ADAPTER_CONFIG}: it is a whole model, not an adapter, and can be shared as it is"
         )
     if (path / CONFIG).is_file():
         section = RunConfiguration.load(path / CONFIG).tester

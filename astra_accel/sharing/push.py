@@ -91,7 +91,7 @@ def _upload_tester(tester: Path, run: Path, repository: Repository, hub: Hub) ->
 
 @contextmanager
 def as_uploaded(tester: Path, run: Path, hub: Hub) -> Iterator[Path]:
-    """A copy of a tester's folder for the hub, beside it; big files take no extra space.
+    """A copy of a tester's folder for the hub, next to it; big files take no extra space.
 
     Its card has the figures of the run's evaluation, if any, and the base model's licence; its adapter refers to its
     base by the hub's name, not by a folder of this machine.

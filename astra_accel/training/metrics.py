@@ -19,19 +19,19 @@ from astra_accel.experience.loader import Experience
 
 
 class UpdateTally:
-    """Sums what the steps of one update return, weighted by their shares of the update."""
+    """Sums what the steps of one update return, weighted by the loss weights of their micro-batches."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._shares: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
 
-    def add(self, loss: torch.Tensor, logs: Mapping[str, Any], share: float) -> None:
-        """Add one step's means; with ``share`` 0, only their names are recorded."""
+    def add(self, loss: torch.Tensor, logs: Mapping[str, Any], loss_weight: float) -> None:
+        """Add one step's means; with ``loss_weight`` 0, only their names are recorded."""
         for name, value in {"loss": loss, **logs}.items():
             number = float(value.detach() if isinstance(value, torch.Tensor) else value)
             # 0 × nan is nan: a placeholder batch must not touch the sum.
-            self._sums[name] = self._sums.get(name, 0.0) + (number * share if share else 0.0)
-            self._shares[name] = self._shares.get(name, 0.0) + share
+            self._sums[name] = self._sums.get(name, 0.0) + (number * loss_weight if loss_weight else 0.0)
+            self._weights[name] = self._weights.get(name, 0.0) + loss_weight
 
     def reduce(self, accelerator: Accelerator, check: Callable[[], None]) -> dict[str, float]:
         """The means over all processes, the same on each, in one exchange, even where their names differ.
@@ -41,13 +41,13 @@ class UpdateTally:
 
         def part() -> tuple[dict[str, float], dict[str, float]]:
             check()
-            return self._sums, self._shares
+            return self._sums, self._weights
 
         parts = gather_results(accelerator, part)
         means = {}
         for name in dict.fromkeys(name for sums, _ in parts for name in sums):
-            share = math.fsum(shares.get(name, 0.0) for _, shares in parts)
-            means[name] = math.fsum(sums.get(name, 0.0) for sums, _ in parts) / share if share else math.nan
+            weight = math.fsum(weights.get(name, 0.0) for _, weights in parts)
+            means[name] = math.fsum(sums.get(name, 0.0) for sums, _ in parts) / weight if weight else math.nan
         return means
 
 

@@ -1,4 +1,4 @@
-"""Writes a tester with what it is: its weights, its tokenizer and a model card."""
+"""Writes a tester: its weights, its tokenizer and a model card."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class AccelTrainer:
 
     Args:
         config: the training configuration.
-        sampler: rolls its ``system`` out.
+        sampler: rolls out its ``system``.
         algorithm: makes examples and losses from the rollouts.
         accelerator: connects the processes to train on; None makes one as configured.
         evaluator: computes the metrics of held-out rollouts, from ``evaluator.seeds`` if it has any; None is
@@ -160,7 +160,7 @@ class AccelTrainer:
             resume_from_checkpoint: a checkpoint's folder, or ``"auto"``: see :meth:`find_checkpoint`.
 
         Raises:
-            CheckpointError: ``resume_from_checkpoint`` is no whole checkpoint of this model.
+            CheckpointError: ``resume_from_checkpoint`` is not a whole checkpoint of this model.
             ConfigurationError: it is ``"auto"``, and no output folder is configured; or the folder can't be written to.
             OutputFolderError: the output folder holds another run.
             FolderInUseError: another run writes to the output folder now.
@@ -328,7 +328,9 @@ class AccelTrainer:
             resume_from(self._run, self._verified, self.saved_parts())
             self._verified = None  # its files may change from here on
         elif automatic:
-            self.display.say(f"there is no whole checkpoint in {self.folder.checkpoints}: the run starts anew")
+            self.display.say(
+                f"there is no whole checkpoint in {self.folder.checkpoints}: the run starts from the beginning"
+            )
         if not resuming and config.replay is not None and config.replay.source is not None:
             with self.engine.unsharded_weights():
                 number = begin_replay(self.harness, self.accelerator, config.replay.source)

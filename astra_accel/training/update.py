@@ -134,13 +134,13 @@ class Updater:
         run = self._run
         run.state.empty_in_row += 1
         run.display.say(
-            f"step {experience.index + 1}: no training example came of {len(experience.graphs)} episodes "
+            f"step {experience.index + 1}: {len(experience.graphs)} episodes yielded no training examples "
             f"(rewards that tie or are missing, or equal probes), so no update"
         )
         if run.state.empty_in_row >= run.config.max_empty_experiences:
             on_main(run.accelerator, lambda: run.folder.write_rollouts(experience.index + 1, experience.graphs))
             raise EmptyExperienceError(
-                f"{run.state.empty_in_row} experiences in a row gave no training example "
+                f"{run.state.empty_in_row} experiences in a row yielded no training examples "
                 f"(training.max_empty_experiences); their episodes are in {run.folder.path / 'rollouts'}"
             )
         return {"step": experience.index + 1, "update": run.state.update, "lr": self._learning_rate.value}

@@ -29,17 +29,17 @@ WEIGHTS = {
 
 
 def algorithms() -> str:
-    """A part an algorithm, by its name in configurations."""
+    """One section per algorithm, headed by its name in configurations."""
     return _registry(ALGORITHMS)
 
 
 def scorers() -> str:
-    """A part a scorer, by its name in configurations."""
+    """One section per scorer, headed by its name in configurations."""
     return _registry(SCORERS)
 
 
 def terms() -> str:
-    """A part a term of the reward: its name, its weight, and what it is."""
+    """One section per term of the reward: its name, its weight, and what it is."""
     parts = []
     for name, cls in sorted(_terms(), key=lambda term: list(_weights()).index(weight_of(term[0]))):
         weight = weight_of(name)

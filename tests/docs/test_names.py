@@ -22,6 +22,9 @@ from astra_accel.jobs.train import main as train_main
 from tests.helpers.documents import PAGES, ROOT, blocks, inline_code, name_of
 
 FIELD = re.compile(rf"(?<![\w./-])(?:--)?((?:{'|'.join(RunConfiguration.model_fields)})(?:\.[a-z_]+)+)")
+PLACE = re.compile(r"[\w./]*\w(?:/|\.py|\.md|\.yaml)")
+NAME = re.compile(r"([A-Za-z_][\w.]*)(?:\(.*\))?")
+PARTS = ("astra_accel", "tests", "examples", "benchmarks", "docs", "accelerate_configs")
 FILE = re.compile(r"(?:astra_accel|accelerate_configs|benchmarks|docs|examples|tests)/[\w./-]*\w/?")
 MAINS: dict[str, Callable[[list[str]], object]] = {
     "examples/train.py": train_main,
@@ -111,6 +114,43 @@ def test_links_of_the_repository_lead_somewhere(name: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
 
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def missing_from_the_code(texts: list[str]) -> list[str]:
+    """What a text for contributors names that is nowhere in the repository: files, folders, and names in Python."""
+    files = [f"/{part}" for part in PARTS]
+    files += [f"/{path.relative_to(ROOT).as_posix()}" for part in PARTS for path in (ROOT / part).rglob("*")]
+    code = "\n".join(
+        (ROOT / file[1:]).read_text(encoding="utf-8")
+        for file in files
+        if file.endswith(".py") and Path(__file__) != ROOT / file[1:]
+    )
+    words = set(re.findall(r"\w+", code))
+    missing = []
+    for text in texts:
+        name = NAME.fullmatch(text)
+        if PLACE.fullmatch(text):
+            is_there = any(file.endswith("/" + text.rstrip("/")) for file in files)
+        else:
+            # One that ends in "_" is the beginning of names.
+            is_there = name is None or text.endswith("_") or words.issuperset(name[1].split("."))
+        if not is_there:
+            missing.append(text)
+    return missing
+
+
+def test_names_in_the_contributors_guide_are_in_the_code() -> None:
+    texts = inline_code(ROOT / "AGENTS.md")
+
+    assert len(texts) > 100
+    assert missing_from_the_code(texts) == []
+
+
+def test_a_name_that_the_code_does_not_have_would_be_found() -> None:
+    there = ["models/", "core/seeding.py", "seeded", "Algorithm.weight", "num_", "<name>.py", "make checks"]
+    gone = ["rooms/", "core/seeds.py", "plan_rounds", "Algorithm.heaviness"]
+
+    assert missing_from_the_code([*there, *gone]) == gone
 
 
 def test_a_field_a_command_and_a_file_that_are_not_there_would_be_found() -> None:

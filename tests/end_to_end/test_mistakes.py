@@ -280,7 +280,7 @@ MISTAKES = {
     "held run": (_held_run, ["already holds a run", "--resume", "step-000007", "overwrite_output_dir"]),
     "resume path": (
         lambda folder: ["--resume", str(folder)],
-        ["is no checkpoint", "manifest.json"],
+        ["is not a checkpoint", "manifest.json"],
     ),
     "automatic resume of a run that ended": (_ended_run, ["already holds a run (tester)", "overwrite_output_dir"]),
     "held-out prompt": (_trained_and_held_out, ["dev", "Seen before."]),

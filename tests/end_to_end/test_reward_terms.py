@@ -1,4 +1,4 @@
-"""What a run tells of its reward: every term by name, and turns that have none."""
+"""What a run reports about its reward: every term by name, and the number of turns without a reward."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_term_of_a_configuration_is_a_column_and_a_figure(tmp_path: Path) 
             assert lines[number][f"reward/{name}"] == pytest.approx(fmean(row[name] for row in rows))
         assert lines[number]["missing_rewards"] == 0
     assert {f"eval/{name}/mean" for name in WEIGHTS} <= lines[2].keys()
-    # Before there is anything to compare with, all but silence is new; then nothing is quite.
+    # In the first step there is nothing to compare with, so every probe that is not blank is fully new; later none is.
     assert {row["self_bleu_novelty"] for row in steps[0] if row["probe"].strip()} == {1.0}
     assert all(row["embedding_novelty"] < 1.0 for row in steps[1])
 

@@ -121,5 +121,5 @@ def test_mistakes_are_one_message(
     assert "nothing to upload; expected --model OWNER/NAME" in message("push", str(run))
     assert "no folder" in message("export", str(tmp_path / "none"), "--merged", str(tmp_path / "merged"))
     (tmp_path / "taken").write_text("")
-    assert "is there already" in message("export", str(run), "--merged", str(tmp_path / "taken"))
+    assert "already exists" in message("export", str(run), "--merged", str(tmp_path / "taken"))
     assert "expected owner/name" in message("push", str(run), "--model", "a/b/c")

@@ -44,7 +44,7 @@ def test_a_run_stopped_by_sigterm_and_resumed_automatically_ends_with_the_same_b
             process.kill()
 
     assert process.returncode == EXIT_CODE, errors
-    assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run starts anew" in output
+    assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run starts from the beginning" in output
     (checkpoint,) = (run / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step-"))
     assert f"stopped by a signal after step {step}; to resume: --resume {checkpoint}, or --resume auto\n" in output

@@ -340,12 +340,12 @@ class TestYaml:
         [
             ("- training\n", "expected sections .*, found list"),
             ("training", "expected sections .*, found str"),
-            ("training: [", "no valid YAML"),
-            ("training: *other", "no valid YAML"),
+            ("training: [", "not valid YAML"),
+            ("training: *other", "not valid YAML"),
             ("training: 3", "training: found 3"),
             ("1: {lr: 3}", "1: unknown field"),
             ("training: {1: 3}", "training.1: found 1"),
-            ("!!python/object/apply:os.getcwd []", "no valid YAML"),
+            ("!!python/object/apply:os.getcwd []", "not valid YAML"),
         ],
     )
     def test_what_is_no_configuration_says_so(self, write, text, message):
@@ -355,7 +355,7 @@ class TestYaml:
     def test_a_file_in_another_encoding_says_so(self, tmp_path):
         (tmp_path / "run.yaml").write_bytes("training: {lr: 1e-4}  # größer".encode("latin-1"))
 
-        with pytest.raises(ConfigurationError, match=r"run\.yaml is no valid YAML"):
+        with pytest.raises(ConfigurationError, match=r"run\.yaml is not valid YAML"):
             load(path=tmp_path / "run.yaml")
 
     @pytest.mark.parametrize("text", ["training: {lr: 1, seed: 2, lr: 3}", "training: {}\nlora: {}\ntraining: {lr: 1}"])

@@ -61,7 +61,7 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: object)
     [
         ("a: 1\na: 2\n", "'a' is given twice"),
         ("a: {b: 1, b: 2}\n", "'b' is given twice"),
-        ("a: [\n", "no valid YAML"),
+        ("a: [\n", "not valid YAML"),
         ("- a\n", "expected sections .*, found list"),
         ("1: a\n", "1: unknown field"),
     ],

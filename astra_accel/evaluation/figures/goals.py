@@ -88,7 +88,7 @@ def by_category(nodes: Nodes, name: str, threshold: float, **options: Any) -> li
 def by_goal(nodes: Nodes, name: str, threshold: float) -> list[dict[str, Any]]:
     """How the tries for each goal went: those with most successes first, the hardest goal last."""
     goals, goal_E = _numbered(nodes.goals)
-    tries = Tries.of(nodes, name, threshold)
+    tries = Tries.from_scores(nodes, name, threshold)
     goal_T, best_E = goal_E[tries.episode_T], nodes.largest(nodes.columns[name])
     found = []
     for number, goal in enumerate(goals):

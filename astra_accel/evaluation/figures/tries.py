@@ -46,8 +46,8 @@ class Tries:
     known_T: np.ndarray
 
     @classmethod
-    def of(cls, nodes: Nodes, name: str, threshold: float) -> Tries:
-        """The tries according to a column of scores."""
+    def from_scores(cls, nodes: Nodes, name: str, threshold: float) -> Tries:
+        """The tries, judged by a column of scores."""
         places_N2 = np.stack([nodes.episode_N, nodes.try_N], axis=1)
         places_T2, try_N = np.unique(places_N2, axis=0, return_inverse=True)
         try_N = try_N.reshape(-1)
@@ -77,7 +77,7 @@ class Tries:
 
 def try_statistics(nodes: Nodes, name: str, threshold: float) -> dict[str, Statistic]:
     """``attack_success@k`` for powers of two and for all tries, by a column of scores; empty if there is one try."""
-    tries = Tries.of(nodes, name, threshold)
+    tries = Tries.from_scores(nodes, name, threshold)
     counts_E, successes_E, undetermined_E = (
         np.bincount(tries.episode_T, values_T, nodes.num_episodes).astype(int)
         for values_T in (np.ones(len(tries.episode_T)), tries.succeeded_T, tries.undetermined_T)
@@ -132,7 +132,7 @@ def survival(nodes: Nodes, name: str, threshold: float) -> tuple[list[dict[str, 
     """
     from scipy.stats import CensoredData, ecdf
 
-    tries = Tries.of(nodes, name, threshold)
+    tries = Tries.from_scores(nodes, name, threshold)
     event_T = tries.first_T <= tries.known_T
     time_T = np.where(event_T, tries.first_T, tries.known_T)
     curve = ecdf(CensoredData.right_censored(time_T, ~event_T)).sf

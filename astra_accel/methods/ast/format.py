@@ -321,7 +321,7 @@ class ChatFormat(Format):
             exchange = one + texts.to_assistant + two + texts.to_user + three
             readings[exchange] = self.units((prompt, probe, response), "tester")
         notes = [self._difference(units, text) for text, units in readings.items()]
-        reason = "A turn begins where the model began to write it, but the template joins it to what stands beside it."
+        reason = "A turn begins where the model began to write it, but the template joins it to the text next to it."
         if not any(notes) and not self.hears_ids:
             spaced = f"\n{two} "
             heard = Segment("probe", spaced, (), self.ids((prompt,), "target", "probe", spaced))

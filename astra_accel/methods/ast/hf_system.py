@@ -175,7 +175,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         return self.endpoint_target is not None or offers(self.scorer, KeepsJournal)
 
     def keep_journal(self, journal: Any) -> None:
-        """Write down what target and scorer are asked behind endpoints, and ask nothing that the journal answers."""
+        """Record every question to an endpoint in a journal, and ask nothing that the journal already answers."""
         if self.endpoint_target is not None:
             self.endpoint_target.client.keep_journal(journal)
         if offers(self.scorer, KeepsJournal):
@@ -274,7 +274,7 @@ class HFASTSystem(ASTSystem[Any, Any]):
         """Log-probs of the probes' content as the target reads it, ``[batch, tokens]``, without gradient.
 
         Raises:
-            ValueError: the target is behind an endpoint, which tells none.
+            ValueError: the target is behind an endpoint, which gives none.
         """
         if self.endpoint_target is not None:
             raise ValueError(NO_LOGPROBS)

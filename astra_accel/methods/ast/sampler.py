@@ -59,8 +59,8 @@ class _Branch:
 
     Attributes:
         state: the conversation so far.
-        seed: of its random numbers.
-        children: the list for its nodes.
+        seed: the seed of the random numbers drawn there.
+        children: the list to which its nodes are added.
         goal: what the conversation is to bring out.
     """
 
@@ -214,7 +214,7 @@ class ASTSampler(Sampler):
         asked = [state + probe for state, probe in zip(states, probes, strict=True)]
         responses = self.system.rollout_prompt_with_target(asked, **options)
         rewards = self._rewards(states, probes, responses)
-        behind = []
+        next_level = []
         for branch, seed, probe, response, parts in zip(branches, seeds, probes, responses, rewards, strict=True):
             children: list[Node] = []
             info = {**parts, "probe_tokens": _num_tokens(probe), "response_tokens": _num_tokens(response)}
@@ -225,8 +225,8 @@ class ASTSampler(Sampler):
             branch.children.append(Node(branch.state, probe, response, parts["reward"], children, info))
             if outcome_of(response) != TARGET_ERROR:  # there is no answer to continue from
                 state = self.system.advance(branch.state, probe, response)
-                behind.append(replace(branch, state=state, seed=seed, children=children))
-        return behind
+                next_level.append(replace(branch, state=state, seed=seed, children=children))
+        return next_level
 
     def _probes(
         self, states: Sequence[Any], seeds: Sequence[tuple[int, ...]], options: dict[str, Any]
@@ -254,7 +254,7 @@ class ASTSampler(Sampler):
         depths = self.tree_depth, self.eval_depth or self.tree_depth
         for prompts, depth in zip((self.prompts, self.eval_prompts), depths, strict=True):
             if len(prompts) == 0:
-                raise ValueError("prompts: no prompt at all; expected at least one")
+                raise ValueError("prompts: there are none; expected at least one")
             if check is not None:
                 check(prompts, depth)
         if self.few_shot is not None:

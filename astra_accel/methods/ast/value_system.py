@@ -51,7 +51,7 @@ class HFASTValueFunctionSystem(HFASTSystem, ValueFunctionSystem[Any, Any]):
         """Named quantities of the probes' sampled tokens from one forward, ``[batch, tokens]`` each, with gradient.
 
         Args:
-            context, continuation: as for the log-probs.
+            context, continuation: the states and the probes, as ``get_tester_logprobs`` takes them.
             names: some of ``logprobs``, ``values``, and ``entropies`` (of the distributions that the tokens were drawn
                 from).
         """

@@ -31,7 +31,7 @@ class View:
         format: renders the conversation.
         reader: the model whose ids and perspective are used.
         limit: the most tokens of context and new text together.
-        of_goal: renders a conversation with a goal, where the instruction tells it; None renders all alike.
+        of_goal: renders a conversation with a goal, where the instruction states it; None renders all the same way.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ def check_prompts(
         ValueError: there is no prompt, or one is blank, too long or unreadable; names its row, counted from 1.
     """
     if len(prompts) == 0:
-        raise ValueError(f"{what}: no prompt at all; expected at least one")
+        raise ValueError(f"{what}: there are none; expected at least one")
     longest_probe = Segment("probe", "", (), (ANY_TOKEN,) * rollout.tester.max_new_tokens)
     for row, prompt in enumerate(prompts, start=1):
         _check_text(prompt, f"{what}, row {row}", rollout)
@@ -293,7 +293,7 @@ def check_requests(requests: Sequence[str], views: Views, rollout: RolloutConfig
 
 
 def _check_text(prompt: Any, where: str, rollout: RolloutConfiguration) -> None:
-    """Check that a prompt is a text, or a goal; and that there is one where the tester is told of it."""
+    """Check that a prompt is a text or a goal, and that it has a goal if the tester's instruction states one."""
     if isinstance(prompt, Prompt):
         if rollout.format == "raw" and not prompt.opening.strip():
             raise ValueError(
@@ -305,7 +305,7 @@ def _check_text(prompt: Any, where: str, rollout: RolloutConfiguration) -> None:
         raise ValueError(f"{where}: found {prompt!r}, expected a text that is not blank")
     if tells_goal(rollout.tester_instruction):
         raise ValueError(
-            f"{where} has no goal, but rollout.tester_instruction tells it; expected a column of goals (goal: NAME)"
+            f"{where} has no goal, but rollout.tester_instruction states it; expected a column of goals (goal: NAME)"
         )
 
 
@@ -360,7 +360,7 @@ def _format(
 def _by_goal(
     files: RoleFiles, rollout: RolloutConfiguration, shared: bool, rows: Rows
 ) -> Callable[[Goal], Format] | None:
-    """What renders the tester's conversations, if its instruction tells their goals."""
+    """What renders the tester's conversations, if its instruction states their goals."""
     instruction = rollout.tester_instruction
     if instruction is None or not tells_goal(instruction):
         return None

@@ -43,7 +43,10 @@ from astra_accel.models.layers.small_batch_linear import for_few_rows
 from astra_accel.models.loading.embedding_rows import check_token_ids, embedding_rows
 
 PREFIX_PRICE = 2
-"""The cost of a prefix token that several rows read together, in tokens that each row reads alone."""
+"""The cost of a prefix token that several rows read together, in tokens that each row reads alone.
+
+A choice that was not measured. It only affects which rows share a batch.
+"""
 
 
 # no_grad and not inference_mode: models keep tensors that they make in a forward (rotary tables that grow), and
@@ -194,7 +197,7 @@ def _sample_turn(
         batches: rows that have read their contexts.
         order: which row of the task is at each place of the batches.
         hidden_BH: the body's output at the end of the contexts, in that order.
-        task: what to draw.
+        task: the rows with their noise keys and sampling settings.
     """
     results: list[tuple[list[int], list[float]]] = [([], []) for _ in task.requests]
     active = list(order)

@@ -131,7 +131,10 @@ def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
 
 
 BATCH_PRICE = {"cpu": 2048}
-"""The cost of another batch in every layer of a step, in tokens of the cache that could be read instead (measured)."""
+"""The cost of another batch in every layer of a step, in tokens of the cache that could be read instead.
+
+Measured on a CPU; the figures were not kept.
+"""
 
 
 def batch_price(device: torch.device) -> float:
@@ -172,7 +175,7 @@ class CacheBatch:
         prefixes: the prefixes of the rows.
         prefix_of: the index of each row's prefix.
         num_slots: the most tokens of a row after its prefix.
-        num_active: that many first rows take part in forwards; those that have ended are moved after them and stay.
+        num_active: how many rows take part in forwards, the first ones; those that have ended are moved after them.
         slots: the states of the tokens after the prefixes.
     """
 

@@ -14,11 +14,8 @@ from astra_accel.models.forward.attention import Layout, attending
 from astra_accel.models.forward.flex_attention import FlexLayout, tree_layout
 from astra_accel.models.forward.head import head_of
 from astra_accel.models.forward.padded import body_of
-from astra_accel.models.forward.prefix_tree import Ids, Pack, pack_sequences, shared_prefixes
+from astra_accel.models.forward.prefix_tree import TOKEN_BUDGET, Ids, Pack, pack_sequences, shared_prefixes
 from astra_accel.models.forward.tree_attention import TreeLayout
-
-TOKEN_BUDGET = 1024
-"""The most distinct tokens of one packed forward."""
 
 
 class ScoreRequest(NamedTuple):
@@ -69,7 +66,7 @@ class PrefillResult(NamedTuple):
 def match(request: PrefillRequest, memory: PrefixCache) -> PrefixHit | None:
     """The part of a context that was read before, if it is at least half of the context.
 
-    Less would gain little, and its long rest would be read beside the short ones of other rows.
+    Less would gain little, and its long rest would be read together with the short ones of other rows.
     """
     row, shared = memory.longest(request.context)
     length = min(shared, request.num_known)
@@ -256,8 +253,8 @@ def _as_sequence(request: PrefillRequest) -> tuple[Ids, Ids]:
     context, scored = request
     if scored is None:
         return context, (0,)
-    behind = scored.ids[len(context) - scored.start :] or (0,)
-    return context[: scored.start], (*context[scored.start :], *behind)
+    rest = scored.ids[len(context) - scored.start :] or (0,)
+    return context[: scored.start], (*context[scored.start :], *rest)
 
 
 def packed_hidden(model: Any, pack: Pack, layout: Layout) -> torch.Tensor:

@@ -20,6 +20,7 @@ from astra_accel.config import SamplingConfiguration
 from astra_accel.core.seeding import seed_sequence
 
 NUM_CANDIDATES = 1024
+"""The largest weights that top-p looks at first; eight times as many if they don't suffice. It was not measured."""
 RUN = 128
 """Most vocabulary sizes are multiples of it."""
 CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**24
@@ -29,7 +30,7 @@ limits it: top-p sorts the whole vocabulary, some 30 bytes a logit."""
 
 STEPS_AT_ONCE = {"cpu": 1}
 MOST_STEPS_AT_ONCE = 8
-"""The decoding steps between two looks of the host at what was drawn, on a CPU and elsewhere."""
+"""The decoding steps between the host's checks for finished rows, on a CPU and elsewhere."""
 
 _FACTORS = (0x31848BAB, 0x7FEB352D, 0x846CA68B - 2**32)
 """The factors of the hash, as int32: from C. Wellons's triple32 and lowbias32

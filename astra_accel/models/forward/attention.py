@@ -21,7 +21,7 @@ IMPLEMENTATION = "astra_accel"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 MAX_SCORES = 2**24
-"""The most scores of a part that are made at once."""
+"""The most scores of a part that are made at once, which bounds memory. A choice that was not measured."""
 
 
 class Rule(NamedTuple):

@@ -18,6 +18,9 @@ Tokens = Sequence[int]
 Ids = tuple[int, ...]
 """Token ids as a key."""
 
+TOKEN_BUDGET = 1024
+"""The most distinct tokens of one packed forward, if the caller names none. A choice that was not measured."""
+
 
 @dataclass
 class Pack:

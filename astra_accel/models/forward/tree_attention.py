@@ -16,9 +16,11 @@ from astra_accel.models.forward.attention import Rule, added_mask
 from astra_accel.models.forward.prefix_tree import Pack, segment_sum
 
 BLOCK_QUERIES = 32
+"""The most queries of a block. A choice that was not measured."""
 KEY_STEP = 128
+"""Blocks whose depths are equal in units of this many keys are computed together. A choice that was not measured."""
 MAX_SCORES = 2**20
-"""The most scores of a head that are made at once."""
+"""The most scores of a head that are made at once, which bounds memory. A choice that was not measured."""
 
 
 class TreeLayout:

@@ -70,7 +70,7 @@ def can_merge(model: Any, adapter: str) -> bool:
     """
     if merged_adapter(model, adapter) is None:
         return False
-    otherwise = "rollouts compute it beside each layer"
+    otherwise = "rollouts compute it separately at each layer"
     return supports(model, "a merged adapter", lambda model: _check_merging(model, adapter), otherwise)
 
 

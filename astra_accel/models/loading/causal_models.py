@@ -36,7 +36,7 @@ def not_causal(config: Any, *, own_code: bool = False) -> str | None:
     """
     kind = f"model_type {config.model_type!r}"
     if config.is_encoder_decoder:
-        return f"an encoder-decoder ({kind}), which answers a text that it has read instead of going on with it"
+        return f"an encoder-decoder ({kind}), which answers a text that it has read instead of continuing it"
     heads = _all_of(_OTHER_HEAD, config.architectures)
     if heads and not _is_decoder(config):
         return f"saved as {heads[0]} ({kind}), which was not trained to predict the next token"

@@ -83,7 +83,7 @@ def embedded_model_path(*, cache_dir: str | Path | None = None) -> Path:
         if damage is None:
             return folder
         if os.path.lexists(folder):
-            logger.warning("The embedded model in %s is damaged (%s): making it anew", folder, damage)
+            logger.warning("The embedded model in %s is damaged (%s): making it again", folder, damage)
         else:
             logger.info("Making the embedded model in %s, once", folder)
         started = time.monotonic()

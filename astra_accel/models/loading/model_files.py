@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from astra_accel.config import LoRAConfiguration, ModelConfiguration, Quantization
+from astra_accel.config.models import TINY_NAME
 from astra_accel.errors import ConfigurationError
 from astra_accel.files.model_places import check_place, local_folder, why_not_had
 from astra_accel.files.saved_models import damage_of_settings, damage_of_weights
@@ -31,7 +32,6 @@ from astra_accel.whole_models import build_skeleton, loaded_whole
 logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-TINY_NAME = "tiny"
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _find_tokenizer(model: ModelConfiguration, source: str, role: str) -> Any:
     except Exception as error:
         refuse_own_code(own_code_of_tokenizer(source, model.revision), model.path, role, model.trust_remote_code)
         raise ConfigurationError(
-            f"{role}.path is {model.path!r}, whose tokenizer can't be had ({type(error).__name__}: "
+            f"{role}.path is {model.path!r}, whose tokenizer can't be loaded ({type(error).__name__}: "
             f"{why_not_had(error, source)}); expected tokenizer.json, or what else its class reads"
         ) from error
     # If its files are missing, transformers makes a tokenizer with only special tokens.

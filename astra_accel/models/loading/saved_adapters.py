@@ -92,7 +92,7 @@ def share_a_base(adapter: str, others: Iterable[PeftConfig], model: Any) -> bool
 
 
 def load_adapter(model: Any, peft: PeftModel | None, adapter: str, name: str, *, trained: bool) -> PeftModel:
-    """Add a saved adapter to a model, beside those that it has.
+    """Add a saved adapter to a model, in addition to those that it has.
 
     Args:
         model: a transformers model.

@@ -57,7 +57,7 @@ function turnElement(episode, place) {
   return made;
 }
 
-// What an episode is known by on the page of a run that has gone on.
+// What identifies an episode after the page has been reloaded.
 function keyOf(episode) {
   return `${episode.run} ${episode.source} ${episode.episode}`;
 }
@@ -113,12 +113,12 @@ show();
 if (data.renewed_every !== null) followRun();
 else if (history.state !== null) goTo(history.state);
 
-// --- The page of a run that goes on loads itself again, and keeps the reader's place ---
+// --- The page of a run in progress reloads itself, and keeps the reader's place ---
 
 function followRun() {
   const pause = document.getElementById("pause");
   let paused = history.state !== null && history.state.paused;
-  const showPause = () => { pause.textContent = paused ? "Go on" : "Pause"; };
+  const showPause = () => { pause.textContent = paused ? "Continue" : "Pause"; };
   pause.addEventListener("click", () => { paused = !paused; showPause(); });
   showPause();
   history.scrollRestoration = "manual";

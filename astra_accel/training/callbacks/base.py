@@ -142,7 +142,7 @@ class CallbackHandler:
             if there is callback or type(there) is callback:
                 return self.callbacks.pop(index)
         names = ", ".join(type(there).__name__ for there in self.callbacks)
-        raise ValueError(f"{callback!r} is no callback of this trainer; expected one of {names}")
+        raise ValueError(f"{callback!r} is not a callback of this trainer; expected one of {names}")
 
     def begin(self) -> None:
         """Restore the callbacks' state from a checkpoint, and notify them that training begins."""
@@ -151,7 +151,7 @@ class CallbackHandler:
             if name in left:
                 callback.load_state(left.pop(name))
         for name in left:
-            self._trainer.display.say(f"the checkpoint kept something of {name}, which is no callback of this run")
+            self._trainer.display.say(f"the checkpoint holds state of {name}, which is not a callback of this run")
         self.call("on_train_begin")
 
     def call(self, event: str, *arguments: Any) -> None:

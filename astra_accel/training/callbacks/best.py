@@ -13,6 +13,7 @@ from astra_accel.training.callbacks.bounds import check_untrained, out_of_bounds
 from astra_accel.training.callbacks.early_stopping import is_better, read_metric
 from astra_accel.training.checkpoint import layout as checkpoints
 from astra_accel.training.checkpoint.load import load_weights
+from astra_accel.training.checkpoint.verify import verify_together
 from astra_accel.training.metrics import Stopwatch
 from astra_accel.training.run_context import RunContext
 
@@ -80,12 +81,18 @@ def bring_best(run: RunContext, resumed: Path) -> None:
 
     # One process looks for all, since each could see a different moment.
     if not on_main(run.accelerator, bring):
-        run.display.say(f"{there}, the best checkpoint so far, is gone: the best is looked for anew")
+        run.display.say(f"{there}, the best checkpoint so far, is gone: the next evaluation counts as the best")
         state.best_step = state.best_value = None
 
 
 def load_best(run: RunContext) -> None:
-    """Load the weights of the best checkpoint, if there is one that is not the last. All processes must call it."""
+    """Load the weights of the best checkpoint, if there is one that is not the last. All processes must call it.
+
+    Its files are verified first, split among the processes.
+
+    Raises:
+        CheckpointError: a file of the best checkpoint is missing or damaged; names it, on every process.
+    """
     best, why_not = run.state.best_step, run.state.not_best
     if best is None and why_not is not None:
         lacked = "was within training.best_bounds" if run.config.best_bounds else f"had a value of {METRIC_FIELD}"
@@ -95,5 +102,5 @@ def load_best(run: RunContext) -> None:
     if best is None or best == run.state.step:
         return
     path = run.folder.checkpoints / checkpoints.checkpoint_name(best)
-    load_weights(run.engine, path)
+    load_weights(run.engine, verify_together(run.accelerator, path))
     run.display.say(f"took the weights of {path}, the best by {run.config.best_metric}")

@@ -67,7 +67,10 @@ def shown(state: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Model text that can't control a terminal: control, format and surrogate characters become escapes."""
+    """Model text that can't control a terminal: control, format and surrogate characters become escapes.
+
+    Escapes are plain ASCII, which every terminal can show; pages have the symbols of :func:`.files.text.visible`.
+    """
     return "".join(
         character
         if character == "\n" or not unicodedata.category(character).startswith("C")

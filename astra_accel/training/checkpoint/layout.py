@@ -42,7 +42,7 @@ MANIFEST, WEIGHTS, OPTIMIZER, ROLLOUT_STATE, REPLAY, CURRICULUM, STATE, CONFIG, 
 
 
 class CheckpointError(RuntimeError):
-    """A folder is no checkpoint, is damaged, or belongs to another model."""
+    """A folder is not a checkpoint, is damaged, or belongs to another model."""
 
 
 class CheckpointFormatError(CheckpointError):
@@ -111,7 +111,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def adopt_checkpoint(path: Path, folder: Path) -> None:
-    """Copy a checkpoint of another run into a folder of checkpoints, complete or not at all."""
+    """Copy a checkpoint of another run into a folder of checkpoints, completely or not at all."""
     temporary = folder / f".{path.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(path, temporary)

@@ -44,7 +44,7 @@ def load_checkpoint(training: Training, checkpoint: Path | WholeCheckpoint) -> T
         The run's progress.
 
     Raises:
-        CheckpointError: it is no checkpoint, a file is damaged (named), or the weights are another model's.
+        CheckpointError: it is not a checkpoint, a file is damaged (named), or the weights are another model's.
     """
     engine, verified = training.engine, whole(checkpoint)
     path = verified.path

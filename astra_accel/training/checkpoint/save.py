@@ -102,7 +102,7 @@ class CheckpointSaver:
         try:
             self._pending = _begin(training, self.folder, self._writer)
         except (UnsavedError, RankError) as error:
-            return self._go_on_without(training.state, error)
+            return self._continue_without(training.state, error)
         return self.settle() if wait or self._writer is None else True
 
     def poll(self) -> None:
@@ -128,7 +128,7 @@ class CheckpointSaver:
             path = _publish_together(self.accelerator, pending, self.folder)
         except (UnsavedError, RankError) as error:
             self._pending = None
-            return self._go_on_without(pending.training.state, error, pending.step)
+            return self._continue_without(pending.training.state, error, pending.step)
         self._pending, limit = None, self.config.save_total_limit
         on_main(self.accelerator, lambda: prune_checkpoints(self.folder, limit, pending.step, pending.best_step))
         if self.tell is not None:
@@ -160,7 +160,7 @@ class CheckpointSaver:
         except (OSError, LockLostError) as error:
             logger.warning("the checkpoint of step %d is not complete: %s", pending.step, error)
 
-    def _go_on_without(self, state: TrainerState, error: Exception, step: int | None = None) -> bool:
+    def _continue_without(self, state: TrainerState, error: Exception, step: int | None = None) -> bool:
         """Returns False if the run continues, with a warning from the process that failed; else raises the error."""
         unsaved = isinstance(error, UnsavedError)
         if self.config.stop_if_unsaved or not any(gather_results(self.accelerator, lambda: unsaved)):

@@ -108,7 +108,7 @@ def verify_checkpoint(path: Path) -> WholeCheckpoint:
     """Check that a checkpoint is whole.
 
     Raises:
-        CheckpointError: the folder is no checkpoint, or a file is missing or damaged; names it.
+        CheckpointError: the folder is not a checkpoint, or a file is missing or damaged; names it.
     """
     _verify_contents(listed_files(path))
     return WholeCheckpoint(path)
@@ -118,12 +118,12 @@ def listed_files(path: Path) -> list[tuple[Path, str]]:
     """The files of a checkpoint and their expected hashes. All exist and have the right sizes.
 
     Raises:
-        CheckpointError: the folder is no checkpoint, or a file is missing or has another size; names it.
+        CheckpointError: the folder is not a checkpoint, or a file is missing or has another size; names it.
     """
     if not (path / MANIFEST).is_file():
         near = list_checkpoints(path) or list_checkpoints(path / "checkpoints") or list_checkpoints(path.parent)
         there_are = f"; there are {', '.join(map(str, near))}" if near else ""
-        raise CheckpointError(f"{path} is no checkpoint (it has no {MANIFEST}){there_are}")
+        raise CheckpointError(f"{path} is not a checkpoint (it has no {MANIFEST}){there_are}")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         format_number = manifest["format"]
@@ -144,4 +144,4 @@ def listed_files(path: Path) -> list[tuple[Path, str]]:
 def _verify_contents(files: Sequence[tuple[Path, str]]) -> None:
     for file, digest in files:
         if sha256(file) != digest:
-            raise CheckpointError(f"{file} has other contents than when it was written: it is damaged")
+            raise CheckpointError(f"{file} has changed since it was written: it is damaged")

@@ -278,6 +278,6 @@ def test_values_are_needed():
         PPO(None).check_sampler(sampler)
     sampler.system = ValueTable()
     PPO(None).check_sampler(sampler)
-    with pytest.raises(ValueError, match=r"entropy_coef is 0\.1, but ValueTable tells no entropies"):
+    with pytest.raises(ValueError, match=r"entropy_coef is 0\.1, but ValueTable gives no entropies"):
         PPO(None, entropy_coef=0.1).check_sampler(sampler)
     PPO(None).check_sampler(object())

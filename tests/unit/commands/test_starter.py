@@ -82,7 +82,7 @@ def test_a_file_that_is_there_is_left_alone(tmp_path, capsys):
 
     assert main(["init", str(path)]) == 2
     assert path.read_text() == "mine"
-    assert f"{path} is there already; expected another name, or --overwrite" in capsys.readouterr().err
+    assert f"{path} already exists; expected another name, or --overwrite" in capsys.readouterr().err
     assert main(["init", str(path), "--overwrite"]) == 0
     assert path.read_text() == starter(RunConfiguration(), full=False)
 

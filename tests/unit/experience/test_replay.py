@@ -131,7 +131,7 @@ class _WithoutFluency(ReplayedAlgorithm):
 
 
 def test_a_floor_needs_somebody_who_tells_the_fluency():
-    with pytest.raises(ConfigurationError, match=r"min_fluency is -5\.0, but _WithoutFluency tells no log-probs"):
+    with pytest.raises(ConfigurationError, match=r"min_fluency is -5\.0, but _WithoutFluency gives no log-probs"):
         replay(algorithm=_WithoutFluency(None), min_fluency=-5).exchange(0, steps(1.0))
 
 

@@ -151,7 +151,7 @@ class TestBeforeAnythingIsUploaded:
     def test_a_public_repository_gets_nothing_private(self, hub, run):
         hub.private["dataset", DATASET.name] = False
 
-        with pytest.raises(SharingError, match=f"the dataset {DATASET.name} is there already and public"):
+        with pytest.raises(SharingError, match=f"the dataset {DATASET.name} already exists and is public"):
             push(run, model=MODEL, dataset=DATASET)
 
         assert hub.writes == []

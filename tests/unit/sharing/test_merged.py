@@ -109,7 +109,7 @@ def test_a_head_tied_to_the_embeddings_is_refused(tmp_path, make_tester):
 
 
 def test_a_whole_model_is_none_to_merge(tmp_path, base):
-    with pytest.raises(SharingError, match=r"has no adapter_config\.json: it is no adapter but a whole model"):
+    with pytest.raises(SharingError, match=r"has no adapter_config\.json: it is a whole model, not an adapter"):
         export_merged(base, tmp_path / "merged")
 
 

@@ -119,7 +119,7 @@ def test_a_folder_that_holds_something_is_left_alone(make_run, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("mine")
 
-    with pytest.raises(SharingError, match="data is there already and not empty"):
+    with pytest.raises(SharingError, match="data already exists and is not empty"):
         export_rollouts(make_run(), tmp_path / "data")
 
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine.txt"]

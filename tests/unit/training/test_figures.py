@@ -19,7 +19,7 @@ def several(monkeypatch):
     """Tallies as if each were of another process: the first one's ``reduce`` sees all of them."""
 
     def reduce(*tallies):
-        parts = [(tally._sums, tally._shares) for tally in tallies]
+        parts = [(tally._sums, tally._weights) for tally in tallies]
         monkeypatch.setattr(metrics, "gather_results", lambda accelerator, work: [work(), *parts[1:]])
         return tallies[0].reduce(None, check=lambda: None)
 
@@ -28,13 +28,13 @@ def several(monkeypatch):
 
 def tally(*steps):
     result = UpdateTally()
-    for loss, logs, share in steps:
-        result.add(torch.tensor(loss), logs, share)
+    for loss, logs, weight in steps:
+        result.add(torch.tensor(loss), logs, weight)
     return result
 
 
 class TestUpdateTally:
-    def test_means_are_weighted_by_shares(self, several):
+    def test_means_are_weighted_by_loss_weights(self, several):
         one = tally((2.0, {"a": 10.0}, 0.5), (4.0, {"a": 20.0}, 0.25), (8.0, {"a": 0.0}, 0.25))
 
         assert several(one) == {"loss": 2 * 0.5 + 4 * 0.25 + 8 * 0.25, "a": 10 * 0.5 + 20 * 0.25}
@@ -55,7 +55,7 @@ class TestUpdateTally:
     def test_names_come_in_the_same_order_on_every_process(self, several):
         assert list(several(tally((1.0, {"a": 1, "b": 2}, 0)), tally((1.0, {"c": 3, "b": 1}, 1)))) == ["loss", *"abc"]
 
-    def test_a_name_without_any_share_is_nan(self, several):
+    def test_a_name_without_any_weight_is_nan(self, several):
         assert math.isnan(several(tally((1.0, {"a": 5.0}, 0)), tally((1.0, {}, 1)))["a"])
 
     def test_a_real_nan_shows(self, several):

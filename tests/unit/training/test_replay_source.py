@@ -85,7 +85,7 @@ def test_what_is_no_source_is_told_before_models_load(found, tmp_path, monkeypat
     manifest = newer / "checkpoints" / "step-000002" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
     for source, message in (
-        (tmp_path / "nowhere", r"training\.replay\.source: .*nowhere is no checkpoint"),
+        (tmp_path / "nowhere", r"training\.replay\.source: .*nowhere is not a checkpoint"),
         (without, r"training\.replay\.source: .*step-000002 has no replay\.jsonl: its run had no training\.replay"),
         (newer, r"training\.replay\.source: .*step-000002 has checkpoint format 99; this version reads"),
         (damaged, r"training\.replay\.source: .*damaged has no whole checkpoint: .*replay\.jsonl"),

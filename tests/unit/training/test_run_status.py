@@ -86,7 +86,7 @@ def test_a_process_is_known_by_its_start_and_another_machines_is_believed(tmp_pa
 def test_a_file_that_no_run_wrote_is_named(tmp_path, text):
     (tmp_path / STATUS).write_text(text)
 
-    with pytest.raises(ConfigurationError, match=r"status\.json is no status of a run"):
+    with pytest.raises(ConfigurationError, match=r"status\.json is not a run's status"):
         read_status(tmp_path)
 
 

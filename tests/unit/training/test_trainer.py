@@ -283,7 +283,7 @@ class TestEmptyExperiences:
         assert ["loss" in line for line in lines] == [True, False, False, True]
         assert all("reward/mean" in line for line in lines)
         assert trainer.state.empty_in_row == 0
-        assert "step 2: no training example came of 8 episodes" in capsys.readouterr().out
+        assert "step 2: 8 episodes yielded no training examples" in capsys.readouterr().out
         assert len(list((run / "rollouts").iterdir())) == 4
 
     def test_weights_stay_as_they_are(self, make):
@@ -526,7 +526,7 @@ class TestStartingAgain:
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
         for settings in ({}, {"overwrite_output_dir": True}):
-            with pytest.raises(CheckpointError, match=r"no checkpoint .*there are .*step-000003"):
+            with pytest.raises(CheckpointError, match=r"not a checkpoint .*there are .*step-000003"):
                 make(**settings).train(run / "checkpoints" / "step-000002")
         (run / "checkpoints" / "step-000003" / "optimizer.pt").write_bytes(b"")
         with pytest.raises(CheckpointError, match=r"optimizer\.pt has 0 bytes"):
@@ -664,7 +664,7 @@ class TestResumingAutomatically:
 
         assert trainer.state.step == 3
         shown = capsys.readouterr().out
-        assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run starts anew" in shown
+        assert f"there is no whole checkpoint in {run / 'checkpoints'}: the run starts from the beginning" in shown
 
     def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(self, at_step, make, run):
         def killed():

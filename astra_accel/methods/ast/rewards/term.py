@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from astra_accel.core.outcomes import outcome_of
 from astra_accel.core.prompt import goal_of
@@ -87,3 +87,27 @@ class RewardTerm(ABC):
         A turn's value must not depend on the rest of the batch: which turns are judged together depends on the number
         of processes.
         """
+
+
+# What a term with a memory may have besides; :class:`RewardTerm` documents each method.
+
+
+class ObservesProbes(Protocol):
+    """Without it, a term learns nothing of earlier experiences."""
+
+    def observe(self, probes: Sequence[str], experience: int) -> None:
+        """Take in the probes of an experience."""
+
+
+class HasState(Protocol):
+    """Without it, checkpoints hold nothing of a term."""
+
+    def state(self) -> Any:
+        """Return the memory."""
+
+
+class RestoresState(Protocol):
+    """Without it, a term of a resumed run begins anew."""
+
+    def load_state(self, state: Any) -> None:
+        """Restore the memory."""

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
-from astra_accel.methods.ast.rewards.term import RewardTerm, Turns
+from astra_accel.core.optional import offers
+from astra_accel.methods.ast.rewards.term import HasState, ObservesProbes, RestoresState, RewardTerm, Turns
 
 # Names that other columns of rollouts and figures of rewards already have.
 RESERVED = (
@@ -60,17 +61,17 @@ class WeightedTerms:
     def observe(self, probes: Sequence[str], experience: int) -> None:
         """Pass all probes of an experience to the terms that have a memory."""
         for term in self.terms.values():
-            if hasattr(term, "observe"):
+            if offers(term, ObservesProbes):
                 term.observe(probes, experience)
 
     def state(self) -> dict[str, Any]:
         """The state of the terms that have a memory, by name."""
-        return {name: term.state() for name, term in self.terms.items() if hasattr(term, "state")}
+        return {name: term.state() for name, term in self.terms.items() if offers(term, HasState)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state` returned. A new term starts empty; the state of a removed one is ignored."""
         for name, term in self.terms.items():
-            if name in state and hasattr(term, "load_state"):
+            if name in state and offers(term, RestoresState):
                 term.load_state(state[name])
 
     def _sum(self, values: dict[str, float | None], probe: str) -> float | None:
@@ -104,6 +105,6 @@ def _number(term: RewardTerm, value: Any, probe: str) -> float | None:
     if not isinstance(value, SupportsFloat) or not math.isfinite(value):
         raise RewardError(
             f"the reward's term {term.name!r} is {value!r} for the probe {probe[:80]!r}; expected a finite number, or "
-            f"None where it could not be had"
+            f"None where it is missing"
         )
     return float(value)

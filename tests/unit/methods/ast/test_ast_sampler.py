@@ -359,7 +359,7 @@ def test_a_tree_has_a_size(name, value):
 @pytest.mark.parametrize("prompts", [([], ["a"]), (["a"], [])])
 def test_no_prompts(prompts):
     for system in (Drawing(Checksum()), make_system()):
-        with pytest.raises(ValueError, match="prompts: no prompt at all; expected at least one"):
+        with pytest.raises(ValueError, match="prompts: there are none; expected at least one"):
             ASTSampler(system, prompts[0], eval_prompts=prompts[1])
 
 

@@ -203,7 +203,7 @@ def test_good_prompts():
 
 
 def test_no_prompt():
-    with pytest.raises(ValueError, match="prompts: no prompt at all; expected at least one"):
+    with pytest.raises(ValueError, match="prompts: there are none; expected at least one"):
         check([])
 
 

@@ -165,7 +165,7 @@ class TestAddingAndRemoving:
         assert len(metrics(run)) >= 3
 
     def test_one_that_is_not_there_is_an_error(self, make):
-        with pytest.raises(ValueError, match=r"Recorder.* is no callback of this trainer; expected one of RunFolder, "):
+        with pytest.raises(ValueError, match=r"Recorder.* is not a callback of this trainer; expected one of R"):
             make().remove_callback(Recorder)
 
 
@@ -298,7 +298,7 @@ class TestState:
 
         make(training_steps=3).train(run / "checkpoints" / "step-000002")
 
-        assert "the checkpoint kept something of Counter, which is no callback of this run" in capsys.readouterr().out
+        assert "the checkpoint holds state of Counter, which is not a callback of this run" in capsys.readouterr().out
 
     def test_a_checkpoint_without_any_is_read(self, make, run):
         make(training_steps=2).train()

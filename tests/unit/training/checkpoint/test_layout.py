@@ -244,7 +244,7 @@ class TestOnce:
         assert theirs
         assert not set(mine) & set(theirs)
         assert {message for _, message in outcomes} == {
-            f"{path / 'trained.safetensors'} has other contents than when it was written: it is damaged"
+            f"{path / 'trained.safetensors'} has changed since it was written: it is damaged"
         }
 
 
@@ -268,7 +268,7 @@ class TestVerification:
             (lambda path: path.unlink(), "is missing"),
             (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"has \d+ bytes, expected \d+: it is damaged"),
             (lambda path: path.write_bytes(b""), "has 0 bytes"),
-            (flip_bit, "has other contents than when it was written: it is damaged"),
+            (flip_bit, "has changed since it was written: it is damaged"),
         ],
         ids=["missing", "truncated", "empty", "bit flipped"],
     )
@@ -318,10 +318,10 @@ class TestVerification:
         for path in (run, folder, folder / "step-000004", folder / "manifest.json"):
             with pytest.raises(CheckpointError) as caught:
                 verify_checkpoint(path)
-            assert f"{path} is no checkpoint" in str(caught.value)
+            assert f"{path} is not a checkpoint" in str(caught.value)
             assert f"; there are {saved}" in str(caught.value)
 
-        with pytest.raises(CheckpointError, match=r"nowhere is no checkpoint \(it has no manifest\.json\)$"):
+        with pytest.raises(CheckpointError, match=r"nowhere is not a checkpoint \(it has no manifest\.json\)$"):
             verify_checkpoint(tmp_path / "empty" / "nowhere")
 
 
@@ -346,8 +346,8 @@ class TestNewest:
 
         assert found == three / "step-000001"
         unfinished, damaged = passed_over
-        assert unfinished.startswith(f"{three / 'step-000003'} is no checkpoint (it has no manifest.json)")
-        assert damaged.startswith(f"{three / 'step-000002' / 'optimizer.pt'} has other contents")
+        assert unfinished.startswith(f"{three / 'step-000003'} is not a checkpoint (it has no manifest.json)")
+        assert damaged.startswith(f"{three / 'step-000002' / 'optimizer.pt'} has changed")
 
     def test_one_of_another_version_is_not_passed_over(self, three):
         rewrite_manifest(three / "step-000003", lambda manifest: manifest.update(format=2))
