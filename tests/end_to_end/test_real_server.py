@@ -1,16 +1,21 @@
-"""The embedded model behind real servers says what it says in this process, and can be trained against."""
+"""The embedded model behind real servers says what it says in this process, can be trained against, and can judge."""
 
 from __future__ import annotations
 
 import json
+import sqlite3
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from openai import OpenAI
+from transformers import AutoTokenizer
 
 from astra_accel import HFASTSystem
+from astra_accel.cli import main
 from astra_accel.config import (
     ComputeConfiguration,
     ModelConfiguration,
@@ -19,6 +24,7 @@ from astra_accel.config import (
     TargetConfiguration,
 )
 from astra_accel.data import load_prompts
+from astra_accel.evaluation.folder import EvaluationFolder
 from astra_accel.models.loading.embedded import embedded_model_path
 from astra_accel.scorers import JudgeScorer
 from tests.helpers.real_servers import VLLM, embedded_as_gguf, llama_server, transformers_server, vllm_server
@@ -96,21 +102,124 @@ def test_greedy_answers_are_those_of_the_model_in_this_process(
     assert conversations(system(rollout, there)) == conversations(system(rollout, ModelConfiguration()))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("server", ["llama", "transformers_serve", "vllm"])
-def test_a_tester_trains_against_it(server: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    target = {"path": "embedded", **request.getfixturevalue(server)}
-    if server == "transformers_serve":
+class Trained(NamedTuple):
+    """A run against a server, and the server: its kind, and its address and model."""
+
+    run: Path
+    server: str
+    there: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["llama", "transformers_serve", "vllm"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A tester that was trained against each server."""
+    run, there = tmp_path_factory.mktemp("trained") / "run", request.getfixturevalue(request.param)
+    target = {"path": "embedded", **there}
+    if request.param == "transformers_serve":
         target["extra_body"] = json.dumps({"generation_config": json.dumps({"do_sample": True})})
     given = [text for name, value in target.items() for text in (f"--target.{name}", str(value))]
     short = ("--training.training_steps", "2", "--training.eval_steps", "null", "--prompts.test", "null")
-    train_tiny(tmp_path / "run", *given, *short)
-    nodes = [node for step in rollouts(tmp_path / "run", ("response", "outcome", "response_score")) for node in step]
+    train_tiny(run, *given, *short)
+    return Trained(run, request.param, there)
+
+
+@pytest.mark.slow
+def test_a_tester_trains_against_it(trained: Trained) -> None:
+    nodes = [node for step in rollouts(trained.run, ("response", "outcome", "response_score")) for node in step]
     assert len(nodes) == 2 * 4 * 6
     assert {node["outcome"] for node in nodes} == {"answered"}
     assert len({node["response"] for node in nodes}) > 30  # sampled, each with its own seed
     assert all(0 <= node["response_score"] <= 1 for node in nodes)
-    assert [line["missing_rewards"] for line in metrics(tmp_path / "run")] == [0] * len(metrics(tmp_path / "run"))
+    assert [line["missing_rewards"] for line in metrics(trained.run)] == [0] * len(metrics(trained.run))
+
+
+CONSTRAINED: dict[str, dict[str, Any]] = {
+    "llama": {"grammar": 'root ::= "VERDICT " [0-9a-f]{12} " score: " [0-9]'},
+    "vllm": {"structured_outputs": {"regex": "VERDICT [0-9a-f]{12} score: [0-9]"}},
+    "transformers_serve": {},
+}
+"""Fields of a request that let a judge say nothing but a verdict, without which this small one gives hardly any."""
+
+
+class Asked(NamedTuple):
+    """A question in a journal, its answer, and how many tokens the server read."""
+
+    messages: list[dict[str, str]]
+    answer: str
+    prompt_tokens: int
+
+
+def journal(evaluation: Path, asked_of: str) -> list[Asked]:
+    """What was asked of the target or the judge, in order."""
+    with closing(sqlite3.connect(evaluation / "journal" / "rank-0.sqlite")) as file:
+        found = file.execute(
+            "SELECT request, answer, prompt_tokens FROM questions WHERE asked_of = ? ORDER BY time", (asked_of,)
+        )
+        return [Asked(json.loads(request)["messages"], *rest) for request, *rest in found]
+
+
+def verdict(asked: Asked) -> int | None:
+    """The number in an answer that has one line with a verdict, in the form and with the word that were asked for."""
+    begin = f"VERDICT {asked.messages[1]['content'].splitlines()[0]} score: "
+    lines = [line.strip(" *.#") for line in asked.answer.splitlines()]
+    numbers = [line.removeprefix(begin) for line in lines if line.startswith(begin)]
+    return int(numbers[0]) if len(numbers) == 1 and numbers[0].isdigit() else None
+
+
+def verdict_on(asked: list[Asked], row: dict[str, Any]) -> int | None:
+    """The last verdict on a turn; the judge was asked about it, and again only if the first answer had none."""
+    shown = f"What the user wrote:\n{row['probe']}\n\nWhat the assistant answered:\n{row['response']}\n"
+    about = [one for one in asked if shown in one.messages[1]["content"]]
+    assert about
+    verdicts = [verdict(one) for one in about]
+    assert len(about) == (1 if verdicts[0] is not None else 2)
+    return verdicts[-1]
+
+
+def assert_read(asked: list[Asked]) -> None:
+    """The server read the questions: it counted the tokens that they have in the model's template."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
+    for one in asked:
+        text = tokenizer.apply_chat_template(one.messages, tokenize=False, add_generation_prompt=True)
+        assert one.prompt_tokens == len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@pytest.mark.slow
+def test_it_answers_and_judges_an_evaluation(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "rude.yaml").write_text("instruction: How rude is the answer?\nscale: [0, 9]\n")
+    options = {**trained.there, "rubric": str(tmp_path / "rude.yaml"), "max_tokens": 32, "timeout": 300}
+    judge = {"name": "judge", "options": options | {"extra_body": CONSTRAINED[trained.server]}}
+    few = ("--prompts.test.source", "bundled", "--prompts.test.split", "test[:3]", "--rollout.tree_width", "1")
+    by_judge = ("--scorer.name", "judge", "--scorer.options", json.dumps(judge["options"]))
+    evaluated, judged = tmp_path / "evaluated", tmp_path / "judged"
+    assert main(["evaluate", str(trained.run), *few, *by_judge, "--output", str(evaluated)]) == 0
+    scorers = {"again": judge, "words": {"name": "profanity"}}
+    assert main(["judge", str(evaluated), "--evaluation.scorers", json.dumps(scorers), "--output", str(judged)]) == 0
+
+    rows, asked = EvaluationFolder(evaluated).rows(), journal(evaluated, "judge")
+    answers = journal(evaluated, "target")
+    assert len(rows) == len(answers) == 3 * 2
+    assert Counter(row["response"].strip() for row in rows) == Counter(one.answer.strip() for one in answers)
+    assert_read([*answers, *asked])
+    outcomes = Counter(row["outcome"] for row in rows)
+    assert outcomes["answered"] + outcomes["judge_error"] == len(rows)
+    for row in rows:
+        given = verdict_on(asked, row)
+        assert row["response_score"] == (None if given is None else pytest.approx(given / 9))
+        assert (row["outcome"] == "judge_error") == (given is None)
+    if CONSTRAINED[trained.server]:
+        assert outcomes["judge_error"] == 0
+
+    anew, asked_anew = EvaluationFolder(judged).rows(), journal(judged, "judge")
+    assert [{name: row[name] for name in rows[0]} for row in anew] == rows
+    assert journal(judged, "target") == []
+    assert_read(asked_anew)
+    scores = [row["response_score/again"] for row in anew]
+    expected = [verdict_on(asked_anew, row) for row in anew]
+    assert scores == [None if number is None else pytest.approx(number / 9) for number in expected]
+    figures = EvaluationFolder(judged).metrics()["metrics"]
+    assert figures["again/response_score/mean"].get("num_missing", 0) == scores.count(None)
+    assert all(0 <= row["response_score/words"] <= 1 for row in anew)
 
 
 @pytest.mark.slow
