@@ -82,10 +82,11 @@ class PriceConfiguration(Section):
 
 
 class BudgetConfiguration(Section):
-    """How much endpoints may be asked in a run: target and judge together, over all processes and all resumptions.
+    """How much endpoints may be asked in a run: target and judge together, over all processes and all launches.
 
-    Each process gets an equal part. When one has used up its own, the run ends in order, with a checkpoint and its
-    tester; a larger budget lets it go on.
+    An evaluation, and judging it anew, have a journal of their own, and this much again. Each process gets an equal
+    part. When one has used up its own, the run ends in order, with a checkpoint and its tester; a larger budget lets it
+    go on.
     """
 
     requests: Count | None = None

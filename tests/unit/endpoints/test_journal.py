@@ -9,7 +9,7 @@ import pytest
 
 from astra_accel.config import BudgetConfiguration
 from astra_accel.endpoints.answers import Answer, Question
-from astra_accel.endpoints.client import EndpointClient
+from astra_accel.endpoints.client import EndpointClient, keeping
 from astra_accel.endpoints.endpoint import Endpoint, EndpointError
 from astra_accel.endpoints.journal import BudgetReached, Journal, JournalError, Spent, question_key
 from tests.helpers.endpoint_server import Handler, endpoint_server, in_turn, saying
@@ -167,6 +167,35 @@ def test_a_check_before_the_journal_counts_too(tmp_path: Path) -> None:
         asking.keep_journal(journal)
         asking.ask([HELLO])
         assert journal.spent() == {"m": Spent(2, 0, 0)}
+
+
+def test_a_client_that_is_made_meanwhile_keeps_the_journal_from_its_first_question(tmp_path: Path) -> None:
+    with endpoint_server(answer) as server:
+        journal = Journal(tmp_path)
+        with keeping(journal):
+            EndpointClient(Endpoint(server.url, "m"), "judge").check()
+        assert journal.spent() == {"m": Spent(1, 0, 0)}
+        EndpointClient(Endpoint(server.url, "m"), "judge").check()
+        assert journal.spent() == {"m": Spent(1, 0, 0)}
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["kept from the start", "kept after the check"])
+def test_without_budget_left_a_check_has_the_answer_of_an_earlier_launch_and_else_ends_in_order(
+    early: bool, tmp_path: Path
+) -> None:
+    with endpoint_server(answer) as server:
+        asking = EndpointClient(Endpoint(server.url, "m"), "target")
+        journal = Journal(tmp_path, budget=BudgetConfiguration(requests=1))
+        if early:
+            asking.keep_journal(journal)
+        first = asking.check()
+        asking.keep_journal(journal)
+        for _ in range(2):
+            later = client(server, Journal(tmp_path, budget=BudgetConfiguration(requests=1)))
+            assert later.check() == first
+            with pytest.raises(BudgetReached, match=r"budget.requests is used up \(1\)"):
+                later.check(HELLO)
+        assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize(
