@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from astra_accel.config import BudgetConfiguration
 from astra_accel.endpoints.answers import Answer, Question
 from astra_accel.endpoints.client import EndpointClient, keeping
 from astra_accel.endpoints.endpoint import Endpoint, EndpointError
-from astra_accel.endpoints.journal import BudgetReached, Journal, JournalError, Spent, question_key
+from astra_accel.endpoints.journal import BudgetReached, Journal, Spent, question_key
 from tests.helpers.endpoint_server import Handler, endpoint_server, in_turn, saying
 from tests.helpers.scripted_target import answer
 
@@ -218,24 +217,6 @@ def test_tokens_and_money_end_once_they_are_passed(tmp_path: Path, budget: dict,
             client(server, journal, max_concurrency=1).ask(questions)
         assert len(server.asked) == asked
     assert journal.spent()["m"] == Spent(asked, 20 * asked, 10 * asked)
-
-
-# --- Files that can't be read -------------------------------------------------------------------------------
-
-
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "rank-1.sqlite").write_bytes(b"not a database, but long enough to be taken for one" * 20)
-    journal = Journal(tmp_path, 0)
-    with pytest.raises(JournalError, match=r"rank-1.sqlite can't be read: .*move it away to ask everything anew"):
-        journal.join()
-
-
-def test_another_version_is_named(tmp_path: Path) -> None:
-    Journal(tmp_path).close()
-    with sqlite3.connect(tmp_path / "rank-0.sqlite") as connection:
-        connection.execute("PRAGMA user_version = 9")
-    with pytest.raises(JournalError, match=r"rank-0.sqlite is a journal of version 9, expected 1; move it away"):
-        Journal(tmp_path)
 
 
 def test_without_a_folder_it_is_kept_in_memory() -> None:
