@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from astra_accel.core.prompt import Goal
 from astra_accel.files.text import valid_text
 
 Messages = Sequence[Mapping[str, str]]
@@ -33,11 +34,13 @@ class Question:
             or to be moderated.
         sampling: fields of the request: ``max_tokens``, ``temperature``, ``seed`` and the like.
         place: where in a run it is asked, so that equal questions of different episodes are asked each.
+        goal: the goal of the conversation, if it has one. The journal has it, and the model is not told.
     """
 
     content: Messages | str
     sampling: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
+    goal: Goal | None = None
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,8 @@ class EndpointClient:
         return bytes(body)
 
     def _record(self, journal: Journal, question: Question, answer: Answer) -> None:
-        journal.write(self._key(question), self.asked_of, question.place, self._request(question), answer)
+        request, key = self._request(question), self._key(question)
+        journal.write(key, self.asked_of, question.place, request, answer, goal=question.goal)
 
     def _request(self, question: Question) -> dict[str, Any]:
         return request_of(question, self.endpoint.model, self.endpoint.api, self.endpoint.omit)

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from astra_accel.config import BudgetConfiguration
+from astra_accel.core.prompt import Goal
 from astra_accel.endpoints.answers import Answer
 from astra_accel.endpoints.journal_file import JournalError, naming, opened
 from astra_accel.errors import Interrupted
+from astra_accel.files.text import valid_text
 
 __all__ = ["BudgetReached", "Journal", "JournalError", "Spent", "question_key"]
 
@@ -110,10 +112,20 @@ class Journal:
                     return Answer(*row)
         return None
 
-    def write(self, key: str, asked_of: str, place: str, request: Mapping[str, Any], answer: Answer) -> None:
-        """Write a question and its answer, and count the tokens."""
+    def write(
+        self,
+        key: str,
+        asked_of: str,
+        place: str,
+        request: Mapping[str, Any],
+        answer: Answer,
+        *,
+        goal: Goal | None = None,
+    ) -> None:
+        """Write a question and its answer, with the goal of its conversation, and count the tokens."""
         model, tokens = str(request["model"]), (answer.prompt_tokens, answer.completion_tokens)
-        row = (key, asked_of, model, place, _json(request), answer.outcome, answer.text, *tokens, time.time())
+        of_goal = [None if text is None else valid_text(text) for text in (goal and goal.text, goal and goal.category)]
+        row = (key, asked_of, model, place, _json(request), answer.outcome, answer.text, *tokens, time.time(), *of_goal)
         with self._lock:
             with naming(self._file), self._own:
                 self._own.execute(f"INSERT OR REPLACE INTO questions VALUES ({', '.join('?' * len(row))})", row)

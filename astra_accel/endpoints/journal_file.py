@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 TABLES = """
 CREATE TABLE questions (
     key TEXT PRIMARY KEY, asked_of TEXT, model TEXT, place TEXT, request TEXT, outcome TEXT, answer TEXT,
-    prompt_tokens INTEGER, completion_tokens INTEGER, time REAL
+    prompt_tokens INTEGER, completion_tokens INTEGER, time REAL, goal TEXT, category TEXT
 ) WITHOUT ROWID;
 CREATE TABLE spent (
     model TEXT PRIMARY KEY, requests INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER
 ) WITHOUT ROWID;
+"""
+FROM_VERSION_1 = """
+ALTER TABLE questions ADD COLUMN goal TEXT;
+ALTER TABLE questions ADD COLUMN category TEXT;
 """
 PATIENCE = 30.0
 """Seconds to wait for another process that holds a file."""
@@ -42,15 +46,17 @@ def opened(file: Path | None, *, read_only: bool = False) -> sqlite3.Connection:
     """
     if file is None:
         connection = sqlite3.connect(":memory:", check_same_thread=False)
-        _make_tables(connection)
+        _in_one_go(connection, TABLES)
         return connection
     with naming(file):
         if not read_only and not file.exists():
             _make(file)
         address = f"{file.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
         connection = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=PATIENCE)
-        _examine(connection, file)
+        version = _examined(connection, file)
         if not read_only:
+            if version < VERSION:
+                _in_one_go(connection, FROM_VERSION_1)
             # A write-ahead log: an answer costs no wait for the disk, and survives if this process is killed.
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -86,16 +92,17 @@ def _make(file: Path) -> None:
         left.unlink(missing_ok=True)
     with closing(sqlite3.connect(new)) as connection:
         connection.execute("PRAGMA journal_mode = MEMORY")  # no file beside it, which a process could leave behind
-        _make_tables(connection)
+        _in_one_go(connection, TABLES)
     os.replace(new, file)
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
-    connection.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+def _in_one_go(connection: sqlite3.Connection, changes: str) -> None:
+    """Make tables what they are in this version, or leave them as they are."""
+    connection.executescript(f"BEGIN; {changes} PRAGMA user_version = {VERSION}; COMMIT;")
 
 
-def _examine(connection: sqlite3.Connection, file: Path) -> None:
-    """Find whatever keeps a file from being read later.
+def _examined(connection: sqlite3.Connection, file: Path) -> int:
+    """The version of a file that can be read. One of another process may stay an earlier one.
 
     Raises:
         JournalError: it is empty, damaged, or of another version.
@@ -105,9 +112,10 @@ def _examine(connection: sqlite3.Connection, file: Path) -> None:
         raise JournalError(
             f"the journal {file} is empty, so answers and what was spent are lost; bring back a copy of it, or {ANEW}"
         )
-    if version != VERSION:
-        raise JournalError(f"{file} is a journal of version {version}, expected {VERSION}; {ANEW}")
+    if not 1 <= version <= VERSION:
+        raise JournalError(f"{file} is a journal of version {version}, expected {VERSION} at most; {ANEW}")
     connection.execute("SELECT 1 FROM questions, spent LIMIT 1").fetchone()
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise JournalError(f"the journal {file} is damaged: {found}; {ANEW}")
+    return int(version)

@@ -62,7 +62,7 @@ class EndpointTarget:
         segments = self._fitting(heard(state.segments))
         is_chat = self.client.endpoint.api == "chat"
         content = self._messages(segments, state.separator) if is_chat else valid_text(joined_text(segments, ""))
-        return Question(content, asked, place="/".join(map(str, seed)))
+        return Question(content, asked, place="/".join(map(str, seed)), goal=state.goal)
 
     def _messages(self, segments: Sequence[Segment], separator: str) -> Messages:
         """The conversation as messages: all before the first response is the first of the user."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from astra_accel.core.prompt import Goal
 from astra_accel.endpoints.answers import Answer, Messages, Question
 from astra_accel.endpoints.client import EndpointClient
 from astra_accel.endpoints.endpoint import Endpoint
@@ -97,7 +98,8 @@ class JudgeScorer(RubricJudge):
         """Ask nothing that the journal has an answer to, and write down what is asked."""
         self._client.keep_journal(journal)
 
-    def ask(self, questions: Sequence[Messages]) -> list[Answer]:
-        """The answers of the endpoint's model, at temperature 0."""
+    def ask(self, questions: Sequence[Messages], goals: Sequence[Goal | None]) -> list[Answer]:
+        """The answers of the endpoint's model, at temperature 0. The journal has the goals."""
         sampling = {"max_tokens": self.max_tokens, "temperature": 0.0, "seed": 0}
-        return self._client.ask([Question(messages, sampling) for messages in questions])
+        asked = zip(questions, goals, strict=True)
+        return self._client.ask([Question(messages, sampling, goal=goal) for messages, goal in asked])

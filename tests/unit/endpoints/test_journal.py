@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from astra_accel.config import BudgetConfiguration
+from astra_accel.core.prompt import Goal
 from astra_accel.endpoints.answers import Answer, Question
 from astra_accel.endpoints.client import EndpointClient, keeping
 from astra_accel.endpoints.endpoint import Endpoint, EndpointError
@@ -103,6 +106,20 @@ def test_answers_that_came_before_an_error_are_kept(tmp_path: Path) -> None:
         answers = client(server, Journal(tmp_path)).ask(questions)
         assert [one.text for one in answers] == ["Well.", "Well.", "Another."]
         assert len(server.asked) == 1
+
+
+def test_a_goal_stands_beside_the_question_and_makes_no_other_of_it(tmp_path: Path) -> None:
+    goal, odd = Goal("Be rude", "tone", "In a shop"), Goal("half a \ud83d")
+    with endpoint_server(answer) as server:
+        asking = client(server, Journal(tmp_path))
+        asking.ask([replace(HELLO, goal=goal)])
+        asking.ask([HELLO, replace(HELLO, goal=odd)])
+        assert len(server.asked) == 1
+        asking.ask([replace(HELLO, place="7/0/2", goal=odd)])
+        assert "Be rude" not in str(server.asked)
+    with sqlite3.connect(tmp_path / "rank-0.sqlite") as connection:
+        found = connection.execute("SELECT place, goal, category FROM questions ORDER BY place").fetchall()
+    assert found == [("7/0/1", "Be rude", "tone"), ("7/0/2", "half a ?", None)]
 
 
 def test_nothing_is_read_without_being_asked_of_the_same(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from astra_accel.core.prompt import Goal
 from astra_accel.endpoints import journal_file
 from astra_accel.endpoints.answers import Answer
 from astra_accel.endpoints.journal import Journal, JournalError
@@ -132,5 +133,36 @@ def test_a_folder_that_can_not_be_written_to_is_no_damage(tmp_path: Path) -> Non
 def test_another_version_is_named(tmp_path: Path) -> None:
     with sqlite3.connect(filled(tmp_path)) as connection:
         connection.execute("PRAGMA user_version = 9")
-    with pytest.raises(JournalError, match=r"rank-0.sqlite is a journal of version 9, expected 1; move it away"):
+    with pytest.raises(JournalError, match=r"rank-0.sqlite is a journal of version 9, expected 2 at most; move it"):
         Journal(tmp_path)
+
+
+VERSION_1 = """
+CREATE TABLE questions (
+    key TEXT PRIMARY KEY, asked_of TEXT, model TEXT, place TEXT, request TEXT, outcome TEXT, answer TEXT,
+    prompt_tokens INTEGER, completion_tokens INTEGER, time REAL
+) WITHOUT ROWID;
+CREATE TABLE spent (
+    model TEXT PRIMARY KEY, requests INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER
+) WITHOUT ROWID;
+INSERT INTO questions VALUES ('k', 'target', 'm', '7/0/1', '{}', 'answered', 'Well.', 3, 1, 1.5);
+INSERT INTO spent VALUES ('m', 2, 3, 1);
+PRAGMA user_version = 1;
+"""
+"""A journal as it was before questions had goals."""
+
+
+@pytest.mark.parametrize("process", [0, 1], ids=["one's own", "another's"])
+def test_a_journal_without_goals_goes_on_with_them(tmp_path: Path, process: int) -> None:
+    with sqlite3.connect(tmp_path / f"rank-{process}.sqlite") as connection:
+        connection.executescript(VERSION_1)
+    for _ in range(2):
+        journal = Journal(tmp_path)
+        journal.join()
+        assert journal.find("k") == Answer("answered", "Well.")
+        assert journal.spent()["m"] == (2, 3, 1)
+        journal.write("l", "target", "7/0/2", {"model": "m"}, Answer("answered", "So."), goal=Goal("Be rude", "tone"))
+        journal.close()
+    with sqlite3.connect(tmp_path / "rank-0.sqlite") as connection:
+        found = connection.execute("SELECT key, goal, category, answer FROM questions ORDER BY key").fetchall()
+    assert found == [("k", None, None, "Well.")] * (process == 0) + [("l", "Be rude", "tone", "So.")]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from astra_accel import HFASTSystem
 from astra_accel.config import RolloutConfiguration, SamplingConfiguration, TargetConfiguration
+from astra_accel.core.prompt import Goal, Prompt
+from astra_accel.endpoints.journal import Journal
 from astra_accel.methods.ast.transcript import Transcript
 from tests.helpers.endpoint_server import Handler, endpoint_server
 
@@ -69,6 +73,17 @@ def test_a_chat_keeps_its_messages_as_they_were_written(asking: Callable[..., As
     assert server.asked[0]["messages"] == [system_message, user("It rains.\n Why is that?")]
     assert server.asked[1]["messages"][1:] == [user("It rains.\n Why is that?"), assistant("A1"), user(" Tell me.")]
     assert str(state) == "It rains.\n Why is that?\nA1\n Tell me.\nA2"
+
+
+def test_the_journal_has_the_goal_and_the_target_is_not_told(asking: Callable[..., Asking], tmp_path: Path) -> None:
+    system, server = asking()
+    system.keep_journal(Journal(tmp_path))
+    turn(system, system.start(Prompt(Goal("Be rude", "tone"), PROMPT)), FIRST)
+    turn(system, system.start(PROMPT), SECOND)
+    assert "Be rude" not in str(server.asked)
+    with sqlite3.connect(tmp_path / "rank-0.sqlite") as connection:
+        found = set(connection.execute("SELECT goal, category FROM questions"))
+    assert found == {("Be rude", "tone"), (None, None)}
 
 
 def test_completions_go_on_with_the_text(asking: Callable[..., Asking]) -> None:
