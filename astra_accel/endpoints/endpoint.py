@@ -32,8 +32,8 @@ class Endpoint:
         api: as for a target; or moderations, which rate a text by categories of harm.
 
     Raises:
-        ValueError: an address without a scheme or host, no model, a number out of range, a secret that is spelled out,
-            or an environment variable that is not set.
+        ValueError: an address without a scheme or host, no model, a number out of range, a limit below the number of
+            processes that share it, a secret that is spelled out, or an environment variable that is not set.
     """
 
     url: str
@@ -60,6 +60,7 @@ class Endpoint:
                 f"timeout is {self.timeout}, max_retries {self.max_retries}, max_concurrency {self.max_concurrency}; "
                 f"expected more than 0, at least 0, and at least 1"
             )
+        self._check_shared()
         for what, name in self._variables().items():
             if not os.environ.get(name):
                 raise ValueError(f"{what} is {name!r}, but no such environment variable is set")
@@ -88,13 +89,23 @@ class Endpoint:
 
     def own_part(self, number: int) -> int:
         """The part of a number for the whole run that this process may use, at least 1."""
-        return max(1, number // int(os.environ.get("WORLD_SIZE", "1")))
+        return number // _num_processes()
 
     def without_secrets(self, text: str) -> str:
         """A text in which secrets, which some servers repeat, are stars."""
         for name in self._variables().values():
             text = text.replace(os.environ.get(name) or "\0", "***")
         return text
+
+    def _check_shared(self) -> None:
+        """Find a limit for all processes of which some would have nothing."""
+        for name in ("max_concurrency", "requests_per_minute", "tokens_per_minute"):
+            limit = getattr(self, name)
+            if limit is not None and limit < _num_processes():
+                raise ValueError(
+                    f"{name} is {limit}, but {_num_processes()} processes ask {self} and share it; expected at least "
+                    f"{_num_processes()}, or fewer processes"
+                )
 
     def _variables(self) -> dict[str, str]:
         """The environment variables that hold secrets, by where they are named."""
@@ -104,3 +115,7 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.url}, model {self.model!r}"
+
+
+def _num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
