@@ -124,7 +124,8 @@ class Journal:
     ) -> None:
         """Write a question and its answer, with the goal of its conversation, and count the tokens."""
         model, tokens = str(request["model"]), (answer.prompt_tokens, answer.completion_tokens)
-        of_goal = [None if text is None else valid_text(text) for text in (goal and goal.text, goal and goal.category)]
+        of_goal = [None, None] if goal is None else [goal.text, goal.category]
+        of_goal = [text and valid_text(text) for text in of_goal]
         row = (key, asked_of, model, place, _json(request), answer.outcome, answer.text, *tokens, time.time(), *of_goal)
         with self._lock:
             with naming(self._file), self._own:
