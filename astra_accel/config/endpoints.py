@@ -76,9 +76,9 @@ class PriceConfiguration(Section):
     """What a model costs, in any currency."""
 
     input: float = Field(ge=0, allow_inf_nan=False)
-    """Of a million tokens of questions."""
+    """The price of a million tokens of questions."""
     output: float = Field(ge=0, allow_inf_nan=False)
-    """Of a million tokens of answers."""
+    """The price of a million tokens of answers."""
 
 
 class BudgetConfiguration(Section):

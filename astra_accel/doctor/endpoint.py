@@ -19,7 +19,7 @@ def inspect_target(target: TargetConfiguration) -> str:
     from astra_accel.endpoints.endpoint import Endpoint
 
     client = EndpointClient(Endpoint.from_configuration(target), "target")
-    return f"{_said(client)}; {'returns' if client.tells_logprobs() else 'returns no'} log-probs"
+    return f"{_said(client)}; {'returns' if client.returns_logprobs() else 'returns no'} log-probs"
 
 
 def inspect_scorer(scorer: ScorerConfiguration) -> str:

@@ -65,7 +65,7 @@ class EndpointClient:
     """Asks a model behind an endpoint.
 
     Args:
-        endpoint: where it answers.
+        endpoint: where the model answers.
         asked_of: what the model is in the run: target, or judge.
 
     Raises:
@@ -161,8 +161,8 @@ class EndpointClient:
         except (self._openai.OpenAIError, self._broken_off, ValueError, AttributeError, TypeError):
             return None  # many servers have no such list, or one of another form
 
-    def tells_logprobs(self) -> bool:
-        """Whether answers may come with log-probs."""
+    def returns_logprobs(self) -> bool:
+        """Whether answers come with log-probs if they are asked for."""
         wanted: dict[str, Any] = {"logprobs": True} if self.endpoint.api == "chat" else {"logprobs": 1}
         try:
             completion = json.loads(self._body({**self._request(SMALL_QUESTION), **wanted}))

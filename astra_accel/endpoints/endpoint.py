@@ -29,7 +29,7 @@ class Endpoint:
 
     Attributes:
         url: the base address, ending in ``/v1`` for most servers.
-        api: as for a target; or moderations, which rate a text by categories of harm.
+        api: what the server answers to: as for a target, or moderations, which rate a text by categories of harm.
 
     Raises:
         ValueError: an address without a scheme or host, no model, a number out of range, a limit below the number of

@@ -52,7 +52,7 @@ class Journal:
     Args:
         folder: the folder of all processes' journals; None keeps this one in memory.
         process, num_processes: which process of how many keeps it.
-        budget: how much all processes may ask.
+        budget: how much all processes together may ask; None is no limit.
 
     Raises:
         JournalError: the file can't be read; names it. So do the methods, which read and write files.

@@ -38,8 +38,8 @@ def opened(file: Path | None, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection to a journal's file, which is made if it is not there.
 
     Args:
-        file: the file; None keeps a journal in memory.
-        read_only: whether it is another process's, which has made it.
+        file: the file of the journal; None keeps one in memory.
+        read_only: whether the file is another process's, which has made it.
 
     Raises:
         JournalError: the file is empty, damaged, locked, or of another version.

@@ -19,7 +19,7 @@ class Pace:
     """Spaces the requests of all threads of a process.
 
     Args:
-        requests_per_minute, tokens_per_minute: this process's part of the limits; None is no limit.
+        requests_per_minute, tokens_per_minute: the part of each limit that this process has; None is no limit.
     """
 
     def __init__(self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None) -> None:

@@ -29,7 +29,7 @@ class JobJournal:
 
     Args:
         accelerator: the processes, of which each writes a file.
-        budget: how much they may ask together.
+        budget: how much the processes may ask together; None is no limit.
         folder: the folder of the journal that the job goes on with; None if it begins anew.
     """
 
@@ -45,7 +45,7 @@ class JobJournal:
         All processes must call it.
 
         Args:
-            target: what asks the target, if it is behind an endpoint.
+            target: the client that asks the target, if it is behind an endpoint.
             scorers: the scorers that :meth:`built` will make.
 
         Raises:

@@ -96,7 +96,7 @@ def build_sampler(
     """The models, the scorer and the sampler of a configuration. Mistakes are found before weights load.
 
     Args:
-        config: the whole run.
+        config: the configuration of the whole run.
         device: the device of the models and the scorer.
         prompts: the prompts of the configuration.
         files: what :func:`check_models` found already, if it was asked.
@@ -139,8 +139,8 @@ def build_trainer(
     """The trainer of a configuration and its prompts. Mistakes are found before weights load.
 
     Args:
-        config: the whole run.
-        resume: what it continues from, if anything.
+        config: the configuration of the whole run.
+        resume: the checkpoint that the run continues from, or "auto"; None begins a new run.
         accelerator: the processes to train on; None makes one as configured.
         lock: the lock of the output folder, if the caller holds it already; None takes it while the trainer trains.
 

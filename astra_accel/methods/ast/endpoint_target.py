@@ -16,7 +16,7 @@ from astra_accel.methods.ast.views import Views
 from astra_accel.models.decoding.token_sampling import Seed
 from astra_accel.models.roles import RoleFiles
 
-NO_LOGPROBS = "the target is behind an endpoint, which tells no log-probs; expected naturalness_model 'baseline'"
+NO_LOGPROBS = "the target is behind an endpoint, which returns no log-probs; expected naturalness_model 'baseline'"
 LARGEST_SEED = 2**31
 """Servers take 32 bits at least, some of them with a sign."""
 

@@ -140,7 +140,7 @@ def test_the_oldest_exchanges_are_dropped_where_the_context_is_limited(asking: C
 
 def test_nothing_is_asked_of_the_target_s_inside(asking: Callable[..., Asking]) -> None:
     system, _ = asking()
-    with pytest.raises(ValueError, match="the target is behind an endpoint, which tells no log-probs"):
+    with pytest.raises(ValueError, match="the target is behind an endpoint, which returns no log-probs"):
         system.get_target_logprobs([PROMPT], [FIRST])
     assert system.roles.target.model is system.roles.baseline.model  # and no weights are there for it
     assert len(system.reward([PROMPT], [FIRST], [" Well."])) == 1
@@ -148,7 +148,7 @@ def test_nothing_is_asked_of_the_target_s_inside(asking: Callable[..., Asking]) 
 
 def test_naturalness_by_the_target_is_refused_before_weights_load() -> None:
     target = TargetConfiguration(endpoint="http://127.0.0.1:1/v1", model="m")
-    with pytest.raises(ValueError, match="tells no log-probs; expected naturalness_model 'baseline'"):
+    with pytest.raises(ValueError, match="returns no log-probs; expected naturalness_model 'baseline'"):
         HFASTSystem("tiny", target)
 
 
