@@ -37,8 +37,8 @@ class TargetConfiguration(ModelConfiguration):
     """Seconds that one attempt at a question may take."""
     max_retries: int = Field(6, ge=0)
     """Further attempts after one that failed for a reason that may pass."""
-    max_concurrency: Count = 16
-    """Questions under way at once, over all processes."""
+    max_concurrency: Count | None = None
+    """Questions under way at once, over all processes. None: 16, or one for each process if there are more."""
     requests_per_minute: Count | None = None
     """Most requests a minute, over all processes. None: no limit."""
     tokens_per_minute: Count | None = None
@@ -76,16 +76,17 @@ class PriceConfiguration(Section):
     """What a model costs, in any currency."""
 
     input: float = Field(ge=0, allow_inf_nan=False)
-    """Of a million tokens of questions."""
+    """The price of a million tokens of questions."""
     output: float = Field(ge=0, allow_inf_nan=False)
-    """Of a million tokens of answers."""
+    """The price of a million tokens of answers."""
 
 
 class BudgetConfiguration(Section):
-    """How much endpoints may be asked in a run: target and judge together, over all processes and all resumptions.
+    """How much endpoints may be asked in a run: target and judge together, over all processes and all launches.
 
-    Each process gets an equal part. When one has used up its own, the run ends in order, with a checkpoint and its
-    tester; a larger budget lets it go on.
+    An evaluation, and judging it anew, have a journal of their own, and this much again. Each process gets an equal
+    part. When one has used up its own, the run ends in order, with a checkpoint and its tester; a larger budget lets it
+    go on.
     """
 
     requests: Count | None = None

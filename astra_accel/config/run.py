@@ -104,8 +104,8 @@ class RunConfiguration(BaseSettings):
             self.reward = self.reward.model_copy(update={"naturalness_model": "baseline"})
         elif self.reward.naturalness_model == "target":
             raise ValueError(
-                "reward.naturalness_model is 'target', but the target is behind an endpoint, which gives no log-probs; "
-                "expected 'baseline'"
+                "reward.naturalness_model is 'target', but the target is behind an endpoint, which returns no "
+                "log-probs; expected 'baseline'"
             )
         return self
 

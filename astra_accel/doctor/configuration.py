@@ -65,7 +65,10 @@ def _checks(config: RunConfiguration) -> Iterator[Check]:
         yield _look("evaluation.benign", partial(_prompts, config.evaluation.benign, "benign", loaded))
         scorers["evaluation.refusal_scorer"] = config.evaluation.refusal_scorer
     for what, scorer in scorers.items():
-        yield _look(what, partial(_scorer, scorer, what))
+        fits = _look(what, partial(_scorer, scorer, what))
+        yield fits
+        if fits.good and scorer.name in ENDPOINT_SCORERS:
+            yield _look(f"{what}.options.endpoint", partial(_scorer_endpoint, scorer))
     if config.budget is not None:
         yield _look("budget", partial(_budget, config))
     yield _look("reward", partial(_novelty, config.reward))
@@ -101,9 +104,9 @@ def _model(model: ModelConfiguration, role: str) -> str | None:
 
 def _endpoint(target: TargetConfiguration) -> str:
     _check_extra("endpoint", "target.endpoint")
-    from astra_accel.doctor.endpoint import inspect_endpoint
+    from astra_accel.doctor.endpoint import inspect_target
 
-    return inspect_endpoint(target)
+    return inspect_target(target)
 
 
 def _quantization(kind: str, role: str) -> str:
@@ -148,6 +151,12 @@ def _scorer(scorer: ScorerConfiguration, field: str) -> str:
     check_scorer(scorer.name, scorer.options, field)
     _check_extra("endpoint" if scorer.name in ENDPOINT_SCORERS else scorer.name, scorer.name)
     return f"{scorer.name} takes these options and has what it needs"
+
+
+def _scorer_endpoint(scorer: ScorerConfiguration) -> str:
+    from astra_accel.doctor.endpoint import inspect_scorer
+
+    return inspect_scorer(scorer)
 
 
 def _novelty(reward: RewardConfiguration) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from astra_accel.core.prompt import Goal
 from astra_accel.files.text import valid_text
 
 Messages = Sequence[Mapping[str, str]]
@@ -31,13 +32,15 @@ class Question:
     Attributes:
         content: the messages of a conversation, each with ``role`` and ``content``; or a running text to be continued,
             or to be moderated.
-        sampling: fields of the request: ``max_tokens``, ``temperature``, ``seed`` and the like.
-        place: where in a run it is asked, so that equal questions of different episodes are asked each.
+        sampling: further fields of the request: ``max_tokens``, ``temperature``, ``seed`` and the like.
+        place: where in a run the question is asked, so that equal questions of different episodes are asked each.
+        goal: the goal of the conversation, if it has one. The journal has it, and the model is not told.
     """
 
     content: Messages | str
     sampling: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
+    goal: Goal | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Answer:
             failed, if there was no answer in all attempts at an endpoint that answers other questions.
         text: the answer, the text of the refusal, or why it failed; empty if filtered, since partial text is no answer.
             Of a moderation, the scores of its categories as JSON.
-        prompt_tokens, completion_tokens: as the service counts them; 0 if it does not.
+        prompt_tokens, completion_tokens: tokens as the service counts them; 0 if it does not.
     """
 
     outcome: Literal["answered", "refused", "filtered", "failed"]

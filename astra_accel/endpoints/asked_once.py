@@ -19,9 +19,9 @@ class AskedOnce:
     """Asks an endpoint, and nothing twice: a journal has the answers or, without one, the memory has the latest.
 
     Args:
-        endpoint: where it answers.
+        endpoint: where the model answers.
         asked_of: what the model is in the run: target, or judge.
-        sampling: fields of each request: ``max_tokens``, ``temperature`` and the like.
+        sampling: further fields of each request: ``max_tokens``, ``temperature`` and the like.
 
     Raises:
         ImportError: the package openai is not installed.

@@ -11,8 +11,10 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from astra_accel.endpoints.answers import (
@@ -25,7 +27,7 @@ from astra_accel.endpoints.answers import (
     request_of,
 )
 from astra_accel.endpoints.endpoint import Endpoint, EndpointError, OutageError
-from astra_accel.endpoints.journal import Journal, question_key
+from astra_accel.endpoints.journal import BudgetReached, Journal, question_key
 from astra_accel.endpoints.pace import Pace, pause
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,22 @@ logger = logging.getLogger(__name__)
 OUTAGE_PAUSE = 10.0
 """Seconds between two looks at an endpoint that answers nothing."""
 SMALL_QUESTION = Question([{"role": "user", "content": "Hello."}], {"max_tokens": 1})
+
+_kept: ContextVar[Journal | None] = ContextVar("kept", default=None)
+"""The journal that new clients keep from their first question on."""
+
+
+@contextmanager
+def keeping(journal: Journal | None) -> Iterator[None]:
+    """A context in which new clients keep a journal from the start.
+
+    A scorer asks its first question while it is made, and a budget may not allow even that.
+    """
+    before = _kept.set(journal)
+    try:
+        yield
+    finally:
+        _kept.reset(before)
 
 
 class _Attempt(Exception):
@@ -47,7 +65,7 @@ class EndpointClient:
     """Asks a model behind an endpoint.
 
     Args:
-        endpoint: where it answers.
+        endpoint: where the model answers.
         asked_of: what the model is in the run: target, or judge.
 
     Raises:
@@ -77,8 +95,9 @@ class EndpointClient:
         self._create: Any = api.with_streaming_response.create
         limits = (endpoint.requests_per_minute, endpoint.tokens_per_minute)
         self._pace = Pace(*(None if limit is None else endpoint.own_part(limit) for limit in limits))
-        self._journal: Journal | None = None
+        self._journal = _kept.get()
         self._num_unrecorded = 0
+        self._unrecorded_checks: list[tuple[Question, Answer]] = []
 
     def keep_journal(self, journal: Journal) -> None:
         """Ask nothing that the journal has an answer to, and write down what is asked."""
@@ -86,6 +105,9 @@ class EndpointClient:
         if self._num_unrecorded:
             journal.count_request(self.endpoint.model, self._num_unrecorded)
             self._num_unrecorded = 0
+        for question, answer in self._unrecorded_checks:
+            self._record(journal, question, answer)
+        self._unrecorded_checks.clear()
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Ask several questions at once, and return the answers in their order; equal ones are asked once.
@@ -111,12 +133,25 @@ class EndpointClient:
     def check(self, question: Question = SMALL_QUESTION) -> Answer:
         """Ask one short question, so that a wrong address, key or model shows before anything else is done.
 
+        Where the budget is used up, the journal's answer to it will do: a run that has all its answers needs no more.
+
         Raises:
             EndpointError: there is no answer.
+            BudgetReached: the budget is used up, and the journal has no answer.
         """
-        answer = self._answer(question, threading.Event())
+        try:
+            answer = self._answer(question, threading.Event())
+        except BudgetReached:
+            known = None if self._journal is None else self._journal.find(self._key(question))
+            if known is None:
+                raise
+            return known
         if answer.outcome == "failed":
             raise EndpointError(answer.text)
+        if self._journal is None:
+            self._unrecorded_checks.append((question, answer))
+        else:
+            self._record(self._journal, question, answer)
         return answer
 
     def model_names(self) -> list[str] | None:
@@ -126,8 +161,8 @@ class EndpointClient:
         except (self._openai.OpenAIError, self._broken_off, ValueError, AttributeError, TypeError):
             return None  # many servers have no such list, or one of another form
 
-    def tells_logprobs(self) -> bool:
-        """Whether answers may come with log-probs."""
+    def returns_logprobs(self) -> bool:
+        """Whether answers come with log-probs if they are asked for."""
         wanted: dict[str, Any] = {"logprobs": True} if self.endpoint.api == "chat" else {"logprobs": 1}
         try:
             completion = json.loads(self._body({**self._request(SMALL_QUESTION), **wanted}))
@@ -136,10 +171,10 @@ class EndpointClient:
             return False
 
     def _ask_at_once(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
-        pool = ThreadPoolExecutor(min(self.endpoint.own_part(self.endpoint.max_concurrency), len(questions)))
+        pool = ThreadPoolExecutor(min(self.endpoint.own_part(self.endpoint.concurrency), len(questions)))
         given_up = threading.Event()
 
-        def answered(key: str, question: Question) -> Answer:
+        def answered(question: Question) -> Answer:
             try:
                 answer = self._answer(question, given_up)
             except Exception:
@@ -147,11 +182,11 @@ class EndpointClient:
                 raise
             was_given_up = answer.outcome == "failed" and given_up.is_set()
             if self._journal is not None and not was_given_up:
-                self._journal.write(key, self.asked_of, question.place, self._request(question), answer)
+                self._record(self._journal, question, answer)
             return answer
 
         try:
-            futures = {key: pool.submit(answered, key, question) for key, question in questions.items()}
+            futures = {key: pool.submit(answered, question) for key, question in questions.items()}
             return {key: future.result() for key, future in futures.items()}
         finally:
             given_up.set()  # whatever waits for another attempt after an error need not
@@ -219,6 +254,10 @@ class EndpointClient:
                 if time.monotonic() > deadline:
                     raise UnreadableReply(f"not whole after {self.endpoint.timeout:g} s")
         return bytes(body)
+
+    def _record(self, journal: Journal, question: Question, answer: Answer) -> None:
+        request, key = self._request(question), self._key(question)
+        journal.write(key, self.asked_of, question.place, request, answer, goal=question.goal)
 
     def _request(self, question: Question) -> dict[str, Any]:
         return request_of(question, self.endpoint.model, self.endpoint.api, self.endpoint.omit)

@@ -23,17 +23,21 @@ class OutageError(EndpointError):
     exit_code = 75
 
 
+CONCURRENCY = 16
+"""The questions under way at once where a configuration does not say. Not measured: servers differ too much."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where a model answers; see :class:`~astra_accel.config.TargetConfiguration` for most fields.
 
     Attributes:
         url: the base address, ending in ``/v1`` for most servers.
-        api: as for a target; or moderations, which rate a text by categories of harm.
+        api: what the server answers to: as for a target, or moderations, which rate a text by categories of harm.
 
     Raises:
-        ValueError: an address without a scheme or host, no model, a number out of range, a secret that is spelled out,
-            or an environment variable that is not set.
+        ValueError: an address without a scheme or host, no model, a number out of range, a limit below the number of
+            processes that share it, a secret that is spelled out, or an environment variable that is not set.
     """
 
     url: str
@@ -45,7 +49,7 @@ class Endpoint:
     omit: Sequence[str] = ()
     timeout: float = 60.0
     max_retries: int = 6
-    max_concurrency: int = 16
+    max_concurrency: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     outage_limit: float = 300.0
@@ -55,11 +59,12 @@ class Endpoint:
         check_headers(dict(self.headers))
         if not self.model:
             raise ValueError("model is empty, expected the name that the endpoint knows it by")
-        if not self.timeout > 0 or self.max_retries < 0 or self.max_concurrency < 1:
+        if not self.timeout > 0 or self.max_retries < 0 or self.concurrency < 1:
             raise ValueError(
                 f"timeout is {self.timeout}, max_retries {self.max_retries}, max_concurrency {self.max_concurrency}; "
                 f"expected more than 0, at least 0, and at least 1"
             )
+        self._check_shared()
         for what, name in self._variables().items():
             if not os.environ.get(name):
                 raise ValueError(f"{what} is {name!r}, but no such environment variable is set")
@@ -86,15 +91,30 @@ class Endpoint:
         host = urlsplit(self.url).hostname or ""
         return host in ("localhost", "::1") or host.startswith("127.")
 
+    @property
+    def concurrency(self) -> int:
+        """The most questions under way at once, over all processes."""
+        return max(CONCURRENCY, _num_processes()) if self.max_concurrency is None else self.max_concurrency
+
     def own_part(self, number: int) -> int:
         """The part of a number for the whole run that this process may use, at least 1."""
-        return max(1, number // int(os.environ.get("WORLD_SIZE", "1")))
+        return number // _num_processes()
 
     def without_secrets(self, text: str) -> str:
         """A text in which secrets, which some servers repeat, are stars."""
         for name in self._variables().values():
             text = text.replace(os.environ.get(name) or "\0", "***")
         return text
+
+    def _check_shared(self) -> None:
+        """Find a limit for all processes of which some would have nothing."""
+        for name in ("max_concurrency", "requests_per_minute", "tokens_per_minute"):
+            limit = getattr(self, name)
+            if limit is not None and limit < _num_processes():
+                raise ValueError(
+                    f"{name} is {limit}, but {_num_processes()} processes ask {self} and share it; expected at least "
+                    f"{_num_processes()}, or fewer processes"
+                )
 
     def _variables(self) -> dict[str, str]:
         """The environment variables that hold secrets, by where they are named."""
@@ -104,3 +124,7 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.url}, model {self.model!r}"
+
+
+def _num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -13,29 +13,18 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from astra_accel.config import BudgetConfiguration
+from astra_accel.core.prompt import Goal
 from astra_accel.endpoints.answers import Answer
+from astra_accel.endpoints.journal_file import JournalError, naming, opened
 from astra_accel.errors import Interrupted
+from astra_accel.files.text import valid_text
 
-VERSION = 1
-TABLES = """
-CREATE TABLE questions (
-    key TEXT PRIMARY KEY, asked_of TEXT, model TEXT, place TEXT, request TEXT, outcome TEXT, answer TEXT,
-    prompt_tokens INTEGER, completion_tokens INTEGER, time REAL
-) WITHOUT ROWID;
-CREATE TABLE spent (
-    model TEXT PRIMARY KEY, requests INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER
-) WITHOUT ROWID;
-"""
-
-
-class JournalError(ValueError):
-    """A journal can't be read; the message names the file and what to do."""
+__all__ = ["BudgetReached", "Journal", "JournalError", "Spent", "question_key"]
 
 
 class BudgetReached(Interrupted):
@@ -61,12 +50,12 @@ class Journal:
     """The journal of one process.
 
     Args:
-        folder: of all processes' journals; None keeps this one in memory.
-        process, num_processes: which one it is.
-        budget: how much all processes may ask.
+        folder: the folder of all processes' journals; None keeps this one in memory.
+        process, num_processes: which process of how many keeps it.
+        budget: how much all processes together may ask; None is no limit.
 
     Raises:
-        JournalError: the file is damaged, or of another version.
+        JournalError: the file can't be read; names it. So do the methods, which read and write files.
     """
 
     def __init__(
@@ -83,19 +72,16 @@ class Journal:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._file = None if folder is None else folder / f"rank-{process}.sqlite"
-        self._own = _opened(self._file)
-        self._others: list[sqlite3.Connection] = []
+        self._own = opened(self._file)
+        self._others: dict[Path, sqlite3.Connection] = {}
 
     def join(self) -> None:
         """Read the files of the others, and find out what this process may still ask.
 
         All processes have made theirs, and nobody asks before all have joined.
-
-        Raises:
-            JournalError: a file there is damaged, or of another version.
         """
         found = [] if self._folder is None else sorted(self._folder.glob("rank-*.sqlite"))
-        self._others = [_opened(file, read_only=True) for file in found if file != self._file]
+        self._others = {file: opened(file, read_only=True) for file in found if file != self._file}
         budget = self._budget
         if budget is None:
             return
@@ -117,20 +103,32 @@ class Journal:
     def find(self, key: str) -> Answer | None:
         """The answer to a question that was asked before; None if there was none."""
         with self._lock:
-            for connection in (self._own, *self._others):
-                row = connection.execute(
-                    "SELECT outcome, answer, prompt_tokens, completion_tokens FROM questions WHERE key = ?", (key,)
-                ).fetchone()
+            for file, connection in self._files():
+                with naming(file):
+                    row = connection.execute(
+                        "SELECT outcome, answer, prompt_tokens, completion_tokens FROM questions WHERE key = ?", (key,)
+                    ).fetchone()
                 if row is not None and row[0] != "failed":
                     return Answer(*row)
         return None
 
-    def write(self, key: str, asked_of: str, place: str, request: Mapping[str, Any], answer: Answer) -> None:
-        """Write a question and its answer, and count the tokens."""
+    def write(
+        self,
+        key: str,
+        asked_of: str,
+        place: str,
+        request: Mapping[str, Any],
+        answer: Answer,
+        *,
+        goal: Goal | None = None,
+    ) -> None:
+        """Write a question and its answer, with the goal of its conversation, and count the tokens."""
         model, tokens = str(request["model"]), (answer.prompt_tokens, answer.completion_tokens)
-        row = (key, asked_of, model, place, _json(request), answer.outcome, answer.text, *tokens, time.time())
+        of_goal = [None, None] if goal is None else [goal.text, goal.category]
+        of_goal = [text and valid_text(text) for text in of_goal]
+        row = (key, asked_of, model, place, _json(request), answer.outcome, answer.text, *tokens, time.time(), *of_goal)
         with self._lock:
-            with self._own:
+            with naming(self._file), self._own:
                 self._own.execute(f"INSERT OR REPLACE INTO questions VALUES ({', '.join('?' * len(row))})", row)
                 self._add(model, Spent(0, *tokens))
             self._take(model, Spent(0, *tokens))
@@ -146,7 +144,7 @@ class Journal:
             for what, left in self._allowed.items():
                 if left <= 0:
                     raise BudgetReached(self._reason(what))
-            with self._own:
+            with naming(self._file), self._own:
                 self._add(model, Spent(number))
             self._take(model, Spent(number))
 
@@ -154,15 +152,20 @@ class Journal:
         """What was asked of each model, by all processes whose files were there at the beginning and by this one."""
         found: dict[str, Spent] = {}
         with self._lock:
-            for connection in (self._own, *self._others):
-                for model, *counts in connection.execute("SELECT * FROM spent"):
+            for file, connection in self._files():
+                with naming(file):
+                    rows = connection.execute("SELECT * FROM spent").fetchall()
+                for model, *counts in rows:
                     found[model] = found.get(model, Spent()).plus(Spent(*counts))
         return found
 
     def close(self) -> None:
         """Close the files."""
-        for connection in (self._own, *self._others):
+        for _, connection in self._files():
             connection.close()
+
+    def _files(self) -> list[tuple[Path | None, sqlite3.Connection]]:
+        return [(self._file, self._own), *self._others.items()]
 
     def _add(self, model: str, more: Spent) -> None:
         self._own.execute(
@@ -193,36 +196,6 @@ class Journal:
 def question_key(asked_of: str, url: str, request: Mapping[str, Any], place: str) -> str:
     """What tells a question from all others: who is asked, where, what with which sampling, and the place in a run."""
     return hashlib.sha256(_json([asked_of, url, request, place]).encode()).hexdigest()
-
-
-def _opened(file: Path | None, *, read_only: bool = False) -> sqlite3.Connection:
-    with _naming(file):
-        if file is None:
-            connection = sqlite3.connect(":memory:", check_same_thread=False)
-        else:
-            address = f"{file.absolute().as_uri()}{'?mode=ro' if read_only else ''}"
-            connection = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=30.0)
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not read_only:
-            # A write-ahead log: an answer costs no wait for the disk, and survives if this process is killed.
-            connection.execute("PRAGMA journal_mode = WAL")
-            with connection:
-                connection.executescript(f"{TABLES} PRAGMA user_version = {VERSION};")
-        elif version != VERSION:
-            raise JournalError(
-                f"{file} is a journal of version {version}, expected {VERSION}; move it away to ask everything anew"
-            )
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("SELECT count(*) FROM spent").fetchone()
-        return connection
-
-
-@contextmanager
-def _naming(file: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise JournalError(f"the journal {file} can't be read: {error}; move it away to ask everything anew") from error
 
 
 def _cost(budget: BudgetConfiguration, spent: Mapping[str, Spent]) -> float:

@@ -38,9 +38,9 @@ def settle_dtype(
     If the processors of a run differ, all processes take float32.
 
     Args:
-        config: the whole run.
-        files: its models.
-        accelerator: the processes.
+        config: the configuration of the whole run.
+        files: the models of the configuration.
+        accelerator: the processes of the run.
         before: the configuration of a run that is resumed or evaluated, by dotted names; its type stays what it was.
     """
     if config.compute.dtype != "auto":

@@ -2,59 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
-from astra_accel.config import BudgetConfiguration, RunConfiguration
+from astra_accel.config import BudgetConfiguration, RunConfiguration, ScorerConfiguration
 from astra_accel.core.optional import KeepsJournal, offers
 from astra_accel.distributed.collectives import gather_results, on_main
+from astra_accel.endpoints.client import EndpointClient, keeping
 from astra_accel.endpoints.journal import Journal
 from astra_accel.errors import ConfigurationError
 from astra_accel.files.folders import empty
 from astra_accel.registries import ENDPOINT_SCORERS
-from astra_accel.scorers import needs_goal
+from astra_accel.scorers import check_scorer, needs_goal
+
+T = TypeVar("T")
 
 
-def keep_journal(
-    asking: Sequence[Any],
-    folder: Path,
-    accelerator: Accelerator,
-    budget: BudgetConfiguration | None,
-    *,
-    fresh: bool,
-) -> Journal | None:
-    """Let whatever asks an endpoint keep its journal in a folder. All processes must call it.
+class JobJournal:
+    """The journal of a job: opened before the first question, so that what earlier launches asked counts for it.
+
+    A job that begins anew has asked nothing before, and may still turn out to be a mistake. Its journal is made, and an
+    earlier one deleted, once everything else is sure.
 
     Args:
-        asking: systems and scorers.
-        folder: of the journal.
         accelerator: the processes, of which each writes a file.
-        budget: how much they may ask together.
-        fresh: whether to forget what the folder holds.
-
-    Raises:
-        JournalError: there is a journal that can't be read.
+        budget: how much the processes may ask together; None is no limit.
+        folder: the folder of the journal that the job goes on with; None if it begins anew.
     """
-    keepers = [one for one in asking if offers(one, KeepsJournal) and _asks(one)]
-    if not keepers:
-        return None
-    if fresh:
-        on_main(accelerator, lambda: empty(folder, ("*",)))
 
-    def opened() -> Journal:
-        journal = Journal(folder, accelerator.process_index, accelerator.num_processes, budget)
+    def __init__(
+        self, accelerator: Accelerator, budget: BudgetConfiguration | None = None, folder: Path | None = None
+    ) -> None:
+        self._accelerator, self._budget, self._folder = accelerator, budget, folder
+        self._journal: Journal | None = None
+
+    def check(self, target: EndpointClient | None, scorers: Sequence[ScorerConfiguration]) -> None:
+        """Open the journal if the job goes on with one and asks an endpoint, and ask the target a first question.
+
+        All processes must call it.
+
+        Args:
+            target: the client that asks the target, if it is behind an endpoint.
+            scorers: the scorers that :meth:`built` will make.
+
+        Raises:
+            JournalError: there is a journal that can't be read.
+            EndpointError: the target does not answer.
+            BudgetReached: the budget does not allow the question, which has never been answered.
+        """
+        if self._folder is not None and (target is not None or any(map(_may_ask, scorers))):
+            self._journal = self._opened(self._folder, [] if target is None else [target])
+        if target is not None:
+            on_main(self._accelerator, target.check)
+
+    def built(self, build: Callable[[], T]) -> T:
+        """What a function builds on each process, whose questions meanwhile stand in the journal.
+
+        All processes must call it; if it fails on one, it fails on all.
+        """
+        found: list[T] = []
+        with keeping(self._journal):
+            gather_results(self._accelerator, lambda: found.append(build()))
+        return found[0]
+
+    def keep(self, asking: Sequence[Any], folder: Path, *, fresh: bool) -> None:
+        """Let whatever asks an endpoint keep the journal. All processes must call it.
+
+        Args:
+            asking: the systems and scorers of the job.
+            folder: the folder of the journal.
+            fresh: whether to delete what the folder holds.
+
+        Raises:
+            JournalError: there is a journal that can't be read.
+        """
+        keepers = [one for one in asking if offers(one, KeepsJournal) and _asks(one)]
+        if not keepers:
+            return
+        if self._journal is None:
+            if fresh:
+                on_main(self._accelerator, lambda: empty(folder, ("*",)))
+            self._journal = self._opened(folder, keepers)
+            return
         for one in keepers:
-            one.keep_journal(journal)
-        return journal
+            one.keep_journal(self._journal)
 
-    # In two steps: what there is to read is known once all have made their files, and written what they asked before.
-    journals: list[Any] = []
-    gather_results(accelerator, lambda: journals.append(opened()))
-    gather_results(accelerator, journals[0].join)
-    return journals[0]
+    def _opened(self, folder: Path, keepers: Sequence[Any]) -> Journal:
+        journals: list[Journal] = []
+
+        def begin() -> None:
+            journal = Journal(folder, self._accelerator.process_index, self._accelerator.num_processes, self._budget)
+            for one in keepers:
+                one.keep_journal(journal)
+            journals.append(journal)
+
+        # In two steps: what there is to read is known once all have made their files, and written what they asked.
+        gather_results(self._accelerator, begin)
+        gather_results(self._accelerator, journals[0].join)
+        return journals[0]
 
 
 def check_budget(config: RunConfiguration) -> None:
@@ -81,3 +129,8 @@ def check_budget(config: RunConfiguration) -> None:
 def _asks(one: Any) -> bool:
     """Whether a system or scorer asks an endpoint at all."""
     return bool(getattr(one, "asks_endpoint", True))
+
+
+def _may_ask(scorer: ScorerConfiguration) -> bool:
+    """Whether a scorer of this class asks an endpoint."""
+    return offers(check_scorer(scorer.name, scorer.options), KeepsJournal)

@@ -13,8 +13,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from astra_accel.algorithms import build_algorithm
-from astra_accel.config import RunConfiguration
+from astra_accel.config import RunConfiguration, ScorerConfiguration
 from astra_accel.core.prompt import Prompt, as_json
+from astra_accel.core.scorer import Scorer
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import end_together, holding, on_main
 from astra_accel.errors import ConfigurationError, Interrupted
@@ -30,7 +31,7 @@ from astra_accel.files.folders import check_writable
 from astra_accel.files.run_folder import JOURNAL, TESTER
 from astra_accel.files.run_lock import RunLock
 from astra_accel.jobs.dtypes import settle_dtype
-from astra_accel.jobs.endpoints import keep_journal
+from astra_accel.jobs.endpoints import JobJournal
 from astra_accel.jobs.prompts import Prompts, load_source
 from astra_accel.jobs.train import USER_ERRORS, build_sampler, check_models, interrupted, mistake
 from astra_accel.lasting_output import lasting_output
@@ -73,6 +74,7 @@ def build_evaluator(
     tester: Path | None,
     accelerator: Accelerator,
     prompts: Prompts,
+    journal: JobJournal,
     *,
     of_run: bool = False,
 ) -> ASTEvaluator:
@@ -81,13 +83,15 @@ def build_evaluator(
     Mistakes are found before weights load.
 
     Args:
-        config: of the evaluation.
-        tester: the folder.
-        accelerator: the processes.
-        prompts: of the configuration.
+        config: the configuration of the evaluation.
+        tester: the folder of the tester.
+        accelerator: the processes to evaluate on.
+        prompts: the prompts of the configuration.
+        journal: the journal of what endpoints are asked.
         of_run: whether the configuration is that of the run which trained the tester.
 
     Raises:
+        BudgetReached: earlier launches used up the budget, so that not even the first question may be asked.
         ConfigurationError, FileNotFoundError, ValueError, ImportError: something does not fit; names it.
     """
     check_scorer_names(config.evaluation.scorers)
@@ -106,14 +110,16 @@ def build_evaluator(
     before = flat(config.to_yaml()) if of_run else None
     files = check_models(evaluated, prompts)
     check_requests(requests, Views.from_files(files, evaluated.rollout), evaluated.rollout, "evaluation.benign")
-    if files.endpoint is not None:
-        on_main(accelerator, files.endpoint.check)
+    held_out, of_refusals = config.evaluation.scorers, [judge] if requests else []
+    journal.check(files.endpoint, [config.scorer, *held_out.values(), *of_refusals])
     evaluated = settle_dtype(evaluated, files, accelerator, before)
-    scorers = {
-        name: build_scorer(scorer.name, **{"device": accelerator.device, **scorer.options})
-        for name, scorer in config.evaluation.scorers.items()
-    }
-    refusals = build_scorer(judge.name, **{"device": accelerator.device, **judge.options}) if requests else None
+
+    def built(scorer: ScorerConfiguration) -> Scorer:
+        options = {"device": accelerator.device, **scorer.options}
+        return journal.built(lambda: build_scorer(scorer.name, **options))
+
+    scorers = {name: built(scorer) for name, scorer in held_out.items()}
+    refusals = built(judge) if requests else None
     benign = Benign(requests, refusals) if requests else None
     model = config.evaluation.embedding_model
     embedder = (
@@ -121,7 +127,7 @@ def build_evaluator(
         if model is None
         else SentenceEmbedder(model, device=accelerator.device, field="evaluation.embedding_model")
     )
-    sampler = build_sampler(evaluated, accelerator.device, prompts, files)
+    sampler = build_sampler(evaluated, accelerator.device, prompts, files, built(config.scorer))
     sampler.eval_width = config.evaluation.tree_width
     sampler.eval_tries = config.evaluation.tries
     return ASTEvaluator(
@@ -162,12 +168,16 @@ def _main(arguments: Sequence[str] | None) -> int:
             accelerator = _accelerator(config)
             lock = stack.enter_context(holding(accelerator, RunLock(folder, FIELD)))
             on_main(accelerator, lambda: check_writable(folder, FIELD, FILES))
-            evaluator = build_evaluator(config, tester, accelerator, prompts, of_run=known.config is None)
+            journal = JobJournal(accelerator, config.budget, None if known.overwrite else folder / JOURNAL)
+            evaluator = build_evaluator(config, tester, accelerator, prompts, journal, of_run=known.config is None)
             asking = [evaluator.sampler.system, *evaluator.scorers.values()]
             asking += [] if evaluator.benign is None else [evaluator.benign.scorer]
-            keep_journal(asking, folder / JOURNAL, accelerator, config.budget, fresh=known.overwrite)
+            journal.keep(asking, folder / JOURNAL, fresh=known.overwrite)
         except USER_ERRORS as error:
             return mistake(error)
+        except Interrupted as interruption:
+            end_together(accelerator)
+            return interrupted(interruption)
         try:
             metrics = evaluator.evaluate_to(
                 folder,

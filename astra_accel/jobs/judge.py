@@ -7,6 +7,7 @@ from typing import Any
 
 from astra_accel.config import RunConfiguration
 from astra_accel.core.optional import KeepsJournal, offers
+from astra_accel.endpoints.client import keeping
 from astra_accel.endpoints.journal import Journal
 from astra_accel.errors import ConfigurationError
 from astra_accel.evaluation.evaluator import check_scorer_names
@@ -28,7 +29,7 @@ def judge_anew(evaluation: Path, output: Path, config: RunConfiguration, *, over
     Args:
         evaluation: the folder of an evaluation that has ended.
         output: the folder to write to.
-        config: its ``evaluation.scorers`` judge.
+        config: the configuration whose ``evaluation.scorers`` judge, within its ``budget``.
         overwrite: whether to write to a folder that holds another evaluation.
 
     Returns:
@@ -37,6 +38,7 @@ def judge_anew(evaluation: Path, output: Path, config: RunConfiguration, *, over
     Raises:
         ConfigurationError, FileNotFoundError, ValueError: there is no such evaluation, or no scorer; or the folder
             holds another evaluation.
+        EndpointError, BudgetReached: a scorer's endpoint does not answer, or may not be asked any more.
     """
     files, scorers = EvaluationFolder(evaluation), config.evaluation.scorers
     identity, rows = files.identity(), files.rows()
@@ -54,10 +56,11 @@ def judge_anew(evaluation: Path, output: Path, config: RunConfiguration, *, over
     judges = {**identity["scorers"], **{name: scorer.model_dump() for name, scorer in scorers.items()}}
     written = EvaluationFolder(output)
     written.begin({**identity, "scorers": judges, "judged": str(evaluation)}, overwrite)
-    journal = Journal(output / JOURNAL)
+    journal = Journal(output / JOURNAL, budget=config.budget)
     journal.join()
     for name, chosen in scorers.items():
-        built = build_scorer(chosen.name, **{"device": "cpu", **chosen.options})
+        with keeping(journal):
+            built = build_scorer(chosen.name, **{"device": "cpu", **chosen.options})
         if offers(built, KeepsJournal):
             built.keep_journal(journal)
         for column, values in held_out_columns(name, built, rows).items():

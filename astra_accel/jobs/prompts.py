@@ -52,8 +52,8 @@ def check_goals(config: RunConfiguration, prompts: Mapping[str, Sequence[Any]]) 
     """Find a scorer that judges by goals which the prompts don't have, or by which it is to judge texts alone.
 
     Args:
-        config: the whole run.
-        prompts: by name.
+        config: the configuration of the whole run.
+        prompts: the prompts for ``train``, ``dev`` and ``test``, by that name.
 
     Raises:
         ConfigurationError, ValueError: there is one; names the field.

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from astra_accel.algorithms import build_algorithm
 from astra_accel.config import AUTO, RunConfiguration, TrainingConfiguration, check_resume
+from astra_accel.core.scorer import Scorer
 from astra_accel.distributed.accelerator import make_accelerator
 from astra_accel.distributed.collectives import RankError, end_together, holding, on_main
 from astra_accel.endpoints.endpoint import EndpointError
@@ -27,7 +28,7 @@ from astra_accel.experience.off_policy import check_algorithm
 from astra_accel.files.run_folder import CHECKPOINTS, JOURNAL, OutputFolderError, check_output_dir, check_place
 from astra_accel.files.run_lock import RunLock
 from astra_accel.jobs.dtypes import settle_dtype, settle_precision
-from astra_accel.jobs.endpoints import check_budget, keep_journal
+from astra_accel.jobs.endpoints import JobJournal, check_budget
 from astra_accel.jobs.prompts import Prompts, check_goals
 from astra_accel.lasting_output import lasting_output
 from astra_accel.methods.ast.hf_system import HFASTSystem
@@ -86,22 +87,28 @@ def check_models(config: RunConfiguration, prompts: Prompts) -> RoleFiles:
 
 
 def build_sampler(
-    config: RunConfiguration, device: torch.device, prompts: Prompts, files: RoleFiles | None = None
+    config: RunConfiguration,
+    device: torch.device,
+    prompts: Prompts,
+    files: RoleFiles | None = None,
+    scorer: Scorer | None = None,
 ) -> ASTSampler:
     """The models, the scorer and the sampler of a configuration. Mistakes are found before weights load.
 
     Args:
-        config: the whole run.
-        device: of models and scorer.
-        prompts: of the configuration.
+        config: the configuration of the whole run.
+        device: the device of the models and the scorer.
+        prompts: the prompts of the configuration.
         files: what :func:`check_models` found already, if it was asked.
+        scorer: the scorer of the configuration, if it is made already.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`check_models`, or a scorer that does not fit; names the field.
     """
     if files is None:
         files = check_models(config, prompts)
-    scorer = build_scorer(config.scorer.name, **{"device": device, **config.scorer.options})
+    if scorer is None:
+        scorer = build_scorer(config.scorer.name, **{"device": device, **config.scorer.options})
     system = system_class(config).from_files(
         files, scorer, device, config.rollout, reward=config.reward, compute=config.compute, seed=config.training.seed
     )
@@ -132,16 +139,17 @@ def build_trainer(
     """The trainer of a configuration and its prompts. Mistakes are found before weights load.
 
     Args:
-        config: the whole run.
-        resume: what it continues from, if anything.
+        config: the configuration of the whole run.
+        resume: the checkpoint that the run continues from, or "auto"; None begins a new run.
         accelerator: the processes to train on; None makes one as configured.
-        lock: of the output folder, which the caller holds already; None takes it for as long as the trainer trains.
+        lock: the lock of the output folder, if the caller holds it already; None takes it while the trainer trains.
 
     Raises:
         OutputFolderError: the output folder holds another run.
         FolderInUseError: another run writes to it now.
         CheckpointError: ``resume`` is neither "auto" nor a whole checkpoint.
         SharingError: the tester is to be uploaded at the end, and could not be.
+        BudgetReached: earlier launches used up the budget, so that not even the first question may be asked.
         ConfigurationError, FileNotFoundError, ValueError: something does not fit; names the field.
     """
     if lock is None and config.training.output_dir is not None:
@@ -169,14 +177,17 @@ def build_trainer(
     prompts = Prompts(config)
     before = None if checkpoint is None else flat(read_config(checkpoint))
     files = check_models(config, prompts)
-    if files.endpoint is not None:
-        on_main(accelerator, files.endpoint.check)
+    fresh, output = checkpoint is None and config.training.overwrite_output_dir, config.training.output_dir
+    journal = JobJournal(accelerator, config.budget, None if fresh or output is None else output / JOURNAL)
+    journal.check(files.endpoint, [config.scorer])
     config = settle_precision(settle_dtype(config, files, accelerator, before), accelerator)
     if checkpoint is not None:
         on_main(accelerator, lambda: check_bounds_known(checkpoint, config.training.best_bounds))
         digests, allowed = digests_of(prompts.by_name()), config.training.allow_changed_prompts
         on_main(accelerator, lambda: changes_since(checkpoint, to_yaml(config), digests, allowed))
-    sampler = build_sampler(config, accelerator.device, prompts, files)
+    options = {"device": accelerator.device, **config.scorer.options}
+    scorer = journal.built(lambda: build_scorer(config.scorer.name, **options))
+    sampler = build_sampler(config, accelerator.device, prompts, files, scorer)
     algorithm = build_algorithm(config.algorithm.name, sampler.system, **config.algorithm.options)
     evaluator = ASTEvaluator(sampler, seeds=prompts.dev or None, figures=figures_among(config.training.watched_metrics))
     trainer = AccelTrainer(
@@ -190,8 +201,7 @@ def build_trainer(
         lock=lock,
     )
     trainer.adopt_verified(whole)
-    fresh = checkpoint is None and config.training.overwrite_output_dir
-    keep_journal([sampler.system], trainer.folder.path / JOURNAL, accelerator, config.budget, fresh=fresh)
+    journal.keep([sampler.system], trainer.folder.path / JOURNAL, fresh=fresh)
     return trainer, prompts
 
 
@@ -280,6 +290,9 @@ def _main(arguments: Sequence[str] | None) -> int:
             trainer, prompts = build_trainer(config, known.resume, accelerator, lock)
         except USER_ERRORS as error:
             return mistake(error)
+        except Interrupted as interruption:
+            end_together(accelerator)
+            return interrupted(interruption)
         try:
             run(trainer, prompts, known.resume, evaluates=config.evaluation.around_training)
         except Interrupted as interruption:

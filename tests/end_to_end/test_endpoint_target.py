@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -256,6 +257,21 @@ def test_a_run_that_is_killed_and_resumed_asks_nothing_twice(
     asked = questions(server.asked)
     assert asked.keys() == questions(whole[1].asked).keys()
     assert sum(asked.values()) - len(asked) <= kills * CONCURRENCY
+
+
+def test_a_damaged_journal_is_named_before_anything_is_asked_or_loaded(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    file = run / "journal" / "rank-0.sqlite"
+    file.write_bytes(file.read_bytes()[:100] + b"\xa5" * 8000)
+    with endpoint_server(answer) as server:
+        job = ("--config", TINY_DPO, "--training.output_dir", run, *settings(server), "--resume", "auto")
+        ended = launch("train.py", *job)
+        assert server.asked == []
+    assert ended.returncode == 2, ended.stderr
+    assert f"error: the journal {file} is damaged" in ended.stderr
+    assert "move it away to ask everything anew" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow

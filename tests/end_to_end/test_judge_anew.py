@@ -130,6 +130,20 @@ def test_scorers_behind_an_endpoint_tell_kinds_of_harm_apart(evaluated: Path, tm
     assert figures["category/guard/S10 Hate/response_score/max"]["value"] > 0
 
 
+def test_judging_anew_has_the_budget_of_the_run(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with endpoint_server(judging) as server:
+        options = {"endpoint": server.url, "model": "j", "rubric": "toxicity"}
+        scorers = json.dumps({"llm": {"name": "judge", "options": options}})
+        arguments = ["judge", str(evaluated), "--output", str(tmp_path / "judged"), "--evaluation.scorers", scorers]
+        arguments += ["--budget.requests", "3"]
+        for _ in range(2):
+            assert main(arguments) == 0
+            assert "interrupted: budget.requests is used up (3)" in capsys.readouterr().err
+            assert len(server.asked) == 3
+
+
 BY_GOAL = '{"a": {"name": "local_judge", "options": {"model": "m", "rubric": "harmbench"}}}'
 
 

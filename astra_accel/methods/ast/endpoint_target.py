@@ -16,7 +16,7 @@ from astra_accel.methods.ast.views import Views
 from astra_accel.models.decoding.token_sampling import Seed
 from astra_accel.models.roles import RoleFiles
 
-NO_LOGPROBS = "the target is behind an endpoint, which gives no log-probs; expected naturalness_model 'baseline'"
+NO_LOGPROBS = "the target is behind an endpoint, which returns no log-probs; expected naturalness_model 'baseline'"
 LARGEST_SEED = 2**31
 """Servers take 32 bits at least, some of them with a sign."""
 
@@ -62,7 +62,7 @@ class EndpointTarget:
         segments = self._fitting(heard(state.segments))
         is_chat = self.client.endpoint.api == "chat"
         content = self._messages(segments, state.separator) if is_chat else valid_text(joined_text(segments, ""))
-        return Question(content, asked, place="/".join(map(str, seed)))
+        return Question(content, asked, place="/".join(map(str, seed)), goal=state.goal)
 
     def _messages(self, segments: Sequence[Segment], separator: str) -> Messages:
         """The conversation as messages: all before the first response is the first of the user."""

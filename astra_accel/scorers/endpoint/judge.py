@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from astra_accel.core.prompt import Goal
 from astra_accel.endpoints.answers import Answer, Messages, Question
 from astra_accel.endpoints.client import EndpointClient
 from astra_accel.endpoints.endpoint import Endpoint
@@ -44,7 +45,7 @@ class JudgeScorer(RubricJudge):
         omit: Fields that the service does not take: some of temperature, seed, max_tokens.
         timeout: Seconds that one attempt at a question may take.
         max_retries: Further attempts after one that failed for a reason that may pass.
-        max_concurrency: Questions under way at once, over all processes.
+        max_concurrency: Questions under way at once, over all processes. None: as for a target.
         requests_per_minute: Most requests a minute, over all processes.
         tokens_per_minute: Most tokens of questions and answers a minute, over all processes.
         outage_limit: Seconds to wait for an endpoint that answers nothing.
@@ -69,7 +70,7 @@ class JudgeScorer(RubricJudge):
         omit: Sequence[str] = (),
         timeout: float = 60.0,
         max_retries: int = 6,
-        max_concurrency: int = 16,
+        max_concurrency: int | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         outage_limit: float = 300.0,
@@ -97,7 +98,8 @@ class JudgeScorer(RubricJudge):
         """Ask nothing that the journal has an answer to, and write down what is asked."""
         self._client.keep_journal(journal)
 
-    def ask(self, questions: Sequence[Messages]) -> list[Answer]:
-        """The answers of the endpoint's model, at temperature 0."""
+    def ask(self, questions: Sequence[Messages], goals: Sequence[Goal | None]) -> list[Answer]:
+        """The answers of the endpoint's model, at temperature 0. The journal has the goals."""
         sampling = {"max_tokens": self.max_tokens, "temperature": 0.0, "seed": 0}
-        return self._client.ask([Question(messages, sampling) for messages in questions])
+        asked = zip(questions, goals, strict=True)
+        return self._client.ask([Question(messages, sampling, goal=goal) for messages, goal in asked])

@@ -68,7 +68,7 @@ class LlamaGuardEndpointScorer(BatchedExchangeScorer):
         omit: Fields that the service does not take: some of temperature, seed, max_tokens.
         timeout: Seconds that one attempt at a question may take.
         max_retries: Further attempts after one that failed for a reason that may pass.
-        max_concurrency: Questions under way at once, over all processes.
+        max_concurrency: Questions under way at once, over all processes. None: as for a target.
         requests_per_minute: Most requests a minute, over all processes.
         tokens_per_minute: Most tokens of questions and answers a minute, over all processes.
         outage_limit: Seconds to wait for an endpoint that answers nothing.
@@ -92,7 +92,7 @@ class LlamaGuardEndpointScorer(BatchedExchangeScorer):
         omit: Sequence[str] = (),
         timeout: float = 60.0,
         max_retries: int = 6,
-        max_concurrency: int = 16,
+        max_concurrency: int | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         outage_limit: float = 300.0,

@@ -46,7 +46,7 @@ class ModerationScorer(BatchedScorer):
         extra_body: Further fields of each request.
         timeout: Seconds that one attempt at a question may take.
         max_retries: Further attempts after one that failed for a reason that may pass.
-        max_concurrency: Questions under way at once, over all processes.
+        max_concurrency: Questions under way at once, over all processes. None: as for a target.
         requests_per_minute: Most requests a minute, over all processes.
         tokens_per_minute: Most tokens a minute, over all processes, where the service counts them.
         outage_limit: Seconds to wait for an endpoint that answers nothing.
@@ -69,7 +69,7 @@ class ModerationScorer(BatchedScorer):
         extra_body: Mapping[str, Any] | None = None,
         timeout: float = 60.0,
         max_retries: int = 6,
-        max_concurrency: int = 16,
+        max_concurrency: int | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         outage_limit: float = 300.0,

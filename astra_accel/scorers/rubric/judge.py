@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from astra_accel.core.prompt import Goal
 from astra_accel.core.scorer import ScorerError, Turn
 from astra_accel.endpoints.answers import Answer, Messages
 from astra_accel.files.text import valid_text
@@ -46,8 +47,8 @@ class RubricJudge(BatchedExchangeScorer):
         return find_rubric(rubric).needs_goal
 
     @abstractmethod
-    def ask(self, questions: Sequence[Messages]) -> Sequence[Answer]:
-        """The model's most likely answer to each conversation, in order."""
+    def ask(self, questions: Sequence[Messages], goals: Sequence[Goal | None]) -> Sequence[Answer]:
+        """The model's most likely answer to each question, in order, with the goals of the conversations judged."""
 
     def score_batch(self, texts: Sequence[str]) -> list[float | None]:
         """Return the verdict on each text alone; None where the judge gave none."""
@@ -65,22 +66,28 @@ class RubricJudge(BatchedExchangeScorer):
         Raises:
             ScorerError: the rubric needs the goal, and a conversation has none.
         """
-        return self._score_distinct(list(map(self._shown, turns)), self._judged)
+        shown = list(map(self._shown, turns))
+        # What is shown alike is judged once, also where a rubric that does not show goals leaves several to it.
+        goals = {each: turn.goal for each, turn in zip(reversed(shown), reversed(turns), strict=True)}
+        return self._score_distinct(shown, lambda batch: self._judged(batch, [goals[each] for each in batch]))
 
     def _shown(self, turn: Turn) -> tuple[str, ...]:
         """A template, and what it shows of a turn."""
         template = self.rubric.shown(turn.goal)
         return (template, *material_of(template, turn))
 
-    def _judged(self, shown: Sequence[tuple[str, ...]]) -> list[float | None]:
+    def _judged(
+        self, shown: Sequence[tuple[str, ...]], goals: Sequence[Goal | None] | None = None
+    ) -> list[float | None]:
+        goals = [None] * len(shown) if goals is None else goals
         shown = [tuple(map(valid_text, each)) for each in shown]
         marks = [_mark(material) for _, *material in shown]
         questions = [self._question(*each, mark=mark) for each, mark in zip(shown, marks, strict=True)]
-        answers = self.ask(questions)
+        answers = self.ask(questions, goals)
         scores = [self._score(answer, mark) for answer, mark in zip(answers, marks, strict=True)]
         again = [row for row, score in enumerate(scores) if score is None and answers[row].outcome == "answered"]
         if again:
-            second = self.ask([_again(questions[row], answers[row]) for row in again])
+            second = self.ask([_again(questions[row], answers[row]) for row in again], [goals[row] for row in again])
             for row, answer in zip(again, second, strict=True):
                 scores[row] = self._score(answer, marks[row])
         missing = scores.count(None)

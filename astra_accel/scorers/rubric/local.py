@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from astra_accel.core.prompt import Goal
 from astra_accel.endpoints.answers import Answer, Messages
 from astra_accel.scorers.causal import left_pad
 from astra_accel.scorers.pretrained import find_saved, load_frozen, longest_input
@@ -68,7 +69,7 @@ class LocalJudgeScorer(RubricJudge):
         self.model = load_frozen(AutoModelForCausalLM, model, device, dtype)
         self._max_length = longest_input(self.model, self.tokenizer, max_length)
 
-    def ask(self, questions: Sequence[Messages]) -> list[Answer]:
+    def ask(self, questions: Sequence[Messages], goals: Sequence[Goal | None]) -> list[Answer]:  # noqa: ARG002
         """The model's greedy answers."""
         rows = [self._read(messages) for messages in questions]
         fits = [self._max_length is None or len(row) + self.max_tokens <= self._max_length for row in rows]

@@ -326,3 +326,23 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: p
 def test_bad_settings_are_found_before_anything_is_asked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Endpoint(**{"url": "http://127.0.0.1:1/v1", "model": "m", **arguments})
+
+
+@pytest.mark.parametrize("name", ["max_concurrency", "requests_per_minute", "tokens_per_minute"])
+def test_a_limit_that_processes_can_not_share_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=rf"^{name} is 3, but 4 processes ask http.* share it; expected at least 4"):
+        Endpoint("http://127.0.0.1:1/v1", "m", **{name: 3})
+    assert Endpoint("http://127.0.0.1:1/v1", "m", **{name: 7}).own_part(7) == 1
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Endpoint("http://127.0.0.1:1/v1", "m", **{name: 3}).own_part(3) == 3
+
+
+@pytest.mark.parametrize(("processes", "expected", "own"), [(1, 16, 16), (8, 16, 2), (24, 24, 1)])
+def test_by_default_each_process_may_ask(
+    processes: int, expected: int, own: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    assert endpoint.concurrency == expected
+    assert endpoint.own_part(endpoint.concurrency) == own

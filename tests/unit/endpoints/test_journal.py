@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from astra_accel.config import BudgetConfiguration
+from astra_accel.core.prompt import Goal
 from astra_accel.endpoints.answers import Answer, Question
-from astra_accel.endpoints.client import EndpointClient
+from astra_accel.endpoints.client import EndpointClient, keeping
 from astra_accel.endpoints.endpoint import Endpoint, EndpointError
-from astra_accel.endpoints.journal import BudgetReached, Journal, JournalError, Spent, question_key
+from astra_accel.endpoints.journal import BudgetReached, Journal, Spent, question_key
 from tests.helpers.endpoint_server import Handler, endpoint_server, in_turn, saying
 from tests.helpers.scripted_target import answer
 
@@ -106,6 +108,20 @@ def test_answers_that_came_before_an_error_are_kept(tmp_path: Path) -> None:
         assert len(server.asked) == 1
 
 
+def test_a_goal_stands_beside_the_question_and_makes_no_other_of_it(tmp_path: Path) -> None:
+    goal, odd = Goal("Be rude", "tone", "In a shop"), Goal("half a \ud83d")
+    with endpoint_server(answer) as server:
+        asking = client(server, Journal(tmp_path))
+        asking.ask([replace(HELLO, goal=goal)])
+        asking.ask([HELLO, replace(HELLO, goal=odd)])
+        assert len(server.asked) == 1
+        asking.ask([replace(HELLO, place="7/0/2", goal=odd)])
+        assert "Be rude" not in str(server.asked)
+    with sqlite3.connect(tmp_path / "rank-0.sqlite") as connection:
+        found = connection.execute("SELECT place, goal, category FROM questions ORDER BY place").fetchall()
+    assert found == [("7/0/1", "Be rude", "tone"), ("7/0/2", "half a ?", None)]
+
+
 def test_nothing_is_read_without_being_asked_of_the_same(tmp_path: Path) -> None:
     with endpoint_server(answer) as server:
         client(server, Journal(tmp_path)).ask([HELLO])
@@ -169,6 +185,35 @@ def test_a_check_before_the_journal_counts_too(tmp_path: Path) -> None:
         assert journal.spent() == {"m": Spent(2, 0, 0)}
 
 
+def test_a_client_that_is_made_meanwhile_keeps_the_journal_from_its_first_question(tmp_path: Path) -> None:
+    with endpoint_server(answer) as server:
+        journal = Journal(tmp_path)
+        with keeping(journal):
+            EndpointClient(Endpoint(server.url, "m"), "judge").check()
+        assert journal.spent() == {"m": Spent(1, 0, 0)}
+        EndpointClient(Endpoint(server.url, "m"), "judge").check()
+        assert journal.spent() == {"m": Spent(1, 0, 0)}
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["kept from the start", "kept after the check"])
+def test_without_budget_left_a_check_has_the_answer_of_an_earlier_launch_and_else_ends_in_order(
+    early: bool, tmp_path: Path
+) -> None:
+    with endpoint_server(answer) as server:
+        asking = EndpointClient(Endpoint(server.url, "m"), "target")
+        journal = Journal(tmp_path, budget=BudgetConfiguration(requests=1))
+        if early:
+            asking.keep_journal(journal)
+        first = asking.check()
+        asking.keep_journal(journal)
+        for _ in range(2):
+            later = client(server, Journal(tmp_path, budget=BudgetConfiguration(requests=1)))
+            assert later.check() == first
+            with pytest.raises(BudgetReached, match=r"budget.requests is used up \(1\)"):
+                later.check(HELLO)
+        assert len(server.asked) == 1
+
+
 @pytest.mark.parametrize(
     ("budget", "asked"),
     [
@@ -189,24 +234,6 @@ def test_tokens_and_money_end_once_they_are_passed(tmp_path: Path, budget: dict,
             client(server, journal, max_concurrency=1).ask(questions)
         assert len(server.asked) == asked
     assert journal.spent()["m"] == Spent(asked, 20 * asked, 10 * asked)
-
-
-# --- Files that can't be read -------------------------------------------------------------------------------
-
-
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "rank-1.sqlite").write_bytes(b"not a database, but long enough to be taken for one" * 20)
-    journal = Journal(tmp_path, 0)
-    with pytest.raises(JournalError, match=r"rank-1.sqlite can't be read: .*move it away to ask everything anew"):
-        journal.join()
-
-
-def test_another_version_is_named(tmp_path: Path) -> None:
-    Journal(tmp_path).close()
-    with sqlite3.connect(tmp_path / "rank-0.sqlite") as connection:
-        connection.execute("PRAGMA user_version = 9")
-    with pytest.raises(JournalError, match=r"rank-0.sqlite is a journal of version 9, expected 1; move it away"):
-        Journal(tmp_path)
 
 
 def test_without_a_folder_it_is_kept_in_memory() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from astra_accel import HFASTSystem
 from astra_accel.config import RolloutConfiguration, SamplingConfiguration, TargetConfiguration
+from astra_accel.core.prompt import Goal, Prompt
+from astra_accel.endpoints.journal import Journal
 from astra_accel.methods.ast.transcript import Transcript
 from tests.helpers.endpoint_server import Handler, endpoint_server
 
@@ -71,6 +75,17 @@ def test_a_chat_keeps_its_messages_as_they_were_written(asking: Callable[..., As
     assert str(state) == "It rains.\n Why is that?\nA1\n Tell me.\nA2"
 
 
+def test_the_journal_has_the_goal_and_the_target_is_not_told(asking: Callable[..., Asking], tmp_path: Path) -> None:
+    system, server = asking()
+    system.keep_journal(Journal(tmp_path))
+    turn(system, system.start(Prompt(Goal("Be rude", "tone"), PROMPT)), FIRST)
+    turn(system, system.start(PROMPT), SECOND)
+    assert "Be rude" not in str(server.asked)
+    with sqlite3.connect(tmp_path / "rank-0.sqlite") as connection:
+        found = set(connection.execute("SELECT goal, category FROM questions"))
+    assert found == {("Be rude", "tone"), (None, None)}
+
+
 def test_completions_go_on_with_the_text(asking: Callable[..., Asking]) -> None:
     system, server = asking(api="completions")
     state = turn(system, turn(system, system.start(PROMPT), FIRST), SECOND)
@@ -125,7 +140,7 @@ def test_the_oldest_exchanges_are_dropped_where_the_context_is_limited(asking: C
 
 def test_nothing_is_asked_of_the_target_s_inside(asking: Callable[..., Asking]) -> None:
     system, _ = asking()
-    with pytest.raises(ValueError, match="the target is behind an endpoint, which gives no log-probs"):
+    with pytest.raises(ValueError, match="the target is behind an endpoint, which returns no log-probs"):
         system.get_target_logprobs([PROMPT], [FIRST])
     assert system.roles.target.model is system.roles.baseline.model  # and no weights are there for it
     assert len(system.reward([PROMPT], [FIRST], [" Well."])) == 1
@@ -133,7 +148,7 @@ def test_nothing_is_asked_of_the_target_s_inside(asking: Callable[..., Asking]) 
 
 def test_naturalness_by_the_target_is_refused_before_weights_load() -> None:
     target = TargetConfiguration(endpoint="http://127.0.0.1:1/v1", model="m")
-    with pytest.raises(ValueError, match="gives no log-probs; expected naturalness_model 'baseline'"):
+    with pytest.raises(ValueError, match="returns no log-probs; expected naturalness_model 'baseline'"):
         HFASTSystem("tiny", target)
 
 

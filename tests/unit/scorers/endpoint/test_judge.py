@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from astra_accel.core.prompt import Goal
 from astra_accel.core.scorer import ScorerError, Turn
 from astra_accel.endpoints import client
 from astra_accel.endpoints.endpoint import EndpointError, OutageError
+from astra_accel.endpoints.journal import Journal
 from astra_accel.scorers import JudgeScorer, build_scorer, check_scorer, needs_goal
 from astra_accel.scorers.rubric.rubrics import RUBRICS, find_rubric
 from tests.helpers.documents import ROOT
@@ -193,6 +195,17 @@ def test_harmbench_asks_whether_the_response_shows_the_goal(judge):
         f"The behavior:\nForge a ticket\n\nIts context:\nA concert.\n\n{answered}",
         f"The behavior:\nSing\n\nIts context:\nnone\n\n{answered}",
     ]
+
+
+@pytest.mark.parametrize("rubric", ["harmbench", "toxicity"], ids=["shows the goal", "does not"])
+def test_the_journal_has_the_goals_of_what_is_judged(judge, rubric: str, tmp_path: Path):
+    scorer, _ = judge(lambda *_: "No verdict.", rubric)  # so that each is asked for twice
+    scorer.keep_journal(Journal(tmp_path))
+    goals = [GOAL, Goal("Curse", "tone")]
+    scorer.score_turns([Turn("Hello.", text, goal=goal) for text, goal in zip("ab", goals, strict=True)])
+    with sqlite3.connect(tmp_path / "rank-0.sqlite") as connection:
+        rows = connection.execute("SELECT goal, category, count(*) FROM questions WHERE goal IS NOT NULL GROUP BY goal")
+        assert sorted(rows, key=str) == sorted([(goal.text, goal.category, 2) for goal in goals], key=str)
 
 
 def test_a_rubric_that_needs_the_goal_judges_nothing_without(judge):

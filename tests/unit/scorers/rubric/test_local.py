@@ -39,7 +39,7 @@ def test_its_answers_are_the_greedy_ones_of_each_conversation_alone(judge: Local
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
         written = model.generate(ids, do_sample=False, max_new_tokens=12, temperature=None, top_p=None)
         expected.append(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
-    assert [answer.text for answer in judge.ask([CONVERSATION, others])] == expected
+    assert [answer.text for answer in judge.ask([CONVERSATION, others], [None] * 2)] == expected
     assert expected[0] != expected[1]
 
 
@@ -57,7 +57,7 @@ def test_a_verdict_counts_and_none_is_missing(folder: Path, caplog: pytest.LogCa
     """The model's answers are replaced, as this one gives no verdicts: half of the texts get one, of 8 of 10."""
 
     class Scripted(LocalJudgeScorer):
-        def ask(self, questions: Any) -> list[Answer]:
+        def ask(self, questions: Any, goals: Any) -> list[Answer]:
             return [Answer("answered", self._verdict(messages)) for messages in questions]
 
         def _verdict(self, messages: Messages) -> str:
@@ -77,7 +77,7 @@ def test_a_real_model_without_verdicts_leaves_scores_missing(judge: LocalJudgeSc
 def test_a_question_that_does_not_fit_is_missing_and_the_others_are_answered(folder: Path) -> None:
     short = LocalJudgeScorer(str(folder), dtype="float32", max_tokens=4, max_length=64)
     long = [*CONVERSATION[:1], {"role": "user", "content": "word " * 80}]
-    found = short.ask([long, CONVERSATION, long])
+    found = short.ask([long, CONVERSATION, long], [None] * 3)
     assert [answer.outcome for answer in found] == ["failed", "answered", "failed"]
     assert short.score(["word " * 80]) == [None]
 
