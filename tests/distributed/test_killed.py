@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from astra_accel.training.checkpoint.layout import list_checkpoints
 from tests.helpers.processes import free_port
 from tests.helpers.runs import ROOT, largest_difference
+from tests.helpers.waiting import wait_until
 
 SCRIPT = ROOT / "tests" / "helpers" / "unreliable.py"
 STEPS = 60
@@ -30,12 +31,8 @@ def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(kind: str, sa
     draw, moments = random.Random(kind), []
     while len(moments) < 20:
         job = _launch(killed, kind, saving)
-        before = _newest(killed)
-        while _newest(killed) == before and job.poll() is None:
-            time.sleep(0.005)
         # Every other one while it saves, the rest wherever it is.
-        while len(moments) % 2 and not _is_saving(killed) and job.poll() is None:
-            time.sleep(0.001)
+        _wait_for_checkpoint(job, killed, and_a_save=len(moments) % 2 == 1)
         time.sleep(draw.uniform(0, 0.01 if len(moments) % 2 else 0.1))
         if job.poll() is not None:
             break
@@ -60,6 +57,14 @@ def _launch(folder: Path, kind: str, saving: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def _wait_for_checkpoint(job: subprocess.Popen[bytes], run: Path, and_a_save: bool) -> None:
+    """Until there is a new checkpoint, and the next is being saved; or the job has ended."""
+    before = _newest(run)
+    wait_until(lambda: _newest(run) != before or job.poll() is not None, "a checkpoint", pause=0.005)
+    if and_a_save:
+        wait_until(lambda: _is_saving(run) or job.poll() is not None, "a save", pause=0.001)
 
 
 def _is_saving(run: Path) -> bool:

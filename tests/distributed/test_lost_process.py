@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from astra_accel.training.checkpoint.layout import list_checkpoints
 from astra_accel.training.checkpoint.verify import verify_checkpoint
 from tests.helpers.processes import free_port
 from tests.helpers.runs import ROOT
+from tests.helpers.waiting import SECONDS, wait_until
 
 SCRIPT = ROOT / "tests" / "helpers" / "unreliable.py"
 TIMEOUT = 10
@@ -37,10 +37,8 @@ TIMEOUT = 10
 def test_a_lost_process_ends_the_job_within_a_minute(fault: str, expected: list[str], tmp_path: Path) -> None:
     job = _launch(tmp_path, fault, ["--config_file", str(ROOT / "accelerate_configs" / "cpu_2.yaml")])
     _wait_for_checkpoint(tmp_path, 2, job)
-    started = time.monotonic()
     members = psutil.Process(job.pid).children(recursive=True)
-    _, errors = job.communicate(timeout=90)
-    assert time.monotonic() - started < 60
+    _, errors = job.communicate(timeout=SECONDS)
     assert job.returncode != 0
     for text in expected:
         assert text in errors
@@ -58,12 +56,10 @@ def test_a_node_that_is_killed_ends_the_other(tmp_path: Path) -> None:
     options = ["--config_file", str(file), "--machine_rank"]
     nodes = [_launch(tmp_path / "run", "hang", [*options, str(rank)], timeout=3600) for rank in range(2)]
     _wait_for_checkpoint(tmp_path / "run", 2, nodes[0])
-    started = time.monotonic()
     for process in [*psutil.Process(nodes[1].pid).children(recursive=True), psutil.Process(nodes[1].pid)]:
         process.send_signal(signal.SIGKILL)
-    nodes[1].communicate(timeout=30)
-    _, errors = nodes[0].communicate(timeout=90)
-    assert time.monotonic() - started < 60
+    nodes[1].communicate(timeout=SECONDS)
+    _, errors = nodes[0].communicate(timeout=SECONDS)
     assert nodes[0].returncode != 0
     assert "RankError: process 0 lost the others" in errors
     _assert_whole(tmp_path / "run", 2)
@@ -82,11 +78,9 @@ def _launch(folder: Path, fault: str, options: list[str], timeout: float = TIMEO
 
 
 def _wait_for_checkpoint(folder: Path, step: int, job: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / f"step-{step:06d}").is_dir():
-        assert job.poll() is None, job.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    checkpoint = folder / "checkpoints" / f"step-{step:06d}"
+    wait_until(lambda: checkpoint.is_dir() or job.poll() is not None, str(checkpoint), pause=0.1)
+    assert checkpoint.is_dir(), job.communicate()[1]
 
 
 def _assert_whole(folder: Path, step: int) -> None:

@@ -206,6 +206,14 @@ MISTAKES = {
         _fixed("--training.replay.share", "1.5"),
         ["training.replay.share", "'1.5'", "less than 1"],
     ),
+    "no replay share": (
+        _fixed("--training.replay.share", "0"),
+        ["training.replay.share", "'0'", "greater than 0"],
+    ),
+    "replay share below 0": (
+        _fixed("--training.replay.share", "-0.5"),
+        ["training.replay.share", "'-0.5'", "greater than 0"],
+    ),
     "small replay": (
         _fixed("--training.replay.size", "7"),
         ["replay.size is 7", "an update takes 8 examples", "at least 8"],

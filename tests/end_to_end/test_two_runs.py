@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from astra_accel.files.run_lock import LOCK
 from tests.helpers.runs import TINY_DPO, launch, metrics, start
+from tests.helpers.waiting import wait_until
 
 SETTINGS = ("--training.save_steps", "5", "--training.eval_steps", "null", "--prompts.test", "null")
 STEPS = 12
@@ -23,12 +23,9 @@ def _job(run: Path, steps: int = STEPS) -> tuple[str | Path, ...]:
     return ("--config", TINY_DPO, "--training.output_dir", run, "--training.training_steps", str(steps), *SETTINGS)
 
 
-def _wait_for(process: subprocess.Popen[str], path: Path, seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, "the process ended before that"
-        assert time.monotonic() < end, f"no {path}"
-        time.sleep(0.01)
+def _wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    wait_until(lambda: path.exists() or process.poll() is not None, str(path))
+    assert path.exists(), "the process ended before that"
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def train_plain(
 def train_tiny(
     output_dir: Path,
     *overrides: str,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     config: Path = TINY_DPO,
     launch_kind: str = "ddp",
 ) -> AccelTrainer:
@@ -94,6 +94,15 @@ def start(script: str, *arguments: str | Path, accelerate_config: str | None = N
 def checkpoint_weights(run: Path, step: int) -> Weights:
     """The trained weights of a checkpoint of a run."""
     return load_file(run / "checkpoints" / f"step-{step:06d}" / "trained.safetensors")
+
+
+def saved_tester(run: Path) -> Weights:
+    """The tester that a finished run saved: whole, however its launch spread the weights."""
+    return {
+        f"{file.stem}.{name}": tensor
+        for file in (run / "tester").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def largest_difference(one: Weights, other: Weights) -> float:

@@ -13,7 +13,15 @@ from transformers import Phi3Config, Phi3ForCausalLM
 from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from tests.helpers.launches import LAUNCHES, OFFLOADED, SHARDED
 from tests.helpers.processes import run_processes
-from tests.helpers.runs import Weights, checkpoint_weights, largest_difference, rollouts, train_plain, train_tiny
+from tests.helpers.runs import (
+    Weights,
+    checkpoint_weights,
+    largest_difference,
+    rollouts,
+    saved_tester,
+    train_plain,
+    train_tiny,
+)
 from tests.helpers.special_models import save_special
 
 PLAIN = {"save_steps": 3, "max_grad_norm": 0.5}
@@ -89,7 +97,7 @@ def test_a_language_model_is_trained_and_saved_alike(kind: str, variant: str, tm
         # The model's two layers and the rest, each gathered by itself; or nothing at all.
         assert num_layers_apart == (3 if kind == "fsdp2" else 0)
     assert rollouts(tmp_path / "one") == rollouts(tmp_path / "two")
-    one, two = (_tester(tmp_path / run) for run in ("one", "two"))
+    one, two = (saved_tester(tmp_path / run) for run in ("one", "two"))
     assert largest_difference(one, two) < 1e-5
     assert max(float(tensor.abs().max()) for tensor in two.values()) > 0
 
@@ -113,7 +121,7 @@ def test_models_that_were_saved_are_trained_alike_where_weights_are_split(
     run_processes(1, _train_tiny, tmp_path / "one", "ddp", variant, settings)
     run_processes(2, _train_tiny, tmp_path / "two", "zero3", variant, settings)
     assert rollouts(tmp_path / "one") == rollouts(tmp_path / "two")
-    one, two = (_tester(tmp_path / run) for run in ("one", "two"))
+    one, two = (saved_tester(tmp_path / run) for run in ("one", "two"))
     assert set(one) == set(two)
     # Adam divides by the size of a gradient, which of an expert that few tokens reach is hardly more than rounding.
     assert largest_difference(one, two) < (1e-4 if (name, variant) == ("mixtral", "full") else 1e-5)
@@ -134,13 +142,13 @@ def test_twenty_updates_under_every_launch(variant: str, tmp_path: Path, capsys:
         folder = tmp_path / f"{kind}-{processes}"
         run_processes(processes, _train_tiny, folder, kind, variant, settings)
         differences[f"{processes} processes, {kind}"] = folder
-    reference = _tester(tmp_path / "one")
+    reference = saved_tester(tmp_path / "one")
     with capsys.disabled():
         for name, folder in differences.items():
-            print(f"\n{variant}: {name:55} {largest_difference(reference, _tester(folder)):.1e}", end="")
+            print(f"\n{variant}: {name:55} {largest_difference(reference, saved_tester(folder)):.1e}", end="")
     for folder in differences.values():
         assert rollouts(folder) == rollouts(tmp_path / "one")
-        assert largest_difference(reference, _tester(folder)) < 1e-5
+        assert largest_difference(reference, saved_tester(folder)) < 1e-5
 
 
 def _train(folder: Path, kind: str, settings: dict, resume: Path | None = None) -> Weights:
@@ -168,11 +176,3 @@ def _save_phi3(folder: Path) -> Path:
     Phi3ForCausalLM(Phi3Config(vocab_size=len(tokenizer), **sizes, **ids)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def _tester(run: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{file.stem}.{name}": tensor
-        for file in (run / "tester").glob("*.safetensors")
-        for name, tensor in load_file(file).items()
-    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.helpers.launches import SHARDED
 from tests.helpers.processes import run_processes
@@ -18,6 +17,7 @@ from tests.helpers.runs import (
     largest_difference,
     metrics,
     rollouts,
+    saved_tester,
     timeless,
     train_plain,
     train_tiny,
@@ -31,6 +31,14 @@ TINY = (
     *("--training.curriculum.share", "0.4", "--training.curriculum.figure", "naturalness"),
     # Shown in the first four steps of six: a run that continues from the third shows them once more.
     *("--rollout.few_shot", '{"examples": ["No.", "Why me?", "Go away!"], "number": 2, "steps": 4}'),
+)
+
+# CTB's loss is so steep that a few of its gradients are rounding beside the others. Adam divides by their size and so
+# makes whole steps of them; with plain gradient descent weights differ as gradients do.
+STEEP = (
+    *("--training.optimizer", "sgd"),
+    *("--training.lr", "0.0005"),
+    *("--training.max_grad_norm", "null"),
 )
 
 
@@ -87,13 +95,19 @@ def test_several_processes_make_the_run_of_one_also_when_resumed(
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "dpo" else pytest.mark.slow) for name in OFF_POLICY]
+    ("name", "packing"),
+    [
+        pytest.param(name, packing, marks=() if (name, packing) == ("dpo", "auto") else pytest.mark.slow)
+        for name in OFF_POLICY
+        for packing in ("auto", "none")
+    ],
 )
-def test_a_resumed_run_of_language_models_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+def test_a_resumed_run_of_language_models_ends_with_the_same_bits(name: str, packing: str, tmp_path: Path) -> None:
     """Conversations go to the checkpoint and come back."""
     whole, again = tmp_path / "whole", tmp_path / "again"
-    train_tiny(whole, *TINY, config=config_of(name))
-    train_tiny(again, *TINY, config=config_of(name), resume=whole / "checkpoints" / "step-000003")
+    options = (*TINY, "--compute.packing", packing)
+    train_tiny(whole, *options, config=config_of(name))
+    train_tiny(again, *options, config=config_of(name), resume=whole / "checkpoints" / "step-000003")
     assert largest_difference(checkpoint_weights(whole, 6), checkpoint_weights(again, 6)) == 0
     assert timeless(again) == [line for line in timeless(whole) if line["step"] > 3]
     assert rollouts(again) == rollouts(whole)[3:]
@@ -111,22 +125,19 @@ def test_a_resumed_run_of_language_models_ends_with_the_same_bits(name: str, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OFF_POLICY)
 def test_language_models_are_trained_alike_on_two_processes_and_read_plainly(name: str, tmp_path: Path) -> None:
-    options = (*TINY, "--training.replay.max_overlap", "0.5", "--training.replay.min_fluency", "-7")
+    limits = ("--training.replay.max_overlap", "0.5", "--training.replay.min_fluency", "-7")
+    options = (*TINY, *limits, *(STEEP if name == "ctb" else ()))
     train_tiny(tmp_path / "packed", *options, config=config_of(name))
     train_tiny(tmp_path / "plain", *options, "--compute.packing", "none", config=config_of(name))
     for kind in ("ddp", "fsdp2"):
         run_processes(2, _train_tiny, tmp_path / kind, options, kind, name)
+    weights = saved_tester(tmp_path / "packed")
+    # The adapters' second halves began at 0.
+    assert max(float(tensor.abs().max()) for part, tensor in weights.items() if "lora_B" in part) > 1e-3
     for run in ("plain", "ddp", "fsdp2"):
         assert rollouts(tmp_path / run) == rollouts(tmp_path / "packed")
         assert_same_figures(tmp_path / run, tmp_path / "packed", 1e-4)
-        if run == "fsdp2":  # whose checkpoint is in parts
-            continue
-        weights, others = (checkpoint_weights(tmp_path / each, 3) for each in (run, "packed"))
-        # CTB's loss is so steep that a few of its gradients are rounding beside the others, and Adam divides by their
-        # size: one weight in a thousand may be off by up to a fifth of a step.
-        apart = torch.cat([(weights[part] - others[part]).abs().flatten() for part in others])
-        assert float(apart.quantile(0.999 if name == "ctb" else 1.0)) < 1e-5
-        assert float(apart.max()) < 2e-4
+        assert largest_difference(saved_tester(tmp_path / run), weights) < 1e-5
 
 
 def _train_tiny(folder: Path, options: tuple[str, ...], kind: str, name: str) -> None:

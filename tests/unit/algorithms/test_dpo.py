@@ -17,10 +17,8 @@ from astra_accel.core.scorer import Scorer
 from astra_accel.methods.ast import HFASTSystem, Transcript
 from astra_accel.models.loading.tiny import build_tiny, save_tiny
 from tests.helpers.accelerate_state import own_accelerate_state
-
-
-def node(probe: str, reward: float, *children: Node, context: str = "c") -> Node:
-    return Node(context, probe, "r", reward, children)
+from tests.helpers.table_system import TableSystem
+from tests.helpers.trees import node
 
 
 def pairs(*nodes: Node, **options) -> list[tuple[str, str, str]]:
@@ -202,28 +200,6 @@ def test_options_are_checked(options, message):
 # --- A step -------------------------------------------------------------------------------------------------
 
 
-class Table:
-    """A system whose log-probs stand in a table; a probe is its name, of several tokens."""
-
-    def __init__(self) -> None:
-        self.tester = {"good": [-1.0, -0.5, -0.5], "bad": [-4.0], "fair": [-2.0, -1.0]}
-        self.baseline = {"good": [-1.0, -1.0, -2.0], "bad": [-2.0], "fair": [-1.0, -1.0]}
-        self.calls: list[str] = []
-        self.scale = torch.nn.Parameter(torch.ones(()))
-
-    def rows(self, table: dict[str, list[float]], continuation: list[str]) -> torch.Tensor:
-        return torch.nn.utils.rnn.pad_sequence([torch.tensor(table[name]) for name in continuation], batch_first=True)
-
-    def get_tester_logprobs(self, context, continuation):
-        self.calls.append("tester")
-        return self.rows(self.tester, continuation) * self.scale
-
-    def get_baseline_logprobs(self, context, continuation):
-        self.calls.append("baseline")
-        assert not torch.is_grad_enabled()
-        return self.rows(self.baseline, continuation)
-
-
 STEPS = [DPOStep("c", "good", "bad"), DPOStep("d", "fair", "good")]
 
 
@@ -240,7 +216,7 @@ def test_a_step_by_hand():
 
     Log-ratios: good 2, bad -2, fair -1. Margins: good over bad 4, fair over good -3. beta is 0.5.
     """
-    system = Table()
+    system = TableSystem()
     loss, logs = DPO(system, beta=0.5).step(DPO.collate_fn(STEPS))
     assert loss.item() == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(1.5))) / 2, abs=1e-6)
     assert {name: float(value) for name, value in logs.items()} == pytest.approx(
@@ -260,7 +236,7 @@ def test_a_step_by_hand():
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
 def test_a_replay_goes_by_the_chosen_probe(loss):
     """Good earned 2, with a response of 0.75: -1 -1 -2 under the baseline, a mean of -4/3; fair has -1."""
-    algorithm = DPO(Table(), loss=loss)
+    algorithm = DPO(TableSystem(), loss=loss)
     nodes = [
         Node("c", "bad", "r", -1.0, info={"response_score": 0.5}),
         Node("c", "good", "r", 2.0, info={"response_score": 0.75}),
@@ -279,7 +255,7 @@ def test_a_step_of_ipo_compares_means_over_tokens():
 
     Log-ratios: good 2/3, bad -2, fair -1/2. Margins: good over bad 8/3, fair over good -7/6; drawn to 1 / (2 * 0.25).
     """
-    system = Table()
+    system = TableSystem()
     for steps in (STEPS, IPO(system).precompute(STEPS)):
         loss, logs = IPO(system, beta=0.25).step(DPO.collate_fn(steps))
         assert loss.item() == pytest.approx(((8 / 3 - 2) ** 2 + (-7 / 6 - 2) ** 2) / 2, abs=1e-6)
@@ -289,7 +265,7 @@ def test_a_step_of_ipo_compares_means_over_tokens():
 def test_a_system_may_count_tokens():
     """The log-prob of a token that is certain is 0: bad has four tokens, the last of them certain, so -1 a token."""
 
-    class Counting(Table):
+    class Counting(TableSystem):
         def num_probe_tokens(self, probes):
             return [{"good": 3, "bad": 4, "fair": 2}[probe] for probe in probes]
 
@@ -301,7 +277,7 @@ def test_a_system_may_count_tokens():
 
 
 def test_the_baseline_is_asked_once_an_experience():
-    system = Table()
+    system = TableSystem()
     algorithm = DPO(system, beta=0.5)
     steps = algorithm.precompute(STEPS)
     assert [(step.baseline_pos, step.baseline_neg) for step in steps] == [(-4.0, -2.0), (-2.0, -4.0)]
@@ -310,7 +286,7 @@ def test_the_baseline_is_asked_once_an_experience():
         ("d", "fair", "good"),
     ]
     before = algorithm.step(algorithm.collate_fn(STEPS))[0]
-    system.calls.clear()
+    system.asked.clear()
     after = algorithm.step(algorithm.collate_fn(steps))[0]
     assert system.calls == ["tester"]
     assert torch.equal(before, after)
@@ -319,7 +295,7 @@ def test_the_baseline_is_asked_once_an_experience():
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_steps():
     """What the trainer relies on to normalise over processes."""
-    algorithm = DPO(Table())
+    algorithm = DPO(TableSystem())
     alone = [algorithm.step(algorithm.collate_fn([step]))[0] for step in STEPS]
     assert algorithm.step(algorithm.collate_fn(STEPS))[0].item() == pytest.approx(sum(alone).item() / 2)
     assert [algorithm.weight(step) for step in STEPS] == [1.0, 1.0]
@@ -328,7 +304,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_steps():
 def test_tokens_are_those_of_both_probes_in_their_contexts():
     """Letters as tokens: ``wxa``, ``wxbc``, ``wxb`` and ``y`` have w, x, a, b, c and y, each once."""
 
-    class Letters(Table):
+    class Letters(TableSystem):
         def num_tokens(self, context, continuation):
             texts = [before + after for before, after in zip(context, continuation, strict=True)]
             return len({text[:end] for text in texts for end in range(1, len(text) + 1)})
@@ -336,7 +312,7 @@ def test_tokens_are_those_of_both_probes_in_their_contexts():
     steps = [DPOStep("wx", "a", "bc"), DPOStep("wxb", "", ""), DPOStep("", "y", "")]
     assert DPO(Letters()).num_tokens(steps) == 6
     assert DPO(Letters()).num_tokens(steps[1:]) == 4
-    assert DPO(Table()).num_tokens(steps) is None
+    assert DPO(TableSystem()).num_tokens(steps) is None
 
 
 class WithWidth:

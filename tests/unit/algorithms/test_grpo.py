@@ -12,14 +12,10 @@ from accelerate import Accelerator
 
 from astra_accel.algorithms.grpo import GRPO, RLOO, GRPOStep, group_advantages, mean_of, ratio_of
 from astra_accel.algorithms.policy import is_clipped
-from astra_accel.core.sampler import Graph, Node
+from astra_accel.core.sampler import Graph
 from tests.helpers.accelerate_state import own_accelerate_state
-from tests.unit.algorithms.test_policy import Table
-
-
-def node(probe: str, reward: float | None, *children: Node, context: str = "c") -> Node:
-    return Node(context, probe, "r", reward, children)
-
+from tests.helpers.table_system import TableSystem
+from tests.helpers.trees import node
 
 # --- Groups -------------------------------------------------------------------------------------------------
 
@@ -104,14 +100,14 @@ def test_equal_returns_have_no_advantage_to_the_bit():
 
 def test_the_same_prompt_in_other_graphs_enlarges_the_group():
     graphs = [Graph("c", [node("a", reward)]) for reward in (1, 2, 3)]
-    algorithm = GRPO(Table(), scale="none")
+    algorithm = GRPO(TableSystem(), scale="none")
     steps = algorithm.prepare([step for graph in graphs for step in algorithm.flatten(graph)])
     assert [step.advantage for step in steps] == [-1, 0, 1]
 
 
 def test_a_kl_in_the_reward_by_hand():
     """k1 of good: -2 + 4 = 2, of bad: -4 + 2 = -2. Rewards 1 - 0.5 * 2 = 0 and 3 - 0.5 * -2 = 4, about 2."""
-    algorithm = RLOO(Table(), kl_coef=0.5)
+    algorithm = RLOO(TableSystem(), kl_coef=0.5)
     steps = algorithm.precompute(algorithm.flatten(Graph("c", [node("good", 1), node("bad", 3)])))
     assert [step.advantage for step in algorithm.prepare(steps)] == [-4, 4]
 
@@ -139,14 +135,14 @@ def batch_of(algorithm, advantages=(1.0, -2.0, 0.5), shift=0.0):
 )
 def test_normalisations_by_hand(options, expected):
     """Before anything moved each token's loss is minus its advantage."""
-    algorithm = GRPO(Table(), kl_coef=0, **options)
+    algorithm = GRPO(TableSystem(), kl_coef=0, **options)
     assert algorithm.step(batch_of(algorithm)[1])[0].item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence", "whole"])
 def test_ratios_by_hand(ratio):
     """Every log-prob rose by 0.1: a token's and the mean's ratio is e^0.1, the whole probe's e^0.3, e^0.1, e^0.2."""
-    algorithm = GRPO(Table(), kl_coef=0, ratio=ratio, clip=1.0, clip_high=9.0)
+    algorithm = GRPO(TableSystem(), kl_coef=0, ratio=ratio, clip=1.0, clip_high=9.0)
     _, batch = batch_of(algorithm, shift=0.1)
     loss, _ = algorithm.step(batch)
     ratios = [math.exp(0.1 * (length if ratio == "whole" else 1)) for length in (3, 1, 2)]
@@ -155,7 +151,7 @@ def test_ratios_by_hand(ratio):
 
 def test_the_figures_of_a_step_by_hand():
     """With a shift of 0.3 the ratio is 1.35: clipped above 1.2 where the advantage is positive, 5 tokens of 6."""
-    algorithm = GRPO(Table(), normalization="token", kl_coef=0.5)
+    algorithm = GRPO(TableSystem(), normalization="token", kl_coef=0.5)
     _, batch = batch_of(algorithm, advantages=(1.0, -2.0, 0.0), shift=0.3)
     _, logs = algorithm.step(batch)
     d = [0.3, 0.8, 1.8, -1.7, -0.7, 0.3]  # log pi - log ref of each token
@@ -172,7 +168,7 @@ def test_the_figures_of_a_step_by_hand():
 
 @pytest.mark.parametrize("algorithm_class", [GRPO, RLOO])
 def test_a_group_without_variance_gives_no_gradient(algorithm_class):
-    algorithm = algorithm_class(Table(), kl_coef=0)
+    algorithm = algorithm_class(TableSystem(), kl_coef=0)
     graph = Graph("c", [node("good", 0.3), node("bad", 0.3), node("fair", 0.3)])
     steps = algorithm.prepare(algorithm.precompute(algorithm.flatten(graph)))
     loss, _ = algorithm.step(algorithm.collate_fn(steps))
@@ -184,7 +180,7 @@ def test_a_group_without_variance_gives_no_gradient(algorithm_class):
 def test_the_loss_of_a_batch_is_the_weighted_mean_over_its_steps(normalization):
     """What the trainer relies on to normalise over processes and accumulated batches."""
     length = 4 if normalization == "constant" else None
-    algorithm = GRPO(Table(), normalization=normalization, length=length)
+    algorithm = GRPO(TableSystem(), normalization=normalization, length=length)
     steps, batch = batch_of(algorithm, shift=0.1)
     alone = [algorithm.step(algorithm.collate_fn([step]))[0].item() for step in steps]
     weights = [algorithm.weight(step) for step in steps]

@@ -13,24 +13,15 @@ from astra_accel.algorithms.mle import MLE, MLEStep
 from astra_accel.algorithms.trajectory_balance import TBStep
 from astra_accel.core.sampler import Graph, Node
 from astra_accel.experience.collect import Harness
+from tests.helpers.table_system import TableSystem
 
 LOGPROBS = {"a": [-1.0], "b": [-2.0, -3.0], "d": [-0.5, -0.5, -2.0]}
 
 
-class Table:
-    """A system whose log-probs a token stand in a table, by probe."""
-
-    def __init__(self) -> None:
-        self.tester = {probe: torch.tensor(row, requires_grad=True) for probe, row in LOGPROBS.items()}
-        self.asked: list[list[str]] = []
-
-    def get_tester_logprobs(self, context, continuation):
-        return torch.nn.utils.rnn.pad_sequence([self.tester[probe] for probe in continuation], batch_first=True)
-
-    def get_baseline_logprobs(self, context, continuation):
-        assert not torch.is_grad_enabled()
-        self.asked.append(list(continuation))
-        return 2 * self.get_tester_logprobs(context, continuation)
+def table() -> TableSystem:
+    """The tester's log-probs have gradients; the baseline's are twice as low."""
+    tester = {probe: torch.tensor(row, requires_grad=True) for probe, row in LOGPROBS.items()}
+    return TableSystem({probe: [2 * value for value in row] for probe, row in LOGPROBS.items()}, tester)
 
 
 def graph(**returns: float) -> Graph:
@@ -52,7 +43,7 @@ def steps_of(algorithm: MLE, **returns: float) -> list[MLEStep]:
 
 def test_a_mean_over_tokens_by_hand():
     """Minus the sum of all log-probs, 1 + 5 + 3, over 6 tokens; each has the slope -1/6."""
-    algorithm = MLE(Table(), best=1.0)
+    algorithm = MLE(table(), best=1.0)
     steps = steps_of(algorithm, a=1.0, b=0.0, d=0.5)
     loss, logs = algorithm.step(algorithm.collate_fn(steps))
     assert loss.item() == pytest.approx(9 / 6)
@@ -65,7 +56,7 @@ def test_a_mean_over_tokens_by_hand():
 
 def test_weights_by_hand():
     """tau 0.5 and log 2, 0 and log 3 halved: tokens of a, b and d count as 2, 1 and 3, with a mean of 1 by 2."""
-    algorithm = MLE(Table(), best=1.0, tau=0.5)
+    algorithm = MLE(table(), best=1.0, tau=0.5)
     steps = steps_of(algorithm, a=0.5 * log(2), b=0.0, d=0.5 * log(3))
     assert [step.factor for step in steps] == pytest.approx([1.0, 0.5, 1.5])
     assert [algorithm.weight(step) for step in steps] == [1.0, 2.0, 3.0]
@@ -75,13 +66,13 @@ def test_weights_by_hand():
 
 
 def test_a_small_tau_leaves_the_best_alone():
-    steps = steps_of(MLE(Table(), best=1.0, tau=1e-6), a=0.5, b=0.4, d=0.5)
+    steps = steps_of(MLE(table(), best=1.0, tau=1e-6), a=0.5, b=0.4, d=0.5)
     assert [step.factor for step in steps] == pytest.approx([1.5, 0.0, 1.5])
 
 
 @pytest.mark.parametrize("tau", [None, 0.3])
 def test_a_batch_is_the_weighted_mean_of_its_examples(tau: float | None):
-    algorithm = MLE(Table(), best=1.0, tau=tau)
+    algorithm = MLE(table(), best=1.0, tau=tau)
     steps = steps_of(algorithm, a=0.7, b=-0.2, d=0.1)
     whole, _ = algorithm.step(algorithm.collate_fn(steps))
     weights = [algorithm.weight(step) for step in steps]
@@ -129,12 +120,12 @@ def test_it_is_the_loss_of_transformers_and_its_gradients():
     ],
 )
 def test_the_best_are_learned_in_their_order(options: dict[str, float], expected: list[str]):
-    steps = steps_of(MLE(Table(), **options), a=0.2, b=0.9, d=0.2)
+    steps = steps_of(MLE(table(), **options), a=0.2, b=0.9, d=0.2)
     assert [step.probe for step in steps] == expected
 
 
 def test_the_best_of_a_whole_experience_are_learned():
-    steps = chosen(MLE(Table(), best=0.5), graph(a=0.1, b=0.2), graph(a=0.3, d=0.4))
+    steps = chosen(MLE(table(), best=0.5), graph(a=0.1, b=0.2), graph(a=0.3, d=0.4))
     assert [step.earned for step in steps] == [0.3, 0.4]
 
 
@@ -155,7 +146,7 @@ def test_the_share_is_of_all_probes_whatever_they_earned(best: float, expected: 
 
 def test_the_baseline_is_asked_about_what_is_learned_and_nothing_else():
     """Of eight probes in two trees two are learned, one of each; a probe without a reward is none of the eight."""
-    algorithm = MLE(Table(), best=0.25, min_return=0.2, tau=1.0)
+    algorithm = MLE(table(), best=0.25, min_return=0.2, tau=1.0)
     trees = [
         Graph("c", [Node("c", probe, "r", value) for probe, value in zip("abdb", values, strict=True)])
         for values in ((0.1, 0.3, 0.0, 0.1), (0.2, 0.0, 0.9, 0.2))
@@ -163,20 +154,20 @@ def test_the_baseline_is_asked_about_what_is_learned_and_nothing_else():
     trees[0].children.append(Node("c", "a", "r", None))
     rollouts = iter(trees)
     experience = Harness(SimpleNamespace(rollout=lambda seed: next(rollouts)), algorithm, 2).collect(0)
-    assert algorithm.system.asked == [["b", "d"]]
+    assert algorithm.system.asked == [("baseline", ["b", "d"])]
     assert [(step.probe, step.earned, step.num_tokens) for step in experience.steps] == [("b", 0.3, 2), ("d", 0.9, 3)]
     assert experience.trees == [0, 1]
 
 
 def test_the_learned_probes_of_one_tree_are_still_of_one_tree():
-    algorithm = MLE(Table(), best=0.75)
+    algorithm = MLE(table(), best=0.75)
     experience = Harness(SimpleNamespace(rollout=lambda seed: graph(a=0.3, b=0.1, d=0.2)), algorithm, 3).collect(0)
     assert [step.probe for step in experience.steps] == ["a", "b", "d", "a", "d", "a", "d"]
     assert experience.trees == [0, 0, 0, 1, 1, 2, 2]
 
 
 def test_where_nothing_earned_enough_no_model_runs():
-    algorithm = MLE(Table(), min_return=0.5)
+    algorithm = MLE(table(), min_return=0.5)
     experience = Harness(SimpleNamespace(rollout=lambda seed: graph(a=0.3, b=0.1)), algorithm, 2).collect(0)
     assert experience.steps == []
     assert algorithm.system.asked == []
@@ -185,12 +176,12 @@ def test_where_nothing_earned_enough_no_model_runs():
 def test_later_turns_count_as_credit_has_it():
     child = Node("ca", "b", "r", 1.0)
     tree = Graph("c", [Node("c", "a", "r", 0.5, [child])])
-    found = MLE(Table(), credit="max", discount=0.5).flatten(tree)
+    found = MLE(table(), credit="max", discount=0.5).flatten(tree)
     assert [(step.probe, step.earned) for step in found] == [("a", 1.0), ("b", 1.0)]
 
 
 def test_a_replay_goes_by_what_a_probe_earned_and_how_fluent_it_is():
-    algorithm = MLE(Table(), best=1.0)
+    algorithm = MLE(table(), best=1.0)
     (step,) = steps_of(algorithm, b=0.7)
     assert algorithm.replay_entry(step) == (0.7, ("b",), 2 * -2.5, 0.5)
     assert algorithm.off_policy
@@ -216,7 +207,7 @@ def test_bad_options(options: dict[str, float], message: str):
 
 def test_a_step_that_was_not_counted_has_no_weight():
     with pytest.raises(ValueError, match="call precompute on it first"):
-        MLE(Table()).weight(MLEStep("c", "a", 0.5))
+        MLE(table()).weight(MLEStep("c", "a", 0.5))
 
 
 # --- What another run found -----------------------------------------------------------------------------------

@@ -9,30 +9,7 @@ import torch
 
 from astra_accel.algorithms.grpo import GRPO, GRPOStep
 from astra_accel.algorithms.policy import clipped_loss, is_clipped, kl_estimate
-
-
-class Table:
-    """A system whose log-probs stand in a table; a probe is its name, of several tokens."""
-
-    def __init__(self) -> None:
-        self.tester = {"good": [-1.0, -0.5, -0.5], "bad": [-4.0], "fair": [-2.0, -1.0]}
-        self.baseline = {"good": [-1.0, -1.0, -2.0], "bad": [-2.0], "fair": [-1.0, -1.0]}
-        self.calls: list[str] = []
-        self.shift = torch.nn.Parameter(torch.zeros(()))
-
-    def rows(self, table, continuation):
-        return torch.nn.utils.rnn.pad_sequence([torch.tensor(table[name]) for name in continuation], batch_first=True)
-
-    def get_tester_logprobs(self, context, continuation):
-        self.calls.append("tester")
-        rows = self.rows(self.tester, continuation)
-        return torch.where(rows == 0, 0.0, rows + self.shift)
-
-    def get_baseline_logprobs(self, context, continuation):
-        self.calls.append("baseline")
-        assert not torch.is_grad_enabled()
-        return self.rows(self.baseline, continuation)
-
+from tests.helpers.table_system import TableSystem
 
 # --- The clipped loss ---------------------------------------------------------------------------------------
 
@@ -128,7 +105,7 @@ STEPS = [GRPOStep("c", name, 0.0) for name in ("good", "bad", "fair")]
 
 
 def test_the_writer_and_the_baseline_are_asked_once_an_experience():
-    system = Table()
+    system = TableSystem()
     steps = GRPO(system).precompute(STEPS)
     assert [step.old_logprobs for step in steps] == [(-1.0, -0.5, -0.5), (-4.0,), (-2.0, -1.0)]
     assert [step.baseline_logprobs for step in steps] == [(-1.0, -1.0, -2.0), (-2.0,), (-1.0, -1.0)]
@@ -137,14 +114,14 @@ def test_the_writer_and_the_baseline_are_asked_once_an_experience():
 
 
 def test_without_a_kl_nobody_asks_the_baseline():
-    system = Table()
+    system = TableSystem()
     steps = GRPO(system, kl_coef=0).precompute(STEPS)
     assert system.calls == ["tester"]
     assert GRPO.collate_fn(steps).baseline_BT is None
 
 
 def test_a_batch_holds_its_tokens_and_no_padding():
-    batch = GRPO.collate_fn(GRPO(Table()).precompute(STEPS))
+    batch = GRPO.collate_fn(GRPO(TableSystem()).precompute(STEPS))
     assert batch.mask_BT.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
     assert batch.old_BT.tolist() == [[-1.0, -0.5, -0.5], [-4.0, 0.0, 0.0], [-2.0, -1.0, 0.0]]
     assert (batch.contexts, batch.probes) == (["c"] * 3, ["good", "bad", "fair"])
@@ -158,7 +135,7 @@ def test_without_the_writers_log_probs_there_is_no_batch():
 # --- The policy that sampled -----------------------------------------------------------------------------------
 
 
-class Sampled(Table):
+class Sampled(TableSystem):
     """Sampled in another precision: of good, the tokens were likelier by 0.1, as likely, and much less likely."""
 
     def __init__(self) -> None:
@@ -177,7 +154,7 @@ def test_how_a_probe_was_sampled_goes_with_it():
     rows = [[-0.9, -0.5, -3.5], [-4.2, 0.0, 0.0], [-2.0, -1.0, 0.0]]
     assert batch.behaviour_BT.tolist() == [pytest.approx(row) for row in rows]
     assert GRPO.collate_fn(steps[2:]).behaviour_BT is None
-    assert [step.behaviour_logprobs for step in GRPO(Table(), kl_coef=0).precompute(STEPS)] == [None] * 3
+    assert [step.behaviour_logprobs for step in GRPO(TableSystem(), kl_coef=0).precompute(STEPS)] == [None] * 3
 
 
 def test_how_it_was_sampled_is_known_of_every_token_or_of_none():
@@ -245,18 +222,18 @@ def test_the_cap_is_checked(cap):
 def test_tokens_are_those_of_all_probes_in_their_contexts():
     """Letters as tokens: cgood, cbad and cfair share the c."""
 
-    class Letters(Table):
+    class Letters(TableSystem):
         def num_tokens(self, context, continuation):
             texts = [before + after for before, after in zip(context, continuation, strict=True)]
             return len({text[:end] for text in texts for end in range(1, len(text) + 1)})
 
     assert GRPO(Letters()).num_tokens(STEPS) == 1 + 4 + 3 + 4
-    assert GRPO(Table()).num_tokens(STEPS) is None
+    assert GRPO(TableSystem()).num_tokens(STEPS) is None
 
 
 def test_a_kl_needs_a_baseline():
     class NoBaseline:
-        get_tester_logprobs = Table.get_tester_logprobs
+        get_tester_logprobs = TableSystem.get_tester_logprobs
 
     class Sampler:
         system, tree_width = NoBaseline(), 2

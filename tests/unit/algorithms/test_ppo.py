@@ -12,10 +12,11 @@ import torch
 from astra_accel.algorithms.ppo import PPO, PPOStep, value_loss
 from astra_accel.core.sampler import Graph, Node
 from astra_accel.methods.ast import HFASTSystem, HFASTValueFunctionSystem
-from tests.unit.algorithms.test_policy import Table
+from tests.helpers.table_system import TableSystem
+from tests.helpers.trees import node
 
 
-class ValueTable(Table):
+class ValueTable(TableSystem):
     """The values before each token stand in a table too."""
 
     def __init__(self) -> None:
@@ -24,12 +25,8 @@ class ValueTable(Table):
         self.value_shift = torch.nn.Parameter(torch.zeros(()))
 
     def value(self, context, continuation):
-        self.calls.append("value")
+        self.asked.append(("value", list(continuation)))
         return self.rows(self.values, continuation) + self.value_shift
-
-
-def node(probe: str, reward: float | None, *children: Node, context: str = "c") -> Node:
-    return Node(context, probe, "r", reward, children)
 
 
 TREE = Graph("c", [node("good", 1, node("bad", 2, context="d"), node("fair", 4, context="d"))])

@@ -4,13 +4,13 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from astra_accel.errors import ConfigurationError, Preempted
 from astra_accel.files.run_status import STATUS, Status, read_status, telling_status
+from tests.helpers.waiting import wait_until
 
 RUNNING = """
 import sys, time
@@ -62,10 +62,8 @@ def test_a_killed_process_is_gone(tmp_path):
         assert process.stdout.readline() == "begun\n"
         assert read_status(tmp_path) == Status("running")
         process.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while read_status(tmp_path) == Status("running"):  # before anybody waited for it, too
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        # Before anybody waited for it, too.
+        wait_until(lambda: read_status(tmp_path) != Status("running"), "another status")
     assert read_status(tmp_path) == Status("gone")
 
 

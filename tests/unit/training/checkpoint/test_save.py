@@ -17,6 +17,7 @@ from astra_accel.training.checkpoint.save import CheckpointSaver
 from astra_accel.training.checkpoint.verify import verify_checkpoint
 from tests.helpers.checkpoints import FILES, build, read_state, save_checkpoint, update
 from tests.helpers.processes import run_processes
+from tests.helpers.waiting import wait_until
 
 
 class TestSaving:
@@ -162,8 +163,7 @@ class TestSavingWhileTrainingGoesOn:
         saver.poll()
         assert list_checkpoints(tmp_path) == []
         held_up.set()
-        while not list_checkpoints(tmp_path):
-            saver.poll()
+        wait_until(lambda: saver.poll() or list_checkpoints(tmp_path), "a checkpoint")
 
         assert [path.name for path in tmp_path.iterdir()] == ["step-000000"]
         assert {path.name for path in (tmp_path / "step-000000").iterdir()} == FILES
@@ -291,8 +291,7 @@ def fail_after_saving(saver, training, accelerator=None):
 
 
 def poll_until_raised(saver):
-    while True:
-        saver.poll()
+    wait_until(saver.poll, "the error")
 
 
 def _ask(saver, how, training):

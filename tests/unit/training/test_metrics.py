@@ -1,4 +1,4 @@
-"""The figures of an update and of an experience (``training/metrics.py``)."""
+"""The figures of an update and of an experience."""
 
 import math
 import warnings
