@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
@@ -21,10 +21,20 @@ def config_yaml(config: TrainingConfiguration, run_config: RunConfiguration | No
 
 
 def changed_fields(before: str, after: str) -> dict[str, str]:
-    """The fields that differ between two YAML configurations, by name, as ``training.lr: 0.001, now 0.01``."""
-    old, new = flat(before), flat(after)
-    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    """The fields that differ between two YAML configurations, by name, as ``training.lr: 0.001, now 0.01``.
+
+    A field that an earlier version did not have yet is no difference while it has its default.
+    """
+    old, new, default = flat(before), flat(after), flat(RunConfiguration().to_yaml())
+    added = {name for name in new.keys() - old.keys() if not _is_within(name, old) and new[name] == default.get(name)}
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name) and name not in added]
     return {name: f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names}
+
+
+def _is_within(name: str, fields: Collection[str]) -> bool:
+    """Whether one of the fields is a section, then null, that a name is of."""
+    parts = name.split(".")
+    return any(".".join(parts[:end]) in fields for end in range(1, len(parts)))
 
 
 def flat(config: str) -> dict[str, Any]:

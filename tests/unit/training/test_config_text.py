@@ -1,8 +1,9 @@
 """The configuration as text (``training/config_text.py``)."""
 
 from astra_accel import RunConfiguration
+from astra_accel.config import LoRAConfiguration
 from astra_accel.training.config_text import changed_fields
-from astra_accel.yaml_files import to_yaml
+from astra_accel.yaml_files import dump_yaml, to_yaml
 
 
 class TestChangedFields:
@@ -23,6 +24,16 @@ class TestChangedFields:
             "lora: None, now 'None'",
             "scorer.options.label: None, now 'x'",
         ]
+
+    def test_fields_that_an_earlier_version_lacked_are_named_unless_they_have_their_defaults(self):
+        before = RunConfiguration(lora=None).model_dump(mode="json")
+        del before["budget"], before["compute"], before["training"]["mixed_precision"], before["training"]["replay"]
+        after = RunConfiguration(lora=LoRAConfiguration(), training={"mixed_precision": "bf16"})
+
+        assert changed_fields(dump_yaml(before), after.to_yaml()).keys() == {
+            "training.mixed_precision",
+            *("lora", "lora.r", "lora.alpha", "lora.target_modules"),
+        }
 
     def test_texts_that_look_like_numbers_are_told_apart_from_them(self):
         before = RunConfiguration(scorer={"options": {"of": "1e-4"}})
