@@ -6,10 +6,11 @@ number in it, its heartbeat. Whether a holder is alive is judged without compari
 - On this machine (same boot, same process table): whether the process exists. A stopped one still does.
 - On another machine: whether the heartbeat changes while it is watched for ``stale_seconds``.
 
-A lock whose holder is gone is renamed away, so that of several runs that try this only one succeeds. A holder wrongly
-considered dead (e.g. on a suspended machine) finds that the file is no longer its own, and stops writing:
-:meth:`RunLock.verify`. We don't use locks of the operating system, since on many cluster file systems they are missing
-or local to one host (Lustre without ``flock``, NFS without ``lockd``).
+A lock whose holder is gone is renamed away, by the one run that has claimed it first: of several that want it, a slow
+one must not rename the lock of a quicker one, which others would take for a free folder. A holder wrongly considered
+dead (e.g. on a suspended machine) finds that the file is no longer its own, and stops writing: :meth:`RunLock.verify`.
+We don't use locks of the operating system, since on many cluster file systems they are missing or local to one host
+(Lustre without ``flock``, NFS without ``lockd``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import atexit
 import errno
 import getpass
+import hashlib
 import json
 import logging
 import os
@@ -119,6 +121,7 @@ class RunLock:
         self._holder: Holder | None = None
         self._made: list[Path] = []
         self._watched = _Watched()
+        self._claimed: dict[Path, float] = {}  # since when other runs are seen to claim a dead run's lock
         self._ended = threading.Event()
 
     @property
@@ -227,15 +230,12 @@ class RunLock:
         if holder is not None and holder.machine == machine():
             if holder.is_alive:
                 raise self._in_use(str(holder))
-            self._take_away(content)
-            return 0.0
+            return self._take_away(content)
         if self._watched.changes(content, looked, self._beat_seconds):
             raise self._in_use(str(holder or "another run"))
         if self._watched.seconds >= self._stale_seconds:
             logger.warning("%s: the run of %s has shown no life; taking the folder over", self.folder, holder)
-            self._take_away(content)
-            self._watched = _Watched()
-            return 0.0
+            return self._take_away(content)
         if self._watched.is_new:
             logger.warning(
                 "%s is locked by %s. Waiting up to %g s for a sign of life of it; without one, this run takes over",
@@ -251,8 +251,26 @@ class RunLock:
             f"wait for that one, stop it, or choose another folder"
         )
 
-    def _take_away(self, content: str) -> None:
-        """Rename a dead run's lock out of the way. If a faster run has replaced it, put that run's lock back."""
+    def _take_away(self, content: str) -> float:
+        """Rename a dead run's lock out of the way, or let another run do so; the seconds until the next attempt."""
+        claim = self.path.with_name(f".{LOCK}.{hashlib.sha256(content.encode()).hexdigest()}")
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            self._claimed.setdefault(claim, time.monotonic())
+            if time.monotonic() - self._claimed[claim] >= self._stale_seconds:  # that run died, too
+                claim.unlink(missing_ok=True)
+            return self._beat_seconds / 4
+        try:
+            if _read(self.path) == content:
+                self._rename_away(content)
+        finally:
+            claim.unlink(missing_ok=True)
+        self._watched = _Watched()
+        return 0.0
+
+    def _rename_away(self, content: str) -> None:
+        """Rename a lock out of the way. If it was no longer what it was, put it back: its run is alive after all."""
         aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex}")
         try:
             os.rename(self.path, aside)

@@ -173,14 +173,51 @@ class TestAcrossMachines:
         assert sorted(outcomes) == ["got it"] + ["in use"] * 7
         next(one for one in locks if one.held).verify()
 
-    def test_a_lock_taken_from_a_quicker_run_by_mistake_is_given_back(self, tmp_path):
+    def test_a_quicker_run_s_lock_is_not_touched(self, tmp_path, monkeypatch):
+        """If it were renamed only for a moment, a third run would find the folder free."""
         quicker = lock(tmp_path)
         quicker.acquire()
+        monkeypatch.setattr(run_lock.os, "rename", lambda *_: pytest.fail("renamed"))
 
-        lock(tmp_path)._take_away("what the dead run's file said")
+        assert lock(tmp_path)._take_away("what the dead run's file said") == 0.0
 
         quicker.verify()
         quicker.release()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_lock_whose_holder_beats_after_all_is_given_back(self, tmp_path):
+        alive = lock(tmp_path)
+        alive.acquire()
+
+        lock(tmp_path)._rename_away("what the file said before the beat")
+
+        alive.verify()
+        alive.release()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_another_run_has_claimed_is_left_to_it_unless_it_dies(self, tmp_path, hold, monkeypatch):
+        holder = hold()
+        holder.kill()
+        holder.wait()
+        before = (tmp_path / LOCK).read_text()
+        claims = []
+
+        def claimed_first(path, *flags):
+            """Another run's claim on the dead run's lock, which comes a moment before ours."""
+            if not claims and path != tmp_path / LOCK:
+                claims.append(path)
+                path.touch()
+            return os_open(path, *flags)
+
+        os_open = os.open
+        monkeypatch.setattr(run_lock.os, "open", claimed_first)
+        mine = lock(tmp_path)
+
+        assert mine.attempt() > 0
+        assert (tmp_path / LOCK).read_text() == before
+        mine.acquire()
+        mine.verify()
+        mine.release()
         assert list(tmp_path.iterdir()) == []
 
     def test_time_in_which_nobody_watched_does_not_count(self):
