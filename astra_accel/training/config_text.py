@@ -23,9 +23,11 @@ def config_yaml(config: TrainingConfiguration, run_config: RunConfiguration | No
 def changed_fields(before: str, after: str) -> dict[str, str]:
     """The fields that differ between two YAML configurations, by name, as ``training.lr: 0.001, now 0.01``.
 
-    A field that an earlier version did not have yet is no difference while it has its default.
+    A field that an earlier version did not have yet is no difference while it has its default. A run that was set up in
+    Python has no sections but ``training``, and what it did is not known.
     """
-    old, new, default = flat(before), flat(after), flat(RunConfiguration().to_yaml())
+    old, new = flat(before), flat(after)
+    default = flat(RunConfiguration().to_yaml()) if "algorithm.name" in old else {}
     added = {name for name in new.keys() - old.keys() if not _is_within(name, old) and new[name] == default.get(name)}
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name) and name not in added]
     return {name: f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names}
