@@ -24,6 +24,7 @@ from astra_accel.config import (
     TargetConfiguration,
 )
 from astra_accel.data import load_prompts
+from astra_accel.endpoints.client import SMALL_QUESTION
 from astra_accel.evaluation.folder import EvaluationFolder
 from astra_accel.models.loading.embedded import embedded_model_path
 from astra_accel.scorers import JudgeScorer
@@ -150,12 +151,13 @@ class Asked(NamedTuple):
 
 
 def journal(evaluation: Path, asked_of: str) -> list[Asked]:
-    """What was asked of the target or the judge, in order."""
+    """What was asked of the target or the judge, in order, after the small question of the beginning."""
     with closing(sqlite3.connect(evaluation / "journal" / "rank-0.sqlite")) as file:
         found = file.execute(
             "SELECT request, answer, prompt_tokens FROM questions WHERE asked_of = ? ORDER BY time", (asked_of,)
         )
-        return [Asked(json.loads(request)["messages"], *rest) for request, *rest in found]
+        asked = [Asked(json.loads(request)["messages"], *rest) for request, *rest in found]
+    return [one for one in asked if one.messages != SMALL_QUESTION.content]
 
 
 def verdict(asked: Asked) -> int | None:
