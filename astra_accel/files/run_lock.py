@@ -234,8 +234,9 @@ class RunLock:
         if self._watched.changes(content, looked, self._beat_seconds):
             raise self._in_use(str(holder or "another run"))
         if self._watched.seconds >= self._stale_seconds:
-            logger.warning("%s: the run of %s has shown no life; taking the folder over", self.folder, holder)
-            return self._take_away(content)
+            if (wait := self._take_away(content)) == 0.0:
+                logger.warning("%s: the run of %s has shown no life; taking the folder over", self.folder, holder)
+            return wait
         if self._watched.is_new:
             logger.warning(
                 "%s is locked by %s. Waiting up to %g s for a sign of life of it; without one, this run takes over",
@@ -260,6 +261,7 @@ class RunLock:
             self._claimed.setdefault(claim, time.monotonic())
             if time.monotonic() - self._claimed[claim] >= self._stale_seconds:  # that run died, too
                 claim.unlink(missing_ok=True)
+                del self._claimed[claim]  # the next one is another run's
             return self._beat_seconds / 4
         try:
             if _read(self.path) == content:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tests.helpers.runs import (
     timeless,
     train_tiny,
 )
-from tests.helpers.scripted_target import answer, is_check, number_of, questions, unreliable
+from tests.helpers.scripted_target import answer, is_check, number_of, questions
 
 KEY = "sk-planted-4b7e"
 CONCURRENCY = 4
@@ -87,25 +86,6 @@ def test_what_the_target_is_asked(whole: tuple[Path, Any]) -> None:
     assert {request["temperature"] for request in first} == {1.0}
     assert {request["top_p"] for request in first} == {1.0}
     assert len({request["seed"] for request in first}) == len(first)
-
-
-def test_what_passes_changes_nothing(whole: tuple[Path, Any], tmp_path: Path, no_pauses: None) -> None:
-    misdeeds: list[Callable[[Handler], None]] = [
-        lambda handler: handler.fail(429),
-        lambda handler: handler.fail(429, Retry_After="0"),
-        lambda handler: handler.fail(500),
-        lambda handler: handler.fail(503),
-        lambda handler: setattr(handler, "close_connection", True),
-        lambda handler: handler.break_off('{"choices": [{"mess'),
-        lambda handler: handler.send("<html>busy</html>"),
-        lambda handler: handler.send({"choices": []}),
-    ]
-    with endpoint_server(unreliable(2, misdeeds)) as server:
-        train_tiny(tmp_path / "run", *settings(server))
-    assert_same(tmp_path / "run", whole[0])
-    asked = questions(server.asked)
-    assert asked.keys() == questions(whole[1].asked).keys()
-    assert set(asked.values()) == {1, 2}
 
 
 def test_what_is_filtered_was_defended_and_what_failed_is_missing(tmp_path: Path, no_pauses: None) -> None:
