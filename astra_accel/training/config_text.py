@@ -34,7 +34,7 @@ def changed_fields(before: str, after: str) -> dict[str, str]:
 
 
 def _is_within(name: str, fields: Collection[str]) -> bool:
-    """Whether one of the fields is a section, then null, that a name is of."""
+    """Whether a field of this name lies in a section that is null among these fields, such as ``lora``."""
     parts = name.split(".")
     return any(".".join(parts[:end]) in fields for end in range(1, len(parts)))
 
